@@ -1,0 +1,22 @@
+//! What is true without a machine.
+//!
+//! No tokio, tonic, candle, file, socket, clock or system randomness: time and random numbers are
+//! arguments. Everything here is tested in seconds, and the tensor code of `model` is tested
+//! against it.
+//!
+//! Reading order: [`batch`] (tokens), [`signal`] and [`codec`] (what a teacher says of them),
+//! [`reference`] (the loss and its gradient, in float64), [`schedule`], [`order`], [`perplexity`]
+//! (training arithmetic), [`window`] and [`backoff`] (requests in flight), [`handshake`] and
+//! [`fingerprint`] (who speaks with whom).
+
+pub mod backoff;
+pub mod batch;
+pub mod codec;
+pub mod fingerprint;
+pub mod handshake;
+pub mod order;
+pub mod perplexity;
+pub mod reference;
+pub mod schedule;
+pub mod signal;
+pub mod window;

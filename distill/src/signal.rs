@@ -1,0 +1,129 @@
+//! What a teacher says of a position: the signals.
+
+/// The k most probable tokens of each position and the mass of all the others together.
+///
+/// For each of `rows` positions, with teacher logits y over V classes and temperature T:
+/// `ids` are the k largest y (ties to the lower id) in descending order of y, `scaled` their
+/// `y_i / T`, `log_z = logsumexp(y / T)` over all V classes, and `log_rest` the logarithm of the
+/// mass outside the k, `log Σ_{j not in ids} exp(y_j / T - log_z)`: computed by the teacher as a
+/// second logsumexp, since `1 - Σ p_i` loses all its digits where the k hold nearly everything.
+/// It is -inf when k = V.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TopK {
+    /// Entries a position.
+    pub k: usize,
+    /// Token ids, `[rows, k]`.
+    pub ids: Vec<u32>,
+    /// Logits divided by T, `[rows, k]`.
+    pub scaled: Vec<f32>,
+    /// Log of the partition function at T, `[rows]`.
+    pub log_z: Vec<f32>,
+    /// Log of the mass outside the k, `[rows]`.
+    pub log_rest: Vec<f32>,
+}
+
+impl TopK {
+    /// A signal of no positions.
+    pub fn new(k: usize) -> Self {
+        Self { k, ..Self::default() }
+    }
+
+    /// Number of positions.
+    pub fn rows(&self) -> usize {
+        self.log_z.len()
+    }
+
+    /// Appends the positions of another signal of the same k.
+    ///
+    /// # Panics
+    /// When k differs.
+    pub fn append(&mut self, other: &Self) {
+        assert_eq!(self.k, other.k, "signals of different k cannot be joined");
+        self.ids.extend_from_slice(&other.ids);
+        self.scaled.extend_from_slice(&other.scaled);
+        self.log_z.extend_from_slice(&other.log_z);
+        self.log_rest.extend_from_slice(&other.log_rest);
+    }
+
+    /// The positions `rows` of this signal.
+    pub fn slice(&self, rows: std::ops::Range<usize>) -> Self {
+        let entries = rows.start * self.k..rows.end * self.k;
+        Self {
+            k: self.k,
+            ids: self.ids[entries.clone()].to_vec(),
+            scaled: self.scaled[entries].to_vec(),
+            log_z: self.log_z[rows.clone()].to_vec(),
+            log_rest: self.log_rest[rows].to_vec(),
+        }
+    }
+
+    /// The probabilities of one position, `[k]`, and of everything else together, in float64 and
+    /// summing to 1: what rounding on the way here took from the sum is given back in proportion,
+    /// so that a divergence over these k + 1 outcomes is never negative.
+    pub fn probabilities(&self, row: usize) -> (Vec<f64>, f64) {
+        let entries = row * self.k..(row + 1) * self.k;
+        let log_z = f64::from(self.log_z[row]);
+        let mut p: Vec<f64> =
+            self.scaled[entries].iter().map(|&s| (f64::from(s) - log_z).exp()).collect();
+        let mut rest = f64::from(self.log_rest[row]).exp();
+        let sum = p.iter().sum::<f64>() + rest;
+        p.iter_mut().for_each(|p_i| *p_i /= sum);
+        rest /= sum;
+        (p, rest)
+    }
+
+    /// Appends the exact signal of one position, selected the slow way from all its logits
+    /// (float64 throughout): the reference for every faster selection.
+    ///
+    /// # Panics
+    /// When k is 0 or above the number of logits.
+    pub fn push_exact(&mut self, logits: &[f64], temperature: f64) {
+        assert!(self.k >= 1 && self.k <= logits.len(), "k must lie in 1..=V");
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+        let (kept, others) = order.split_at(self.k);
+        let log_z = log_sum_exp(logits.iter().map(|y| y / temperature));
+        let log_others = log_sum_exp(others.iter().map(|&j| logits[j] / temperature));
+        self.ids.extend(kept.iter().map(|&j| j as u32));
+        self.scaled.extend(kept.iter().map(|&j| (logits[j] / temperature) as f32));
+        self.log_z.push(log_z as f32);
+        self.log_rest.push((log_others - log_z) as f32);
+    }
+}
+
+/// `log Σ exp(x)`, -inf for no values.
+pub fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    let largest = values.clone().fold(f64::NEG_INFINITY, f64::max);
+    if largest == f64::NEG_INFINITY {
+        return largest;
+    }
+    largest + values.map(|v| (v - largest).exp()).sum::<f64>().ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exact_selection_orders_by_logit_then_by_id_and_keeps_the_mass_of_the_rest() {
+        let mut signal = TopK::new(2);
+        signal.push_exact(&[1.0, 3.0, 3.0, 0.0], 2.0);
+        assert_eq!(signal.ids, [1, 2]);
+        assert_eq!(signal.scaled, [1.5, 1.5]);
+        let z = (0.5f64).exp() + 2.0 * (1.5f64).exp() + 1.0;
+        assert!((f64::from(signal.log_z[0]) - z.ln()).abs() < 1e-6);
+        let (p, rest) = signal.probabilities(0);
+        assert!((p[0] - (1.5f64).exp() / z).abs() < 1e-6);
+        assert!((rest - ((0.5f64).exp() + 1.0) / z).abs() < 1e-6);
+    }
+
+    #[test]
+    fn nothing_is_left_when_k_is_the_whole_vocabulary() {
+        let mut signal = TopK::new(3);
+        signal.push_exact(&[1.0, 2.0, 3.0], 1.0);
+        assert_eq!(signal.log_rest, [f32::NEG_INFINITY]);
+        let (p, rest) = signal.probabilities(0);
+        assert_eq!(rest, 0.0);
+        assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+}
