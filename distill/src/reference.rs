@@ -1,1 +1,157 @@
-//! reference
+//! The losses and their gradients in float64, one position at a time: slow, plain, and the truth
+//! the tensor code is tested against.
+//!
+//! Letters: `z` student logits and `y` teacher logits of one position over V classes, `u = z / T`,
+//! `q = softmax(u)`, `p = softmax(y / T)`. Every divergence here is the forward Kullback-Leibler
+//! divergence *without* the factor T², and every gradient is with respect to `z`:
+//!
+//! ```text
+//! total = alpha T² D + (1 - alpha) CE
+//! CE        d/dz_j = softmax(z)_j - [j is the target]
+//! full      d/dz_j = (q_j - p_j) / T
+//! bucket    d/dz_j = (q_j - p_j) / T              j one of the k
+//!                    (q_j - p_rest s_j) / T       others, s = softmax of u over the others
+//! renorm.   d/dz_j = (q_j - p'_j) / T             p' = p over the sum of the k, 0 for the others
+//! ```
+//!
+//! `q_rest` has a logsumexp of its own, over the classes outside the k, and `p_rest` comes from
+//! the signal's `log_rest`: `1 - Σ q_i` would lose all its digits where the k hold nearly
+//! everything. `p_rest s_j` stands for `q_j p_rest / q_rest`, which overflows where `q_rest` is
+//! tiny.
+
+use crate::signal::{TopK, log_sum_exp};
+
+/// What becomes of the mass outside the k tokens of a top-k signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tail {
+    /// One more outcome: k + 1 probabilities on both sides.
+    #[default]
+    Bucket,
+    /// The teacher's k are scaled up to sum to 1, the student's stay as they are over all
+    /// classes. Biased: it drives the student to be over-confident.
+    Renormalise,
+}
+
+/// A loss of one position and its gradient with respect to the student's logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loss {
+    /// In nats; infinite where the student rules out what the teacher holds possible.
+    pub value: f64,
+    /// `[V]`.
+    pub gradient: Vec<f64>,
+}
+
+/// `-log softmax(z)[target]`, at T = 1.
+///
+/// # Panics
+/// When `target` is not below the number of logits.
+pub fn cross_entropy(z: &[f64], target: usize) -> Loss {
+    let log_q = log_softmax(z, 1.0);
+    let mut gradient: Vec<f64> = log_q.iter().map(|l| l.exp()).collect();
+    gradient[target] -= 1.0;
+    Loss { value: -log_q[target], gradient }
+}
+
+/// `KL(softmax(y / T) || softmax(z / T))` over all classes.
+///
+/// # Panics
+/// When the two do not have the same number of classes.
+pub fn kl_full(z: &[f64], y: &[f64], temperature: f64) -> Loss {
+    assert_eq!(z.len(), y.len(), "student and teacher logits of different length");
+    let log_q = log_softmax(z, temperature);
+    let log_p = log_softmax(y, temperature);
+    let value = log_p.iter().zip(&log_q).map(|(&lp, &lq)| kl_term(lp.exp(), lp, lq)).sum();
+    let difference = |(lp, lq): (&f64, &f64)| (lq.exp() - lp.exp()) / temperature;
+    Loss { value, gradient: log_p.iter().zip(&log_q).map(difference).collect() }
+}
+
+/// The divergence on row `row` of a top-k signal: [`kl_bucket`] or [`kl_renormalised`]. The
+/// signal's temperature must be `temperature`.
+pub fn kl_top_k(z: &[f64], signal: &TopK, row: usize, temperature: f64, tail: Tail) -> Loss {
+    let ids = &signal.ids[row * signal.k..(row + 1) * signal.k];
+    let (p, rest) = signal.probabilities(row);
+    match tail {
+        Tail::Bucket => kl_bucket(z, ids, &p, rest, temperature),
+        Tail::Renormalise => kl_renormalised(z, ids, &p, temperature),
+    }
+}
+
+/// The divergence over k + 1 outcomes: the k tokens `ids` of probabilities `p`, and everything
+/// else together, of probability `p_rest`. Never negative, at most [`kl_full`], and equal to it
+/// when k = V.
+///
+/// # Panics
+/// When an id is not below the number of logits.
+pub fn kl_bucket(z: &[f64], ids: &[u32], p: &[f64], p_rest: f64, temperature: f64) -> Loss {
+    let log_q = log_softmax(z, temperature);
+    let mut others = log_q.clone();
+    ids.iter().for_each(|&id| others[id as usize] = f64::NEG_INFINITY);
+    let log_q_rest = log_sum_exp(others.iter().copied());
+
+    let mut value = kl_term(p_rest, p_rest.ln(), log_q_rest);
+    let mut gradient: Vec<f64> = log_q.iter().map(|l| l.exp()).collect();
+    // Where the student leaves the others nothing at all, they have no direction to grow in.
+    if log_q_rest > f64::NEG_INFINITY {
+        for (g, other) in gradient.iter_mut().zip(&others) {
+            *g -= p_rest * (other - log_q_rest).exp();
+        }
+    }
+    for (&id, &p_i) in ids.iter().zip(p) {
+        value += kl_term(p_i, p_i.ln(), log_q[id as usize]);
+        gradient[id as usize] -= p_i;
+    }
+    gradient.iter_mut().for_each(|g| *g /= temperature);
+    Loss { value, gradient }
+}
+
+/// The divergence of the teacher's k tokens, scaled up to sum to 1, from the student's
+/// probabilities of the same tokens among all classes.
+///
+/// # Panics
+/// When an id is not below the number of logits.
+pub fn kl_renormalised(z: &[f64], ids: &[u32], p: &[f64], temperature: f64) -> Loss {
+    let log_q = log_softmax(z, temperature);
+    let mass: f64 = p.iter().sum();
+    let mut value = 0.0;
+    let mut gradient: Vec<f64> = log_q.iter().map(|l| l.exp()).collect();
+    for (&id, &p_i) in ids.iter().zip(p) {
+        let scaled_up = p_i / mass;
+        value += kl_term(scaled_up, scaled_up.ln(), log_q[id as usize]);
+        gradient[id as usize] -= scaled_up;
+    }
+    gradient.iter_mut().for_each(|g| *g /= temperature);
+    Loss { value, gradient }
+}
+
+/// `alpha T² kl + (1 - alpha) ce`. A part of weight 0 is left out, even where it is infinite.
+pub fn total(kl: &Loss, ce: &Loss, alpha: f64, temperature: f64) -> Loss {
+    let kl_weight = alpha * temperature * temperature;
+    let weigh = |kl: f64, ce: f64| {
+        let kl_part = if alpha == 0.0 { 0.0 } else { kl_weight * kl };
+        let ce_part = if alpha == 1.0 { 0.0 } else { (1.0 - alpha) * ce };
+        kl_part + ce_part
+    };
+    let gradient = kl.gradient.iter().zip(&ce.gradient).map(|(&k, &c)| weigh(k, c)).collect();
+    Loss { value: weigh(kl.value, ce.value), gradient }
+}
+
+/// The student's mass on the tokens `ids`: `Σ softmax(z / T)_i`.
+pub fn student_mass(z: &[f64], ids: &[u32], temperature: f64) -> f64 {
+    let log_q = log_softmax(z, temperature);
+    ids.iter().map(|&id| log_q[id as usize].exp()).sum()
+}
+
+/// `log softmax(x / T)`.
+fn log_softmax(x: &[f64], temperature: f64) -> Vec<f64> {
+    let log_z = log_sum_exp(x.iter().map(|v| v / temperature));
+    x.iter().map(|v| v / temperature - log_z).collect()
+}
+
+/// `p log(p / q)`, 0 for what the teacher rules out.
+fn kl_term(p: f64, log_p: f64, log_q: f64) -> f64 {
+    if p > 0.0 { p * (log_p - log_q) } else { 0.0 }
+}
+
+#[cfg(test)]
+#[path = "reference_tests.rs"]
+mod tests;

@@ -1,1 +1,28 @@
-//! model
+//! Qwen3 that can be trained: files, network, operations and optimiser, on candle's tensors.
+//!
+//! candle holds the numbers; its autograd is not used, because its fused norm, rotation and
+//! softmax drop gradients without a word. Every operation has a forward and an explicit backward
+//! in [`ops`], and every parameter lives in one flat tensor ([`weights`]) with a gradient tensor
+//! of the same layout ([`gradients`]).
+//!
+//! Reading order: [`config`] (what a model is), [`parameters`] (where each tensor lies),
+//! [`weights`] (in and out of files: [`tensor_file`], [`load`], [`save`]), [`qwen3`] and its
+//! blocks (forward and backward), [`student`] (training state and step), [`generate`].
+
+pub mod config;
+pub mod device;
+pub mod fingerprint;
+pub mod generate;
+pub mod gradients;
+pub mod load;
+pub mod malloc;
+pub mod ops;
+pub mod parameters;
+pub mod qwen3;
+pub mod save;
+pub mod student;
+pub mod tensor_file;
+pub mod weights;
+
+mod block;
+mod config_rope;

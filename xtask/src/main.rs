@@ -1,2 +1,40 @@
-//! xtask
-fn main() {}
+//! The commands of the repository: `cargo xtask verify | fix | oracle DIR | bench`.
+//!
+//! `verify` is everything CI checks and writes nothing but build artefacts; `fix` rewrites.
+
+mod bench;
+mod run;
+mod tidy;
+mod verify;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  verify        everything CI checks: formatting, tidy, clippy, documentation, tests
+  fix           formats, and applies clippy's machine-applicable suggestions
+  tidy          the checks of the repository's own shape alone
+  oracle DIR    runs a golden-value folder (see docs/architecture.md, Proof) and prints the worst
+                error of each kind beside its tolerance; exit status 1 beyond one
+  bench         training, scoring and the whole job beside PyTorch, in one alternating run";
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["verify"] => verify::verify(),
+        ["fix"] => verify::fix(),
+        ["tidy"] => tidy::check(),
+        ["oracle", rest @ ..] if !rest.is_empty() => verify::oracle(rest),
+        ["bench", rest @ ..] => bench::bench(rest),
+        ["help" | "--help" | "-h"] => {
+            run::say(USAGE);
+            Ok(())
+        }
+        _ => {
+            run::say(USAGE);
+            bail!("unknown command: {}", words.join(" "))
+        }
+    }
+}

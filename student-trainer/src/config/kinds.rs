@@ -1,0 +1,200 @@
+//! The settings that are a choice among words.
+
+use serde::{Serialize, Serializer};
+
+/// A setting with a fixed list of words, spelled the same in flags, variables, files and reports.
+pub trait Choice: Sized + Copy + PartialEq + 'static {
+    /// Every value with its word, in the order help shows them.
+    const WORDS: &'static [(&'static str, Self)];
+
+    /// The value a word stands for; `_` and `-` are the same letter here.
+    fn from_word(word: &str) -> Option<Self> {
+        let plain = word.replace('_', "-");
+        Self::WORDS.iter().find(|(w, _)| w.replace('_', "-") == plain).map(|&(_, value)| value)
+    }
+
+    /// The word of this value.
+    fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|&&(_, value)| value == self).map_or("", |&(word, _)| word)
+    }
+}
+
+/// Declares an enum of words: the type, its `Choice`, `Display` and serialisation.
+macro_rules! choice {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub enum $name { $($(#[$doc])* $variant,)+ }
+
+        impl Choice for $name {
+            const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$variant),)+];
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.word())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.word())
+            }
+        }
+    };
+}
+
+choice! {
+    /// What the teacher tells of each position.
+    SignalKind {
+        /// The k most probable tokens and the mass of the rest.
+        #[default]
+        TopK = "top-k",
+        /// Draws from the teacher's distribution.
+        Sampled = "sampled",
+        /// The last hidden state.
+        Full = "full",
+        /// The hidden state, coded in the metric of its softmax.
+        Coded = "coded",
+    }
+}
+
+choice! {
+    /// What becomes of the classes outside the top k.
+    TailKind {
+        /// One more outcome, "everything else": the divergence stays exact on k + 1 outcomes.
+        #[default]
+        Bucket = "bucket",
+        /// Forgotten; the teacher is renormalised over the k. Biased, for comparison.
+        Renormalise = "renormalise",
+    }
+}
+
+choice! {
+    /// How the learning rate moves, as in transformers.
+    SchedulerKind {
+        /// Always the same.
+        #[default]
+        Constant = "constant",
+        /// Warm-up, then straight down to zero at the last step.
+        Linear = "linear",
+        /// Warm-up, then half a cosine down to zero at the last step.
+        Cosine = "cosine",
+        /// Warm-up, then always the same.
+        ConstantWithWarmup = "constant_with_warmup",
+    }
+}
+
+choice! {
+    /// Which tokens are targets.
+    LossOn {
+        /// The answer's tokens only.
+        #[default]
+        Completion = "completion",
+        /// Every token but the first.
+        All = "all",
+    }
+}
+
+choice! {
+    /// Whether rows pass through the model's chat template.
+    ChatTemplateUse {
+        /// The model's template where the rows are conversations, plain text elsewhere.
+        #[default]
+        Auto = "auto",
+        /// Never.
+        None = "none",
+        /// Always; rows that are not conversations become one.
+        Model = "model",
+    }
+}
+
+choice! {
+    /// Number type of the products' operands.
+    DtypeChoice {
+        /// bf16 on a GPU that has it, f32 on a CPU.
+        #[default]
+        Auto = "auto",
+        /// 32-bit floats.
+        F32 = "f32",
+        /// bfloat16.
+        Bf16 = "bf16",
+        /// 16-bit IEEE floats.
+        F16 = "f16",
+    }
+}
+
+choice! {
+    /// Number type of the saved weights.
+    SaveDtype {
+        /// The master weights as they are.
+        #[default]
+        F32 = "f32",
+        /// Rounded to bfloat16: half the size.
+        Bf16 = "bf16",
+    }
+}
+
+choice! {
+    /// Where the student's first weights come from.
+    StudentInit {
+        /// The model's own files.
+        #[default]
+        Pretrained = "pretrained",
+        /// Drawn at random from the seed; only config and tokenizer are read.
+        Random = "random",
+    }
+}
+
+choice! {
+    /// How a run is shown while it goes on.
+    ProgressKind {
+        /// A bar on a terminal, plain lines elsewhere.
+        #[default]
+        Auto = "auto",
+        /// A bar.
+        Bar = "bar",
+        /// A line now and then.
+        Plain = "plain",
+        /// Nothing.
+        None = "none",
+    }
+}
+
+/// Where a run goes on from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Resume {
+    /// From the start.
+    #[default]
+    Off,
+    /// The newest whole checkpoint in the output directory, or from the start when there is none.
+    Auto,
+    /// This checkpoint directory.
+    Path(std::path::PathBuf),
+}
+
+impl Serialize for Resume {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Off => serializer.serialize_str("off"),
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Path(path) => serializer.collect_str(&path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_read_with_either_dash_and_written_as_listed() {
+        assert_eq!(
+            SchedulerKind::from_word("constant-with-warmup"),
+            Some(SchedulerKind::ConstantWithWarmup)
+        );
+        assert_eq!(SignalKind::from_word("top_k"), Some(SignalKind::TopK));
+        assert_eq!(SignalKind::from_word("topk"), None);
+        assert_eq!(SchedulerKind::ConstantWithWarmup.to_string(), "constant_with_warmup");
+    }
+}

@@ -1,0 +1,203 @@
+//! Every option: its name, its default, what it means, and which commands know it.
+//!
+//! One name serves three places: the flag `--learning-rate`, the environment variable
+//! `STUDENT_TRAINER_LEARNING_RATE` and the key `learning_rate` of the file given with `--config`.
+
+/// A command with options of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `student-trainer train`
+    Train,
+    /// `student-trainer eval`
+    Eval,
+    /// `student-trainer demo`
+    Demo,
+}
+
+/// One option.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionSpec {
+    /// Name without the two dashes.
+    pub name: &'static str,
+    /// What stands for the value in help.
+    pub value: &'static str,
+    /// The value where nobody gave one; None where there is none.
+    pub default: Option<&'static str>,
+    /// Heading in help.
+    pub group: &'static str,
+    /// Commands that take it.
+    pub commands: &'static [Command],
+    /// What it means: unit, range, effect.
+    pub help: &'static str,
+    /// Whether the flag alone, without a value, means true.
+    pub switch: bool,
+}
+
+impl OptionSpec {
+    /// Key in a configuration file.
+    pub fn key(&self) -> String {
+        self.name.replace('-', "_")
+    }
+
+    /// Environment variable.
+    pub fn variable(&self) -> String {
+        format!("STUDENT_TRAINER_{}", self.key().to_uppercase())
+    }
+}
+
+/// The options of a command, in the order help shows them.
+pub fn options_of(command: Command) -> impl Iterator<Item = &'static OptionSpec> {
+    OPTIONS.iter().filter(move |option| option.commands.contains(&command))
+}
+
+const TRAIN: &[Command] = &[Command::Train];
+const EVAL: &[Command] = &[Command::Eval];
+const DEMO: &[Command] = &[Command::Demo];
+const BOTH: &[Command] = &[Command::Train, Command::Eval];
+
+const MODELS: &str = "Models";
+const DATA: &str = "Data";
+const LOSS: &str = "Loss";
+const OPTIMISER: &str = "Optimiser";
+const LENGTH: &str = "Length of the run";
+const MACHINE: &str = "Machine";
+const OUTPUT: &str = "Output";
+
+/// Shorthand for one row of the table.
+const fn option(
+    group: &'static str,
+    commands: &'static [Command],
+    (name, value, default): (&'static str, &'static str, &'static str),
+    help: &'static str,
+) -> OptionSpec {
+    let default = if default.is_empty() { None } else { Some(default) };
+    OptionSpec { name, value, default, group, commands, help, switch: false }
+}
+
+/// Shorthand for an option that is off until it is named.
+const fn switch(
+    group: &'static str,
+    commands: &'static [Command],
+    name: &'static str,
+    help: &'static str,
+) -> OptionSpec {
+    OptionSpec { switch: true, ..option(group, commands, (name, "true|false", "false"), help) }
+}
+
+/// The table. Names and defaults are promised to other people's scripts: add, never change.
+#[rustfmt::skip]
+pub const OPTIONS: &[OptionSpec] = &[
+    option(MODELS, BOTH, ("teacher", "URL[,URL...]", ""),
+        "Address of the teacher server, such as grpc://127.0.0.1:50051. Needed unless --alpha is 0"),
+    option(MODELS, BOTH, ("teacher-timeout", "SECONDS", "60"),
+        "How long to try to reach a teacher that does not answer before giving up, in seconds"),
+    option(MODELS, BOTH, ("teacher-window", "REQUESTS", "16"),
+        "Rows asked of the teacher ahead of the step that needs them. Bounds memory; a larger one \
+         hides a slow network"),
+    option(MODELS, TRAIN, ("student", "MODEL", ""),
+        "The model to train: a local directory in Hugging Face form or a hub id such as \
+         Qwen/Qwen3-0.6B"),
+    option(MODELS, TRAIN, ("student-revision", "REVISION", ""),
+        "Branch, tag or commit of a hub student; the hub's main when absent"),
+    option(MODELS, TRAIN, ("student-init", "pretrained|random", "pretrained"),
+        "First weights: the model's files, or drawn at random from the seed (then only its \
+         config.json and tokenizer are read)"),
+    option(MODELS, EVAL, ("model", "MODEL", ""),
+        "The model to measure: a local directory in Hugging Face form or a hub id"),
+    option(MODELS, EVAL, ("revision", "REVISION", ""),
+        "Branch, tag or commit of a hub model; the hub's main when absent"),
+
+    option(DATA, TRAIN, ("train-file", "FILES", ""),
+        "Training rows: a .jsonl or .parquet path (also .gz, .zst), a glob, or \
+         hf://datasets/ORG/NAME@REV/SPLIT"),
+    option(DATA, BOTH, ("eval-file", "FILES", ""),
+        "Held-out rows, in the same forms; without them nothing is evaluated"),
+    option(DATA, TRAIN, ("max-train-samples", "ROWS", ""),
+        "Take only the first ROWS training rows"),
+    option(DATA, BOTH, ("max-eval-samples", "ROWS", ""),
+        "Take only the first ROWS held-out rows"),
+    option(DATA, BOTH, ("max-length", "TOKENS", "1024"),
+        "Longest row in tokens; longer ones are cut there, counted and reported"),
+    option(DATA, BOTH, ("loss-on", "completion|all", "completion"),
+        "Which tokens are targets: the answer's only, or every token but the first"),
+    option(DATA, BOTH, ("chat-template", "auto|none|model", "auto"),
+        "Put rows through the model's chat template. auto does so where rows are conversations"),
+    option(DATA, TRAIN, ("shuffle", "true|false", "true"),
+        "A new order of the rows each epoch, from the seed; false takes them in file order"),
+    option(DATA, TRAIN, ("seed", "NUMBER", "42"),
+        "Seed of all randomness: order of the rows and random first weights"),
+
+    option(LOSS, TRAIN, ("alpha", "0..1", "0.7"),
+        "Weight of the teacher: loss = alpha T^2 KL + (1 - alpha) CE. 0 is plain training \
+         without a teacher"),
+    option(LOSS, BOTH, ("temperature", "T", "5.0"),
+        "Softens both distributions before they are compared; above 0. 1 compares them as \
+         they are"),
+    option(LOSS, BOTH, ("signal", "top-k|sampled|full|coded", "top-k"),
+        "What the teacher sends of each position"),
+    option(LOSS, BOTH, ("top-k", "K", "64"),
+        "Classes the teacher names per position; about 6 bytes each"),
+    option(LOSS, BOTH, ("tail", "bucket|renormalise", "bucket"),
+        "What becomes of the classes outside the top k: one more outcome (exact), or dropped \
+         (biased; for comparison)"),
+
+    option(OPTIMISER, TRAIN, ("learning-rate", "RATE", "5e-5"),
+        "Peak learning rate of AdamW"),
+    option(OPTIMISER, TRAIN, ("lr-scheduler-type", "NAME", "constant"),
+        "constant, linear, cosine or constant_with_warmup; the formulas of transformers"),
+    option(OPTIMISER, TRAIN, ("warmup-steps", "STEPS", "0"),
+        "Steps over which the rate rises from 0 to its peak"),
+    option(OPTIMISER, TRAIN, ("weight-decay", "RATE", "0.01"),
+        "Decoupled weight decay"),
+    option(OPTIMISER, TRAIN, ("adam-beta1", "0..1", "0.9"),
+        "Decay of the first moment"),
+    option(OPTIMISER, TRAIN, ("adam-beta2", "0..1", "0.999"),
+        "Decay of the second moment"),
+    option(OPTIMISER, TRAIN, ("adam-epsilon", "NUMBER", "1e-8"),
+        "Added to the root of the second moment"),
+    option(OPTIMISER, TRAIN, ("max-grad-norm", "NORM", "1.0"),
+        "Gradients with a larger global norm are scaled down to it; inf never does"),
+
+    option(LENGTH, TRAIN, ("num-train-epochs", "EPOCHS", "3"),
+        "Passes over the training rows"),
+    option(LENGTH, TRAIN, ("max-steps", "STEPS", ""),
+        "Stop after STEPS optimiser steps instead, however many epochs that takes"),
+    option(LENGTH, BOTH, ("per-device-train-batch-size", "ROWS", "4"),
+        "Rows computed at once"),
+    option(LENGTH, TRAIN, ("gradient-accumulation-steps", "BATCHES", "1"),
+        "Batches to one optimiser step; the loss is the mean over all their scored positions"),
+
+    option(MACHINE, BOTH, ("device", "auto|cpu|cuda:N", "auto"),
+        "Where to compute"),
+    option(MACHINE, BOTH, ("dtype", "auto|f32|bf16|f16", "auto"),
+        "Number type of the products' operands; sums, master weights and moments are float32 \
+         always"),
+
+    option(OUTPUT, TRAIN, ("output-dir", "DIR", ""),
+        "Where the model, the metrics, the report and the checkpoints go"),
+    switch(OUTPUT, TRAIN, "overwrite-output-dir",
+        "Allow an output directory that already holds files"),
+    option(OUTPUT, TRAIN, ("save-dtype", "f32|bf16", "f32"),
+        "Number type of the saved weights"),
+    option(OUTPUT, TRAIN, ("eval-steps", "STEPS", ""),
+        "Evaluate every STEPS steps; at the end of each epoch when absent"),
+    option(OUTPUT, TRAIN, ("save-steps", "STEPS", "500"),
+        "Write a checkpoint every STEPS steps; 0 writes none"),
+    option(OUTPUT, TRAIN, ("save-total-limit", "CHECKPOINTS", "3"),
+        "Checkpoints kept; the oldest go first"),
+    option(OUTPUT, TRAIN, ("resume-from-checkpoint", "auto|PATH", ""),
+        "Go on from a checkpoint: auto takes the newest whole one in --output-dir"),
+    option(OUTPUT, TRAIN, ("logging-steps", "STEPS", "1"),
+        "A line in metrics.jsonl and a point in TensorBoard every STEPS steps"),
+    option(OUTPUT, BOTH, ("progress", "auto|bar|plain|none", "auto"),
+        "How to show the run; auto is a bar on a terminal and plain lines elsewhere"),
+    switch(OUTPUT, EVAL, "json",
+        "Print the results as one JSON object"),
+
+    option(OUTPUT, DEMO, ("output-dir", "DIR", "demo-output"),
+        "Where report.html, summary.json and the runs' own directories go"),
+    option(OUTPUT, DEMO, ("seeds", "N", "3"),
+        "Repetitions, each with its own order of the rows; 1 to 20"),
+    option(OUTPUT, DEMO, ("progress", "auto|bar|plain|none", "auto"),
+        "How to show the run; auto is a bar on a terminal and plain lines elsewhere"),
+];

@@ -1,0 +1,189 @@
+//! Layers, ranges and contradictions of the settings.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+const NEEDED: [(&str, &str); 4] = [
+    ("teacher", "grpc://127.0.0.1:50051"),
+    ("student", "models/student"),
+    ("train-file", "train.jsonl"),
+    ("output-dir", "out"),
+];
+
+/// Settings from the needed flags and others (which replace them; "-" takes one away), variables
+/// and a file.
+fn settings(
+    flags: &[(&'static str, &str)],
+    variables: &[(&str, &str)],
+    file: Option<&str>,
+) -> Result<Config, Vec<String>> {
+    let named = NEEDED.iter().chain(flags).map(|&(name, text)| (name, text.to_owned()));
+    let mut flags: BTreeMap<_, _> = named.collect();
+    flags.retain(|_, text| text != "-");
+    let variables: BTreeMap<_, _> = variables.iter().copied().collect();
+    let lookup = |name: &str| variables.get(name).map(|&text| text.to_owned());
+    let file = file.map(|text| (Path::new("run.toml"), text));
+    Config::from_layers(&Layers::new(Command::Train, flags, lookup, file)?)
+}
+
+fn faults(flags: &[(&'static str, &str)]) -> Vec<String> {
+    settings(flags, &[], None).expect_err("a fault was expected")
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let c = settings(&[], &[], None).unwrap();
+    assert_eq!((c.alpha, c.temperature, c.top_k), (0.7, 5.0, 64));
+    assert_eq!((c.signal, c.tail), (SignalKind::TopK, TailKind::Bucket));
+    assert_eq!((c.num_train_epochs, c.max_steps), (3, None));
+    assert_eq!((c.per_device_train_batch_size, c.gradient_accumulation_steps), (4, 1));
+    assert_eq!((c.learning_rate, c.lr_scheduler_type), (5e-5, SchedulerKind::Constant));
+    assert_eq!((c.warmup_steps, c.weight_decay, c.max_grad_norm), (0, 0.01, 1.0));
+    assert_eq!((c.adam_beta1, c.adam_beta2, c.adam_epsilon), (0.9, 0.999, 1e-8));
+    assert_eq!((c.max_length, c.loss_on, c.shuffle), (1024, LossOn::Completion, true));
+    assert_eq!((c.max_train_samples, c.max_eval_samples), (None, None));
+    assert_eq!((c.chat_template, c.seed), (ChatTemplateUse::Auto, 42));
+    assert_eq!((c.device.as_str(), c.dtype), ("auto", DtypeChoice::Auto));
+    assert_eq!((c.eval_file, c.eval_steps), (None, None));
+    assert_eq!((c.save_steps, c.save_total_limit), (500, 3));
+    assert_eq!((c.resume_from_checkpoint, c.logging_steps), (Resume::Off, 1));
+    assert_eq!(c.progress, ProgressKind::Auto);
+}
+
+#[test]
+fn flags_beat_environment_beats_file_beats_default() {
+    let file = Some("learning_rate = 1e-3\ntop_k = 16\nalpha = 0.25\nshuffle = false\n");
+    let variables = [
+        ("STUDENT_TRAINER_TOP_K", "32"),
+        ("STUDENT_TRAINER_ALPHA", "0.5"),
+        ("STUDENT_TRAINER", ""),
+    ];
+    let c = settings(&[("alpha", "0.9")], &variables, file).unwrap();
+    assert_eq!((c.alpha, c.top_k, c.learning_rate, c.shuffle), (0.9, 32, 1e-3, false));
+    assert_eq!(c.temperature, 5.0);
+}
+
+#[test]
+fn a_list_in_the_file_is_a_list_with_commas() {
+    let file = "teacher = [\"grpc://a:1\", \"http://b:2\"]";
+    let c = settings(&[("teacher", "-")], &[], Some(file)).unwrap();
+    assert_eq!(c.teacher, ["grpc://a:1", "http://b:2"]);
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest_name_and_all_at_once() {
+    let file = "learing_rate = 1.0\ntemprature = 2\nxyzzy_plugh = 1\n[alpha]\nx = 1\n";
+    let found = settings(&[], &[], Some(file)).unwrap_err();
+    assert_eq!(found.len(), 4, "{found:#?}");
+    let all = found.join("\n");
+    for piece in [
+        "run.toml: unknown key `learing_rate`; did you mean `learning_rate`?",
+        "unknown key `temprature`; did you mean `temperature`?",
+        "unknown key `xyzzy_plugh`; `student-trainer train --help`",
+        "`alpha` is a table",
+    ] {
+        assert!(all.contains(piece), "{piece} is not in\n{all}");
+    }
+    let broken = settings(&[], &[], Some("alpha = = 1")).unwrap_err();
+    assert!(broken[0].contains("run.toml: not valid TOML"), "{broken:?}");
+}
+
+#[test]
+fn values_out_of_range_are_refused_all_at_once_with_what_is_wanted() {
+    let bad = [
+        ("alpha", "1.5"),
+        ("temperature", "0"),
+        ("top-k", "0"),
+        ("learning-rate", "-1"),
+        ("adam-beta2", "1"),
+        ("adam-epsilon", "0"),
+        ("max-grad-norm", "nan"),
+        ("max-length", "1"),
+        ("per-device-train-batch-size", "four"),
+        ("tail", "buckets"),
+        ("device", "gpu"),
+        ("shuffle", "maybe"),
+        ("seed", "-1"),
+        ("num-train-epochs", "0"),
+        ("teacher", "ftp://x"),
+        ("save-total-limit", "0"),
+    ];
+    let found = faults(&bad);
+    assert_eq!(found.len(), bad.len(), "{found:#?}");
+    for (name, text) in bad {
+        let named = found.iter().find(|f| f.starts_with(&format!("--{name} ")));
+        let fault = named.unwrap_or_else(|| panic!("no fault names --{name}: {found:#?}"));
+        assert!(fault.contains(text) && fault.contains("wanted"), "{fault}");
+    }
+    for text in ["nan", "inf", "-5", "1e400"] {
+        assert_eq!(faults(&[("temperature", text)]).len(), 1, "T = {text}");
+    }
+}
+
+#[test]
+fn a_fault_says_where_the_value_was_written() {
+    let variables = [("STUDENT_TRAINER_ALPHA", "7")];
+    let found = settings(&[], &variables, Some("top_k = -1")).unwrap_err().join("\n");
+    assert!(found.contains("STUDENT_TRAINER_ALPHA is `7`"), "{found}");
+    assert!(found.contains("`top_k` in run.toml is `-1`"), "{found}");
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let found = faults(&[("student", "-"), ("train-file", "-"), ("output-dir", "-")]);
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert!(found[0].contains("--student is missing"));
+    assert!(found[0].contains("STUDENT_TRAINER_STUDENT") && found[0].contains("`student`"));
+    let found = faults(&[("teacher", "-")]);
+    assert!(found[0].contains("--alpha 0 for plain training"), "{found:?}");
+    assert!(settings(&[("teacher", "-"), ("alpha", "0")], &[], None).unwrap().teacher.is_empty());
+}
+
+#[test]
+fn contradictions_are_refused() {
+    for (flags, piece) in [
+        (&[("warmup-steps", "10")][..], "constant_with_warmup"),
+        (&[("overwrite-output-dir", "true"), ("resume-from-checkpoint", "auto")], "contradict"),
+        (&[("eval-steps", "5")], "--eval-steps says nothing without --eval-file"),
+        (&[("max-steps", "5"), ("num-train-epochs", "2")], "give one of them"),
+        (&[("signal", "sampled")], "--signal sampled is not offered yet; use top-k"),
+    ] {
+        let found = faults(flags);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].contains(piece), "{found:?}");
+    }
+}
+
+#[test]
+fn steps_and_epochs_of_different_places_follow_the_order_of_places() {
+    let by_flag = settings(&[("max-steps", "5")], &[], Some("num_train_epochs = 2")).unwrap();
+    assert_eq!(by_flag.max_steps, Some(5));
+    let by_file = settings(&[("num-train-epochs", "2")], &[], Some("max_steps = 5")).unwrap();
+    assert_eq!((by_file.max_steps, by_file.num_train_epochs), (None, 2));
+}
+
+#[test]
+fn resume_and_clipping_have_words_of_their_own() {
+    let c = settings(&[("max-grad-norm", "inf"), ("resume-from-checkpoint", "auto")], &[], None);
+    let c = c.unwrap();
+    assert_eq!((c.max_grad_norm, c.resume_from_checkpoint.clone()), (f64::INFINITY, Resume::Auto));
+    let json = serde_json::to_value(&c).unwrap();
+    assert_eq!(json["max_grad_norm"], "inf");
+    assert_eq!(json["lr_scheduler_type"], "constant");
+    let c = settings(&[("resume-from-checkpoint", "out/checkpoints/step-000005")], &[], None);
+    let path = PathBuf::from("out/checkpoints/step-000005");
+    assert_eq!(c.unwrap().resume_from_checkpoint, Resume::Path(path));
+}
+
+#[test]
+fn every_field_of_the_settings_is_an_option_and_the_other_way_round() {
+    let json = serde_json::to_value(settings(&[], &[], None).unwrap()).unwrap();
+    let fields: Vec<_> = json.as_object().unwrap().keys().cloned().collect();
+    let mut options: Vec<_> = options_of(Command::Train).map(OptionSpec::key).collect();
+    let mut sorted = fields.clone();
+    sorted.sort();
+    options.sort();
+    assert_eq!(sorted, options);
+}

@@ -1,0 +1,165 @@
+//! What the server counts, and the text Prometheus reads.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of a request that was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// `GetInfo`, `Score` (one count a sequence) or `ScoreText`.
+    pub method: &'static str,
+    /// The canonical name of the gRPC status code.
+    pub code: &'static str,
+}
+
+/// The handles; cloning shares the numbers.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Requests answered, by method and status.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Tokens of the sequences scored.
+    pub tokens: Counter,
+    /// Positions sent to clients.
+    pub positions: Counter,
+    /// Bytes of packed arrays sent to clients.
+    pub payload_bytes: Counter,
+    /// Batches computed.
+    pub batches: Counter,
+    /// Tokens of a batch.
+    pub batch_tokens: Histogram,
+    /// Time of a batch on the device.
+    pub compute_seconds: Histogram,
+    /// Time of a sequence before its batch began.
+    pub queue_seconds: Histogram,
+    /// Sequences waiting now.
+    pub queued_sequences: Gauge,
+    /// Tokens waiting now.
+    pub queued_tokens: Gauge,
+    /// `Score` streams open now.
+    pub streams: Gauge,
+    /// Connections open now.
+    pub connections: Gauge,
+    /// Connections refused because as many were open as may be.
+    pub refused_connections: Counter,
+    /// Sequences not computed because their caller had left.
+    pub abandoned: Counter,
+    /// Sequences whose scores held NaN or an infinity.
+    pub non_finite: Counter,
+    /// Batches that failed or panicked (each is tried again in halves).
+    pub failed_batches: Counter,
+    /// Panics caught, on the device's thread and in handlers.
+    pub panics: Counter,
+    /// 1 while the server accepts work.
+    pub serving: Gauge,
+    /// Seconds loading the model took.
+    pub load_seconds: Gauge<f64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            requests: Family::default(),
+            tokens: Counter::default(),
+            positions: Counter::default(),
+            payload_bytes: Counter::default(),
+            batches: Counter::default(),
+            batch_tokens: Histogram::new(exponential_buckets(16.0, 2.0, 13)),
+            compute_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            queue_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            queued_sequences: Gauge::default(),
+            queued_tokens: Gauge::default(),
+            streams: Gauge::default(),
+            connections: Gauge::default(),
+            refused_connections: Counter::default(),
+            abandoned: Counter::default(),
+            non_finite: Counter::default(),
+            failed_batches: Counter::default(),
+            panics: Counter::default(),
+            serving: Gauge::default(),
+            load_seconds: Gauge::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts one answered request.
+    pub fn answered(&self, method: &'static str, code: tonic::Code) {
+        self.requests.get_or_create(&RequestLabels { method, code: code_name(code) }).inc();
+    }
+
+    /// Notes one computed batch.
+    pub fn computed(&self, tokens: usize, took: Duration) {
+        self.batches.inc();
+        self.batch_tokens.observe(tokens as f64);
+        self.compute_seconds.observe(took.as_secs_f64());
+    }
+
+    /// All metrics under their public names, with the versions as labels of `teacher_build`.
+    pub fn registry(&self) -> Registry {
+        let mut all = Registry::with_prefix("teacher");
+        let m = self.clone();
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        all.register("build", "The server program", build);
+        all.register("requests", "Requests answered, by method and gRPC status", m.requests);
+        all.register("tokens", "Tokens of the sequences scored", m.tokens);
+        all.register("positions", "Positions sent to clients", m.positions);
+        all.register("payload_bytes", "Bytes of packed arrays sent", m.payload_bytes);
+        all.register("batches", "Batches computed", m.batches);
+        all.register("batch_tokens", "Tokens of a batch", m.batch_tokens);
+        let (compute, queue) = (m.compute_seconds, m.queue_seconds);
+        all.register_with_unit("compute", "A batch on the device", Unit::Seconds, compute);
+        all.register_with_unit("queue", "A sequence before its batch", Unit::Seconds, queue);
+        all.register("queued_sequences", "Sequences waiting now", m.queued_sequences);
+        all.register("queued_tokens", "Tokens waiting now", m.queued_tokens);
+        all.register("streams", "Score streams open now", m.streams);
+        all.register("connections", "Connections open now", m.connections);
+        all.register("refused_connections", "Connections over the limit", m.refused_connections);
+        all.register("abandoned", "Sequences whose caller had left", m.abandoned);
+        all.register("non_finite", "Sequences with NaN or infinite scores", m.non_finite);
+        all.register("failed_batches", "Batches that failed or panicked", m.failed_batches);
+        all.register("panics", "Panics caught", m.panics);
+        all.register("serving", "1 while the server accepts work", m.serving);
+        all.register_with_unit("load", "Loading of the model", Unit::Seconds, m.load_seconds);
+        all
+    }
+}
+
+/// The OpenMetrics text of a registry.
+pub fn render(registry: &Registry) -> String {
+    let mut page = String::new();
+    // Writing to a String does not fail; a metric that could not be encoded is left out.
+    let _ = text::encode(&mut page, registry);
+    page
+}
+
+/// The canonical name of a status code.
+pub fn code_name(code: tonic::Code) -> &'static str {
+    use tonic::Code;
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

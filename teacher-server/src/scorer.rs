@@ -1,0 +1,171 @@
+//! What the server asks of a model: the seam between the service and the device.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use distill::fingerprint::Fingerprint;
+use distill::signal::TopK;
+
+/// One sequence to score, already checked against [`Facts`] and the limits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// The sequence, `[L]`.
+    pub tokens: Vec<u32>,
+    /// Positions wanted, ascending, disjoint, none empty.
+    pub positions: Vec<Range<u32>>,
+    /// Temperature, finite and above 0.
+    pub temperature: f32,
+    /// Entries a position, 1 to `classes`.
+    pub k: usize,
+    /// Classes the distribution is taken over: ids below this.
+    pub classes: usize,
+}
+
+impl Job {
+    /// Number of positions wanted.
+    pub fn rows(&self) -> usize {
+        self.positions.iter().map(ExactSizeIterator::len).sum()
+    }
+
+    /// The positions wanted, each with the token that really follows (none after the last).
+    pub fn wanted(&self) -> impl Iterator<Item = (u32, Option<u32>)> + '_ {
+        let next = |t: u32| (t, self.tokens.get(t as usize + 1).copied());
+        self.positions.iter().cloned().flatten().map(next)
+    }
+}
+
+/// What the model says of one job: one row for each position wanted, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    /// The signal, `[rows, k]`.
+    pub signal: TopK,
+    /// Log-probability at T = 1 of the token that follows, `[rows]`; NaN where none does.
+    pub next_logprob: Vec<f32>,
+}
+
+impl Scores {
+    /// The first row that holds a number no model in health produces: a value or `log_z` that is
+    /// not finite, a `log_rest` that is NaN or +inf, a `next_logprob` that is not finite although
+    /// a token follows.
+    pub fn first_unsound_row(&self, job: &Job) -> Option<usize> {
+        let TopK { k, scaled, log_z, log_rest, .. } = &self.signal;
+        job.wanted().enumerate().position(|(row, (_, next))| {
+            let values = &scaled[row * k..(row + 1) * k];
+            let rest_sound = log_rest[row] < f32::INFINITY;
+            let next_sound = next.is_none() || self.next_logprob[row].is_finite();
+            let sound = values.iter().all(|v| v.is_finite()) && log_z[row].is_finite();
+            !(sound && rest_sound && next_sound)
+        })
+    }
+}
+
+/// What a loaded model is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// Hub id or directory name, as given.
+    pub model: String,
+    /// The commit it came from; empty for a local directory.
+    pub revision: String,
+    /// Of weights and configuration.
+    pub model_fingerprint: Fingerprint,
+    /// Of what maps text to ids.
+    pub tokenizer_fingerprint: Fingerprint,
+    /// Rows of the output matrix.
+    pub vocab_size: u32,
+    /// 1 + the largest id of the tokenizer.
+    pub tokenizer_size: u32,
+    /// Longest sequence the model's positions allow.
+    pub max_positions: u32,
+    /// Arithmetic: `f32`, `bf16` or `f16`.
+    pub dtype: String,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Number of parameters.
+    pub parameters: u64,
+}
+
+/// Why a batch could not be scored: a fault of the device or of the model, never of the request.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ScorerError(pub String);
+
+/// A model on a device. Owned by one thread, which is the one that loaded it.
+pub trait Scorer {
+    /// Scores the jobs of one batch, in order. The result for a job does not depend on the others.
+    ///
+    /// # Errors
+    /// The batch failed as a whole; the caller may try its jobs in smaller batches.
+    fn score(&mut self, jobs: &[&Job]) -> Result<Vec<Scores>, ScorerError>;
+}
+
+/// Text to ids and back, for `ScoreText`.
+pub trait TextCodec: Send + Sync {
+    /// The ids of a text; special tokens written in it are recognised.
+    ///
+    /// # Errors
+    /// What the tokenizer could not do.
+    fn encode(&self, text: &str) -> Result<Vec<u32>, ScorerError>;
+
+    /// The text of one token.
+    fn text_of(&self, id: u32) -> String;
+}
+
+/// What loading brings: the model stays on the thread that loaded it, the rest is shared.
+pub struct Loaded {
+    /// The model.
+    pub scorer: Box<dyn Scorer>,
+    /// The tokenizer.
+    pub text: Arc<dyn TextCodec>,
+    /// What was loaded.
+    pub facts: Facts,
+}
+
+/// Why a model could not be loaded.
+pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Job {
+        let positions = vec![1..2, 3..4];
+        Job { tokens: vec![5, 6, 7, 8], positions, temperature: 1.0, k: 2, classes: 9 }
+    }
+
+    fn sound() -> Scores {
+        let signal = TopK {
+            k: 2,
+            ids: vec![0, 1, 2, 3],
+            scaled: vec![1.0; 4],
+            log_z: vec![2.0; 2],
+            log_rest: vec![-1.0, f32::NEG_INFINITY],
+        };
+        Scores { signal, next_logprob: vec![-1.0, f32::NAN] }
+    }
+
+    #[test]
+    fn wanted_positions_come_with_the_token_that_follows() {
+        assert_eq!(job().rows(), 2);
+        assert_eq!(job().wanted().collect::<Vec<_>>(), [(1, Some(7)), (3, None)]);
+    }
+
+    #[test]
+    fn every_array_is_searched_for_numbers_that_cannot_be() {
+        assert_eq!(sound().first_unsound_row(&job()), None);
+        type Spoil = fn(&mut Scores);
+        let spoils: [(Spoil, usize); 7] = [
+            (|s| s.signal.scaled[3] = f32::NAN, 1),
+            (|s| s.signal.scaled[0] = f32::NEG_INFINITY, 0),
+            (|s| s.signal.log_z[1] = f32::INFINITY, 1),
+            (|s| s.signal.log_rest[0] = f32::NAN, 0),
+            (|s| s.signal.log_rest[1] = f32::INFINITY, 1),
+            (|s| s.next_logprob[0] = f32::NAN, 0),
+            (|s| s.next_logprob[0] = f32::NEG_INFINITY, 0),
+        ];
+        for (spoil, row) in spoils {
+            let mut scores = sound();
+            spoil(&mut scores);
+            assert_eq!(scores.first_unsound_row(&job()), Some(row));
+        }
+    }
+}

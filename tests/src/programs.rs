@@ -1,0 +1,95 @@
+//! Starting the real programs.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
+
+use crate::root;
+
+/// Path of a program of the workspace, built now if it is not up to date.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn binary(name: &str) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--release", "--package", name, "--bin", name])
+        .current_dir(root())
+        .status()
+        .expect("cargo can be started");
+    assert!(status.success(), "{name} does not build");
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), |dir| root().join(dir));
+    target.join("release").join(name)
+}
+
+/// `student-trainer` with these arguments, and an environment without settings of its own.
+pub fn trainer(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("student-trainer"));
+    command.args(arguments).env("CANDLE_NUM_THREADS", "1").stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end and returns what it said.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
+}
+
+/// A running `teacher-server` on loopback ports of its own; ends with the value.
+pub struct Teacher {
+    child: Child,
+    /// Address of its gRPC service, `HOST:PORT`.
+    pub grpc: String,
+    /// Address of its HTTP side, `HOST:PORT`.
+    pub http: String,
+}
+
+impl Teacher {
+    /// Starts a teacher with a model and further arguments, and waits until it serves.
+    ///
+    /// # Panics
+    /// When it ends before it serves.
+    pub fn start(model: &Path, arguments: &[&str]) -> Self {
+        let mut child = Command::new(binary("teacher-server"))
+            .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--model"])
+            .arg(model)
+            .args(arguments)
+            .env("CANDLE_NUM_THREADS", "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("teacher-server can be started");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("stdout is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("the teacher says where it listens");
+        let (grpc, http) = line
+            .trim()
+            .strip_prefix("listening grpc=")
+            .and_then(|rest| rest.split_once(" http="))
+            .unwrap_or_else(|| panic!("the teacher's first line was {line:?}"));
+        Self { grpc: grpc.to_owned(), http: http.to_owned(), child }
+    }
+
+    /// The URL a trainer is given.
+    pub fn url(&self) -> String {
+        format!("grpc://{}", self.grpc)
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Teacher {
+    fn drop(&mut self) {
+        // It may have ended already, which is no fault of the test's.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

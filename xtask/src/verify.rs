@@ -1,0 +1,35 @@
+//! The gate: the same checks for a person and for CI, cheap ones first.
+
+use anyhow::Result;
+
+use crate::run::{cargo, run, say};
+use crate::tidy;
+
+/// Everything CI checks. Writes nothing but build artefacts.
+pub(crate) fn verify() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    tidy::check()?;
+    let deny = ["--", "-D", "warnings"];
+    run(cargo().args(["clippy", "--release", "--workspace", "--all-targets"]).args(deny))?;
+    run(cargo()
+        .args(["doc", "--release", "--workspace", "--no-deps", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "-D warnings"))?;
+    run(cargo().args(["build", "--release", "--workspace", "--bins"]))?;
+    run(cargo().args(["test", "--release", "--workspace"]))?;
+    say("\nverify: all checks passed");
+    Ok(())
+}
+
+/// Formats, and applies what clippy can apply by itself.
+pub(crate) fn fix() -> Result<()> {
+    run(cargo().args(["fmt", "--all"]))?;
+    run(cargo().args(["clippy", "--fix", "--allow-dirty", "--release", "--workspace"]))
+}
+
+/// Hands golden-value folders to the program that checks them: xtask itself imports no crate of
+/// the workspace.
+pub(crate) fn oracle(folders: &[&str]) -> Result<()> {
+    run(cargo()
+        .args(["run", "--quiet", "--release", "--package", "model", "--bin", "oracle", "--"])
+        .args(folders))
+}
