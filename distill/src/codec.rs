@@ -134,11 +134,7 @@ pub fn encode(signal: &TopK, codec: Codec) -> Result<Vec<u8>, CodecError> {
 ///
 /// # Panics
 /// When `rows` lies outside the signal.
-pub fn encode_rows(
-    signal: &TopK,
-    rows: Range<usize>,
-    codec: Codec,
-) -> Result<Vec<u8>, CodecError> {
+pub fn encode_rows(signal: &TopK, rows: Range<usize>, codec: Codec) -> Result<Vec<u8>, CodecError> {
     check_shape(signal)?;
     let k = signal.k;
     let ids = &signal.ids[rows.start * k..rows.end * k];
@@ -273,10 +269,7 @@ fn decode_packed(bytes: &[u8], rows: usize, k: usize) -> Result<TopK, CodecError
     let (ids, codes) = rest.split_at(3 * rows * k);
     let scales: Vec<Scale> = arrays(top)
         .zip(arrays(step))
-        .map(|(top, step)| Scale {
-            top: f32::from_le_bytes(top),
-            step: f32::from_le_bytes(step),
-        })
+        .map(|(top, step)| Scale { top: f32::from_le_bytes(top), step: f32::from_le_bytes(step) })
         .collect();
     for (row, scale) in scales.iter().enumerate() {
         for (what, found) in [("the largest value", scale.top), ("the step", scale.step)] {

@@ -36,9 +36,7 @@ pub enum ScheduleError {
         found: f64,
     },
     /// A warm-up that is neither a number of steps nor a share of them.
-    #[error(
-        "warmup steps {found}: give a whole number of steps, or a share of all steps in 0..1"
-    )]
+    #[error("warmup steps {found}: give a whole number of steps, or a share of all steps in 0..1")]
     Warmup {
         /// The value.
         found: f64,

@@ -1,1 +1,523 @@
-//! window
+//! Requests in flight: which sequence goes to which teacher when, what is tried again, and when to
+//! stop trying.
+//!
+//! A pure state machine. The shell around it owns the streams and the clock; it reports [`Event`]s
+//! and carries out [`Command`]s. Results come out in the order in which sequences went in.
+//!
+//! * A sequence takes a *place* when it is submitted and keeps it until it is delivered, so answers
+//!   waiting for an earlier one are bounded too. Places are bounded in number and in tokens.
+//! * A sequence whose request failed waits for a backoff and goes out again, to any teacher. One
+//!   whose teacher was lost goes out again at once if another teacher is there.
+//! * A teacher that is silent for too long with requests unanswered is disconnected: its stream
+//!   cannot be trusted to answer any more.
+//! * Scoring is idempotent, so an answer is taken from whichever teacher sends it first.
+//!
+//! Times are durations since any fixed moment; random numbers are uniform in [0, 1).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::backoff::Backoff;
+
+#[path = "window_teacher.rs"]
+mod teacher;
+use teacher::{Link, Teacher};
+
+/// Bounds of the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowSettings {
+    /// Most sequences that have a place, at least 1.
+    pub max_requests: usize,
+    /// Most tokens that have a place. A single sequence above it is let in when it is alone.
+    pub max_tokens: usize,
+    /// How long one sequence is tried again after its first failure, or a connection after it was
+    /// lost, before the window gives up.
+    pub give_up_after: Duration,
+    /// How long a connected teacher may say nothing while it owes answers.
+    pub max_silence: Duration,
+    /// Waits between attempts.
+    pub backoff: Backoff,
+}
+
+impl Default for WindowSettings {
+    /// 32 sequences, 65,536 tokens; gives up after 5 minutes; 2 minutes of silence.
+    fn default() -> Self {
+        Self {
+            max_requests: 32,
+            max_tokens: 65_536,
+            give_up_after: Duration::from_secs(300),
+            max_silence: Duration::from_secs(120),
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+/// What happened. Teachers are numbered from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time has passed.
+    Tick,
+    /// A stream to the teacher is open and its handshake passed.
+    Connected {
+        /// Which teacher.
+        teacher: usize,
+        /// Requests it reads ahead on one stream.
+        max_in_flight: usize,
+    },
+    /// The stream ended, or could not be opened. Every request it owed is lost.
+    Disconnected {
+        /// Which teacher.
+        teacher: usize,
+        /// What was reported, with the teacher's address.
+        error: String,
+    },
+    /// Part of an answer came.
+    Heard {
+        /// Which teacher.
+        teacher: usize,
+    },
+    /// The whole answer for a sequence came and was found good.
+    Answered {
+        /// Which teacher.
+        teacher: usize,
+        /// Which sequence.
+        id: u64,
+    },
+    /// One request failed in a way that may pass; the stream goes on.
+    Failed {
+        /// Which teacher.
+        teacher: usize,
+        /// Which sequence.
+        id: u64,
+        /// What was reported.
+        error: String,
+    },
+    /// One request was refused for good.
+    Refused {
+        /// Which teacher.
+        teacher: usize,
+        /// Which sequence.
+        id: u64,
+        /// What was reported.
+        error: String,
+    },
+}
+
+/// What is to be done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Open a stream; answer with [`Event::Connected`] or [`Event::Disconnected`].
+    Connect {
+        /// Which teacher.
+        teacher: usize,
+    },
+    /// Drop the stream; no answer is wanted.
+    Disconnect {
+        /// Which teacher.
+        teacher: usize,
+    },
+    /// Send the request for a sequence.
+    Send {
+        /// Which sequence.
+        id: u64,
+        /// To which teacher.
+        teacher: usize,
+    },
+    /// Hand the answer of a sequence to whoever waits: ids come out as 0, 1, 2, ...
+    Deliver {
+        /// Which sequence.
+        id: u64,
+    },
+    /// An answer nobody waits for: drop it.
+    Ignore {
+        /// Which sequence.
+        id: u64,
+        /// Who sent it.
+        teacher: usize,
+        /// Why it is not wanted.
+        why: Unwanted,
+    },
+    /// Nothing to do before this time, unless something happens: then report [`Event::Tick`].
+    Wait {
+        /// The time.
+        until: Duration,
+    },
+    /// Stop. The window does nothing more.
+    GiveUp {
+        /// Why.
+        reason: GiveUp,
+    },
+}
+
+/// Why an answer is not wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwanted {
+    /// The sequence has been answered before.
+    Duplicate,
+    /// No sequence of this id was ever submitted.
+    Unknown,
+}
+
+/// Why the window stopped trying.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GiveUp {
+    /// One sequence could not be scored in the time allowed.
+    #[error(
+        "sequence {id} could not be scored: {attempts} attempts in {:.1} s (limit {:.1} s), the \
+         last error: {last_error}",
+        tried_for.as_secs_f64(), limit.as_secs_f64()
+    )]
+    Sequence {
+        /// Which sequence.
+        id: u64,
+        /// Requests sent for it.
+        attempts: u32,
+        /// Since its first failure.
+        tried_for: Duration,
+        /// The time allowed.
+        limit: Duration,
+        /// The last error reported.
+        last_error: String,
+    },
+    /// No teacher could be reached in the time allowed.
+    #[error(
+        "no teacher could be reached: {attempts} attempts in {:.1} s (limit {:.1} s), the last \
+         error: {last_error}",
+        tried_for.as_secs_f64(), limit.as_secs_f64()
+    )]
+    Unreachable {
+        /// Connections tried.
+        attempts: u32,
+        /// Since the last teacher was lost, or since the start.
+        tried_for: Duration,
+        /// The time allowed.
+        limit: Duration,
+        /// The last error reported.
+        last_error: String,
+    },
+    /// A request was refused for good.
+    #[error("sequence {id} was refused: {error}")]
+    Refused {
+        /// Which sequence.
+        id: u64,
+        /// Which teacher.
+        teacher: usize,
+        /// What it said.
+        error: String,
+    },
+}
+
+/// The window.
+#[derive(Clone, Debug)]
+pub struct Window {
+    settings: WindowSettings,
+    teachers: Vec<Teacher>,
+    /// Sequences that have a place; the first one is the next to deliver.
+    places: VecDeque<Place>,
+    first_id: u64,
+    tokens: usize,
+    /// Since when no teacher has been connected; none while one is.
+    outage: Option<Outage>,
+    given_up: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    tokens: usize,
+    state: State,
+    attempts: u32,
+    /// Time of the first failure.
+    failed_first: Option<Duration>,
+    /// Failures of its own requests in a row, for the backoff.
+    failures: u32,
+    last_error: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting { not_before: Duration },
+    Sent { teacher: usize },
+    Answered,
+}
+
+#[derive(Clone, Debug)]
+struct Outage {
+    since: Duration,
+    attempts: u32,
+    last_error: String,
+}
+
+impl Outage {
+    fn new(since: Duration) -> Self {
+        Self { since, attempts: 0, last_error: "none yet".to_string() }
+    }
+}
+
+impl Window {
+    /// An empty window on `teachers` teachers (at least 1), none of them connected yet.
+    pub fn new(settings: WindowSettings, teachers: usize, now: Duration) -> Self {
+        Self {
+            settings,
+            teachers: (0..teachers.max(1)).map(|_| Teacher::new(now)).collect(),
+            places: VecDeque::new(),
+            first_id: 0,
+            tokens: 0,
+            outage: Some(Outage::new(now)),
+            given_up: false,
+        }
+    }
+
+    /// Whether a sequence of this many tokens can be submitted now.
+    pub fn has_room(&self, tokens: usize) -> bool {
+        let fits = self.places.len() < self.settings.max_requests
+            && self.tokens.saturating_add(tokens) <= self.settings.max_tokens;
+        fits || self.places.is_empty()
+    }
+
+    /// Gives a sequence of `tokens` tokens a place and returns its id (0 for the first, then one
+    /// more each time); none, and nothing changed, when there is no room. Follow it, or several of
+    /// it, with [`Window::on`] and [`Event::Tick`].
+    pub fn submit(&mut self, tokens: usize) -> Option<u64> {
+        if !self.has_room(tokens) {
+            return None;
+        }
+        let id = self.first_id + self.places.len() as u64;
+        self.tokens += tokens;
+        self.places.push_back(Place {
+            tokens,
+            state: State::Waiting { not_before: Duration::ZERO },
+            attempts: 0,
+            failed_first: None,
+            failures: 0,
+            last_error: String::new(),
+        });
+        Some(id)
+    }
+
+    /// Sequences submitted and not delivered.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether everything submitted has been delivered.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Tokens of the sequences submitted and not delivered.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Takes note of an event and says what to do about it. Teachers that do not exist are ignored.
+    pub fn on(&mut self, event: Event, now: Duration, random: f64) -> Vec<Command> {
+        let mut commands = Vec::new();
+        if self.given_up {
+            return commands;
+        }
+        self.note(event, now, random, &mut commands);
+        self.drop_silent_teachers(now, random, &mut commands);
+        if !self.given_up {
+            self.give_up_if_late(now, &mut commands);
+        }
+        if self.given_up {
+            return commands;
+        }
+        self.deliver(&mut commands);
+        self.connect(now, &mut commands);
+        self.send(now, &mut commands);
+        commands.extend(self.next_time(now).map(|until| Command::Wait { until }));
+        commands
+    }
+
+    fn note(&mut self, event: Event, now: Duration, random: f64, commands: &mut Vec<Command>) {
+        match event {
+            Event::Tick => {}
+            Event::Connected { teacher, max_in_flight } => {
+                if let Some(teacher) = self.teachers.get_mut(teacher) {
+                    teacher.connected(max_in_flight, now);
+                    self.outage = None;
+                }
+            }
+            Event::Disconnected { teacher, error } => self.lose(teacher, &error, now, random),
+            Event::Heard { teacher } => {
+                if let Some(teacher) = self.teachers.get_mut(teacher) {
+                    teacher.heard = now;
+                }
+            }
+            Event::Answered { teacher, id } => self.answered(teacher, id, now, commands),
+            Event::Failed { teacher, id, error } => self.failed(teacher, id, error, now, random),
+            Event::Refused { teacher, id, error } => {
+                self.give_up(GiveUp::Refused { id, teacher, error }, commands);
+            }
+        }
+    }
+
+    fn answered(&mut self, teacher: usize, id: u64, now: Duration, commands: &mut Vec<Command>) {
+        if let Some(teacher) = self.teachers.get_mut(teacher) {
+            teacher.heard = now;
+            // A teacher that answers is well: its next loss begins a new row of failures.
+            teacher.failures = 0;
+        }
+        let answered_before = id < self.first_id;
+        let Some(place) = self.place(id) else {
+            let why = if answered_before { Unwanted::Duplicate } else { Unwanted::Unknown };
+            return commands.push(Command::Ignore { id, teacher, why });
+        };
+        let state = std::mem::replace(&mut place.state, State::Answered);
+        let tokens = place.tokens;
+        match state {
+            State::Answered => {
+                commands.push(Command::Ignore { id, teacher, why: Unwanted::Duplicate });
+            }
+            State::Sent { teacher } => self.teachers[teacher].release(tokens),
+            State::Waiting { .. } => {}
+        }
+    }
+
+    fn failed(&mut self, teacher: usize, id: u64, error: String, now: Duration, random: f64) {
+        if let Some(teacher) = self.teachers.get_mut(teacher) {
+            teacher.heard = now;
+        }
+        let backoff = self.settings.backoff;
+        let Some(place) = self.place(id) else { return };
+        // A late word about an attempt that is over changes nothing.
+        if place.state != (State::Sent { teacher }) {
+            return;
+        }
+        place.failures = place.failures.saturating_add(1);
+        place.fail(error, now, now + backoff.delay(place.failures, random));
+        let tokens = place.tokens;
+        self.teachers[teacher].release(tokens);
+    }
+
+    /// The stream of a teacher is gone: what it owed waits again, and so does the connection.
+    fn lose(&mut self, index: usize, error: &str, now: Duration, random: f64) {
+        let Some(teacher) = self.teachers.get_mut(index) else { return };
+        if matches!(teacher.link, Link::Down { .. }) {
+            return;
+        }
+        teacher.lost(now, &self.settings.backoff, random);
+        for place in &mut self.places {
+            if place.state == (State::Sent { teacher: index }) {
+                place.fail(error.to_string(), now, now);
+            }
+        }
+        if !self.teachers.iter().any(Teacher::is_up) {
+            let outage = self.outage.get_or_insert_with(|| Outage::new(now));
+            outage.last_error = error.to_string();
+        }
+    }
+
+    fn drop_silent_teachers(&mut self, now: Duration, random: f64, commands: &mut Vec<Command>) {
+        let limit = self.settings.max_silence;
+        for teacher in 0..self.teachers.len() {
+            if self.teachers[teacher].silent_at(limit).is_some_and(|at| at <= now) {
+                let seconds = limit.as_secs_f64();
+                let error =
+                    format!("teacher {teacher} owed answers and was silent for {seconds} s");
+                self.lose(teacher, &error, now, random);
+                commands.push(Command::Disconnect { teacher });
+            }
+        }
+    }
+
+    fn give_up_if_late(&mut self, now: Duration, commands: &mut Vec<Command>) {
+        let limit = self.settings.give_up_after;
+        if let Some(outage) = &self.outage {
+            let tried_for = now.saturating_sub(outage.since);
+            if tried_for >= limit {
+                let (attempts, last_error) = (outage.attempts, outage.last_error.clone());
+                let reason = GiveUp::Unreachable { attempts, tried_for, limit, last_error };
+                return self.give_up(reason, commands);
+            }
+        }
+        for (id, place) in (self.first_id..).zip(&self.places) {
+            let late = place.unanswered_since().map(|since| now.saturating_sub(since));
+            if let Some(tried_for) = late.filter(|tried_for| *tried_for >= limit) {
+                let (attempts, last_error) = (place.attempts, place.last_error.clone());
+                let reason = GiveUp::Sequence { id, attempts, tried_for, limit, last_error };
+                return self.give_up(reason, commands);
+            }
+        }
+    }
+
+    fn give_up(&mut self, reason: GiveUp, commands: &mut Vec<Command>) {
+        self.given_up = true;
+        commands.push(Command::GiveUp { reason });
+    }
+
+    fn deliver(&mut self, commands: &mut Vec<Command>) {
+        while let Some(place) = self.places.pop_front_if(|place| place.state == State::Answered) {
+            self.tokens -= place.tokens;
+            commands.push(Command::Deliver { id: self.first_id });
+            self.first_id += 1;
+        }
+    }
+
+    fn connect(&mut self, now: Duration, commands: &mut Vec<Command>) {
+        for (index, teacher) in self.teachers.iter_mut().enumerate() {
+            if matches!(teacher.link, Link::Down { not_before } if not_before <= now) {
+                teacher.link = Link::Connecting;
+                if let Some(outage) = &mut self.outage {
+                    outage.attempts += 1;
+                }
+                commands.push(Command::Connect { teacher: index });
+            }
+        }
+    }
+
+    /// Sends what may go, the oldest first, each to the teacher that owes the fewest tokens.
+    fn send(&mut self, now: Duration, commands: &mut Vec<Command>) {
+        for (id, place) in (self.first_id..).zip(&mut self.places) {
+            if !matches!(place.state, State::Waiting { not_before } if not_before <= now) {
+                continue;
+            }
+            let ready = self.teachers.iter().enumerate().filter(|(_, teacher)| teacher.has_room());
+            let Some((index, _)) = ready.min_by_key(|(_, teacher)| teacher.owed_tokens) else {
+                break;
+            };
+            place.state = State::Sent { teacher: index };
+            place.attempts = place.attempts.saturating_add(1);
+            self.teachers[index].take(place.tokens, now);
+            commands.push(Command::Send { id, teacher: index });
+        }
+    }
+
+    /// The next time at which something is due by itself.
+    fn next_time(&self, now: Duration) -> Option<Duration> {
+        let limit = self.settings.give_up_after;
+        let outage = self.outage.as_ref().map(|outage| outage.since + limit);
+        let teachers =
+            self.teachers.iter().flat_map(|teacher| teacher.times(self.settings.max_silence));
+        let deadlines = self.places.iter().filter_map(Place::unanswered_since).map(|t| t + limit);
+        let retries = self.places.iter().filter_map(|place| match place.state {
+            // A sequence that waits for a teacher rather than for a time moves with an event.
+            State::Waiting { not_before } if not_before > now => Some(not_before),
+            State::Waiting { .. } | State::Sent { .. } | State::Answered => None,
+        });
+        outage.into_iter().chain(teachers).chain(deadlines).chain(retries).min()
+    }
+
+    fn place(&mut self, id: u64) -> Option<&mut Place> {
+        let index = id.checked_sub(self.first_id)?;
+        self.places.get_mut(usize::try_from(index).ok()?)
+    }
+}
+
+impl Place {
+    fn fail(&mut self, error: String, now: Duration, not_before: Duration) {
+        self.state = State::Waiting { not_before };
+        self.failed_first.get_or_insert(now);
+        self.last_error = error;
+    }
+
+    /// Since when it has been failing, while it has no answer.
+    fn unanswered_since(&self) -> Option<Duration> {
+        self.failed_first.filter(|_| self.state != State::Answered)
+    }
+}
+
+#[cfg(test)]
+#[path = "window_tests.rs"]
+mod tests;

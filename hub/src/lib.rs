@@ -7,6 +7,7 @@
 
 pub mod chat;
 pub mod files;
+
 pub mod settings;
 pub mod source;
 pub mod tokenizer;

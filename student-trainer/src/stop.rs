@@ -1,42 +1,65 @@
 //! A wish to stop: set by a signal, looked at between steps.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
 
 /// Whether the run should end after the step in hand. Clones share the wish.
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<watch::Sender<bool>>);
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+}
 
 impl Stop {
     /// Asks for the end.
     pub fn request(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.send_replace(true);
     }
 
     /// Whether the end was asked for.
     pub fn requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        *self.0.borrow()
     }
 
-    /// Waits for SIGTERM or ctrl-c and asks for the end; a second one ends the process at once,
-    /// since somebody who asks twice does not want to wait for the step.
+    /// Waits until the end is asked for.
+    pub async fn wait(&self) {
+        let mut changes = self.0.subscribe();
+        // The sender lives as long as `self`, so there is no error to see.
+        let _ = changes.wait_for(|stop| *stop).await;
+    }
+
+    /// Turns SIGTERM and ctrl-c into this wish, from a thread of its own. The second one ends the
+    /// process at once, since somebody who asks twice does not want to wait for the step.
     ///
     /// # Errors
-    /// When the system refuses to tell of signals.
-    pub async fn on_signals(self) -> std::io::Result<()> {
+    /// When the system refuses to tell of signals or gives no thread.
+    pub fn on_signals(&self) -> std::io::Result<()> {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        for seen_before in [false, true] {
-            let code = tokio::select! {
-                _ = terminate.recv() => 143,
-                _ = interrupt.recv() => 130,
-            };
-            if seen_before {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (mut terminate, mut interrupt) = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+        };
+        let stop = self.clone();
+        let listen = move || loop {
+            let code = runtime.block_on(async {
+                tokio::select! {
+                    _ = terminate.recv() => 143,
+                    _ = interrupt.recv() => 130,
+                }
+            });
+            if stop.requested() {
+                runtime.shutdown_timeout(Duration::ZERO);
                 std::process::exit(code);
             }
-            self.request();
-        }
+            stop.request();
+        };
+        std::thread::Builder::new().name("signals".to_owned()).spawn(listen)?;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! leaves out what nobody waits for any more, and answers. A batch that fails or panics is tried
 //! again in halves, so that one poisonous sequence fails alone and the server goes on.
 
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,6 +39,16 @@ pub struct Ready {
     pub text: Arc<dyn TextCodec>,
 }
 
+/// A started engine.
+pub struct Started {
+    /// The handle.
+    pub engine: Engine,
+    /// Gets what was loaded, or why not; closed without a value when loading panicked.
+    pub ready: oneshot::Receiver<Result<Ready, LoadError>>,
+    /// Closed when the thread has ended.
+    pub ended: oneshot::Receiver<Infallible>,
+}
+
 /// The handle callers share.
 #[derive(Clone)]
 pub struct Engine {
@@ -64,8 +75,7 @@ struct Work {
 }
 
 impl Engine {
-    /// Starts the thread, which calls `load` first. The receiver gets what was loaded, or why not;
-    /// it is closed without a value when loading panicked.
+    /// Starts the thread, which calls `load` first.
     ///
     /// # Errors
     /// The operating system gave no thread.
@@ -74,13 +84,15 @@ impl Engine {
         bounds: QueueBounds,
         max_batch_tokens: usize,
         metrics: Metrics,
-    ) -> std::io::Result<(Self, oneshot::Receiver<Result<Ready, LoadError>>)> {
+    ) -> std::io::Result<Started> {
         let inner = Mutex::new(Inner { queue: Queue::new(bounds), closed: false });
         let shared = Arc::new(Shared { inner, changed: Condvar::new(), max_batch_tokens, metrics });
         let (loaded, ready) = oneshot::channel();
-        let thread = CloseOnExit(Arc::clone(&shared));
-        std::thread::Builder::new().name("device".into()).spawn(move || run(&thread.0, load, loaded))?;
-        Ok((Self { shared }, ready))
+        let (running, ended) = oneshot::channel();
+        let thread = CloseOnExit(Arc::clone(&shared), running);
+        let body = move || run(&thread.0, load, loaded);
+        std::thread::Builder::new().name("device".into()).spawn(body)?;
+        Ok(Started { engine: Self { shared }, ready, ended })
     }
 
     /// Admits a job.
@@ -159,7 +171,7 @@ impl Shared {
 }
 
 /// Whatever ends the thread, nobody may wait for it in vain.
-struct CloseOnExit(Arc<Shared>);
+struct CloseOnExit(Arc<Shared>, #[expect(dead_code, reason = "its drop tells")] oneshot::Sender<Infallible>);
 
 impl Drop for CloseOnExit {
     fn drop(&mut self) {

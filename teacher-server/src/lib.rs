@@ -1,1 +1,35 @@
-//! teacher-server
+//! The teacher: a gRPC service that scores token sequences for a student to learn from.
+//!
+//! The way of a request, one room after another: [`service`] reads and checks it, [`queue`] admits
+//! it, [`engine`] packs it with others on the thread that owns the device, [`scorer`] is the model
+//! ([`qwen3_scorer`]) behind a trait, and the service sends the answer in chunks. Around it:
+//! [`config`] and [`settings`] (what was asked of the server), [`connection`] and [`shutdown`]
+//! (how it ends), [`metrics`] and [`http`] (what it shows), [`error`] (what it refuses).
+
+pub mod config;
+pub mod settings;
+
+pub mod scorer;
+pub mod qwen3_scorer;
+
+pub mod engine;
+pub mod queue;
+
+pub mod score_stream;
+pub mod service;
+pub mod text;
+
+pub mod connection;
+pub mod http;
+pub mod metrics;
+pub mod shutdown;
+pub mod state;
+
+pub mod error;
+pub mod health;
+pub mod output;
+pub mod testing;
+
+mod serve;
+
+pub use serve::{Listeners, ServeError, serve};

@@ -27,6 +27,11 @@ pub fn python(modules: &[&str], test: &str) -> Option<Python> {
 }
 
 impl Python {
+    /// The interpreter itself.
+    pub fn program(&self) -> &std::path::Path {
+        &self.program
+    }
+
     /// A command that runs a script of `tests/python`.
     pub fn script(&self, name: &str) -> Command {
         let mut command = Command::new(&self.program);

@@ -75,7 +75,17 @@ fn three_steps_of_torch() {
 }
 
 /// Parameters, first and second moments after the three steps.
-const TORCH: [f32; 9] = [0.0; 9];
+const TORCH: [f32; 9] = [
+    0.899_452_57,
+    -1.855_465,
+    0.434_620_2,
+    0.020_100_001,
+    0.257_089_97,
+    0.1,
+    0.000_139_940_02,
+    0.033_982_012,
+    0.001,
+];
 
 #[test]
 fn the_norm_is_that_of_all_gradients_whatever_their_size() {

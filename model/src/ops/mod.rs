@@ -24,8 +24,7 @@ pub mod swiglu;
 pub mod topk;
 
 use std::cell::Cell;
-use std::ops::Range;
-use std::sync::RwLockReadGuard;
+use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
@@ -94,18 +93,18 @@ impl Floats<'_> {
 }
 
 /// A tensor's storage, locked for reading.
-pub(crate) struct Reading<'a> {
-    storage: RwLockReadGuard<'a, Storage>,
+pub(crate) struct Reading<'a, Guard> {
+    storage: Guard,
     layout: &'a Layout,
 }
 
 /// Locks a tensor for reading; the slices are borrowed from the result.
-pub(crate) fn read(tensor: &Tensor) -> Reading<'_> {
+pub(crate) fn read(tensor: &Tensor) -> Reading<'_, impl Deref<Target = Storage>> {
     let (storage, layout) = tensor.storage_and_layout();
     Reading { storage, layout }
 }
 
-impl Reading<'_> {
+impl<Guard: Deref<Target = Storage>> Reading<'_, Guard> {
     /// The values of an `f32` tensor.
     pub(crate) fn f32(&self) -> Result<&[f32]> {
         match self.floats()? {

@@ -1,0 +1,232 @@
+//! Exponentials of a row of logits at two temperatures in one pass, and what is made of them.
+//!
+//! The logits that belong to a top-k signal are set to -inf beforehand, so that these are sums
+//! over all *other* classes with a scale of their own; the few left out are added in `f64`.
+
+use multiversion::multiversion;
+
+use crate::ops::math::{self, exp_f32};
+
+/// Partial sums side by side: two registers of AVX-512.
+const LANES: usize = 32;
+/// Elements summed in `f32` before the sum goes on in `f64`.
+const BLOCK: usize = 1024;
+
+/// Sums over one row z, relative to `max`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RestSums {
+    /// The largest logit of the row, 0 where all are -inf.
+    pub(crate) max: f64,
+    /// `Σ exp(z_j - max)`; at least 1 unless all are -inf, NaN when a logit is NaN or +inf.
+    pub(crate) at_one: f64,
+    /// `Σ exp((z_j - max) / T)`.
+    pub(crate) at_t: f64,
+}
+
+impl RestSums {
+    /// The two sums of a row. At T = 1 they are one.
+    pub(crate) fn of(row: &[f32], temperature: f64) -> Self {
+        let max = reference_point(row);
+        let (at_one, at_t) = if temperature == 1.0 {
+            let sum = sum_one(row, max);
+            (sum, sum)
+        } else {
+            sum_both(row, max, (1.0 / temperature) as f32)
+        };
+        Self { max: f64::from(max), at_one, at_t }
+    }
+
+    /// The same, leaving `exp(z_j - max)` in `row` and `exp((z_j - max) / T)` in `tempered`,
+    /// which has the same length; at T = 1 `tempered` is not touched.
+    pub(crate) fn keeping(row: &mut [f32], tempered: &mut [f32], temperature: f64) -> Self {
+        let max = reference_point(row);
+        let (at_one, at_t) = if temperature == 1.0 {
+            let sum = store_one(row, max);
+            (sum, sum)
+        } else {
+            store_both(row, tempered, max, (1.0 / temperature) as f32)
+        };
+        Self { max: f64::from(max), at_one, at_t }
+    }
+
+    /// `log Σ exp(z_j)`.
+    pub(crate) fn log_at_one(&self) -> f64 {
+        self.max + self.at_one.ln()
+    }
+
+    /// `log Σ exp(z_j / T)`.
+    pub(crate) fn log_at_t(&self, temperature: f64) -> f64 {
+        self.max / temperature + self.at_t.ln()
+    }
+}
+
+/// `log(exp(first) + Σ exp(others))`; NaN when any of them is NaN or +inf.
+pub(crate) fn log_sum(first: f64, others: impl Iterator<Item = f64> + Clone) -> f64 {
+    let largest = others.clone().fold(first, f64::max);
+    if largest == f64::NEG_INFINITY || first.is_nan() {
+        // All -inf, or NaN among them: the plain sum says which.
+        return first + others.sum::<f64>();
+    }
+    let sum = (first - largest).exp() + others.map(|x| (x - largest).exp()).sum::<f64>();
+    largest + sum.ln()
+}
+
+/// The largest logit, or 0 for a row of nothing but -inf, which must not be subtracted.
+fn reference_point(row: &[f32]) -> f32 {
+    let max = math::max(row);
+    if max == f32::NEG_INFINITY { 0.0 } else { max }
+}
+
+/// The first index that holds `value`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+pub(crate) fn position_of(row: &[f32], value: f32) -> Option<usize> {
+    for (number, chunk) in row.chunks(256).enumerate() {
+        // Without an early exit inside the chunk this is vector code.
+        if chunk.iter().fold(false, |found, &x| found | (x == value)) {
+            let inside = chunk.iter().position(|&x| x == value)?;
+            return Some(number * 256 + inside);
+        }
+    }
+    None
+}
+
+/// `row = a·row + b·tempered`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+pub(crate) fn blend(row: &mut [f32], tempered: &[f32], a: f32, b: f32) {
+    for (x, t) in row.iter_mut().zip(tempered) {
+        *x = a * *x + b * t;
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn sum_one(row: &[f32], max: f32) -> f64 {
+    row.chunks(BLOCK).map(|block| sum_block(block.len(), |i| [exp_f32(block[i] - max)])[0]).sum()
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn sum_both(row: &[f32], max: f32, inverse_t: f32) -> (f64, f64) {
+    let (mut at_one, mut at_t) = (0.0, 0.0);
+    for block in row.chunks(BLOCK) {
+        let sums = sum_block(block.len(), |i| {
+            let x = block[i] - max;
+            [exp_f32(x), exp_f32(x * inverse_t)]
+        });
+        at_one += sums[0];
+        at_t += sums[1];
+    }
+    (at_one, at_t)
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn store_one(row: &mut [f32], max: f32) -> f64 {
+    let mut sum = 0.0;
+    for block in row.chunks_mut(BLOCK) {
+        block.iter_mut().for_each(|x| *x = exp_f32(*x - max));
+        sum += sum_block(block.len(), |i| [block[i]])[0];
+    }
+    sum
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn store_both(row: &mut [f32], tempered: &mut [f32], max: f32, inverse_t: f32) -> (f64, f64) {
+    let (mut at_one, mut at_t) = (0.0, 0.0);
+    for (row, tempered) in row.chunks_mut(BLOCK).zip(tempered.chunks_mut(BLOCK)) {
+        for (x, t) in row.iter_mut().zip(tempered.iter_mut()) {
+            let below = *x - max;
+            *x = exp_f32(below);
+            *t = exp_f32(below * inverse_t);
+        }
+        let sums = sum_block(row.len(), |i| [row[i], tempered[i]]);
+        at_one += sums[0];
+        at_t += sums[1];
+    }
+    (at_one, at_t)
+}
+
+/// `Σ term(i)` for `i < len`, in [`LANES`] interleaved sums folded in halves: a fixed order.
+#[inline(always)]
+fn sum_block<const N: usize>(len: usize, term: impl Fn(usize) -> [f32; N]) -> [f64; N] {
+    let mut lanes = [[0.0_f32; LANES]; N];
+    let whole = len / LANES * LANES;
+    let mut at = 0;
+    while at < whole {
+        for i in 0..LANES {
+            let terms = term(at + i);
+            for n in 0..N {
+                lanes[n][i] += terms[n];
+            }
+        }
+        at += LANES;
+    }
+    for i in whole..len {
+        let terms = term(i);
+        for n in 0..N {
+            lanes[n][i - whole] += terms[n];
+        }
+    }
+    lanes.map(|mut lanes| {
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        f64::from(lanes[0])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 1 for logits of -inf would be a class that is not there; NaN must never be lost.
+    #[test]
+    fn sums_meet_float64_and_keep_what_is_not_finite() {
+        let row: Vec<f32> = (0..2500).map(|i| ((i * 37) % 101) as f32 * 0.37 - 9.0).collect();
+        let max = row.iter().copied().fold(f32::MIN, f32::max);
+        for t in [1.0, 0.5, 5.0] {
+            let wanted: f64 =
+                row.iter().map(|&z| ((f64::from(z) - f64::from(max)) / t).exp()).sum();
+            let sums = RestSums::of(&row, t);
+            assert!((sums.at_t / wanted - 1.0).abs() < 3e-7, "{t}");
+            let (mut kept, mut tempered) = (row.clone(), vec![0.0; row.len()]);
+            let again = RestSums::keeping(&mut kept, &mut tempered, t);
+            assert_eq!((again.at_one, again.at_t), (sums.at_one, sums.at_t));
+            assert!((f64::from(kept[7]) - f64::from(row[7] - max).exp()).abs() < 1e-9);
+            let wanted = (f64::from(row[7] - max) / t).exp();
+            assert!(t == 1.0 || (f64::from(tempered[7]) - wanted).abs() < 1e-7);
+        }
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut spoilt = row.clone();
+            spoilt[1234] = bad;
+            assert!(RestSums::of(&spoilt, 5.0).log_at_one().is_nan());
+            assert!(RestSums::of(&spoilt, 5.0).log_at_t(5.0).is_nan());
+        }
+        let nothing = RestSums::of(&[f32::NEG_INFINITY; 3], 2.0);
+        assert_eq!((nothing.at_one, nothing.at_t), (0.0, 0.0));
+        assert_eq!(nothing.log_at_t(2.0), f64::NEG_INFINITY);
+    }
+
+    #[test]
+    fn a_sum_of_logs_keeps_nan_and_survives_nothing_at_all() {
+        let none = f64::NEG_INFINITY;
+        assert_eq!(log_sum(none, [none, none].into_iter()), none);
+        assert!((log_sum(none, [1e4, 1e4].into_iter()) - 1e4 - 2f64.ln()).abs() < 1e-11);
+        assert!((log_sum(-1e4, [-1e4].into_iter()) + 1e4 - 2f64.ln()).abs() < 1e-11);
+        for [first, other] in [[f64::NAN, 1.0], [1.0, f64::NAN], [none, f64::NAN], [1.0, f64::INFINITY]]
+        {
+            assert!(log_sum(first, [other].into_iter()).is_nan(), "{first} {other}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_equal_values_is_found() {
+        let mut row = vec![0.0f32; 1000];
+        assert_eq!(position_of(&row, 2.0), None);
+        row[999] = 2.0;
+        assert_eq!(position_of(&row, 2.0), Some(999));
+        row[300] = 2.0;
+        assert_eq!(position_of(&row, 2.0), Some(300));
+    }
+}

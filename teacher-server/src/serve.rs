@@ -1,0 +1,299 @@
+//! Puts the parts together and runs them from the first connection to the last.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use distill::handshake::TeacherFacts;
+use proto::v1::teacher_server::TeacherServer;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tonic::server::NamedService;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::connection::{Acceptor, Cut, CutSignal};
+use crate::engine::{Engine, Ready, Started};
+use crate::metrics::Metrics;
+use crate::queue::QueueBounds;
+use crate::scorer::{LoadError, Loaded};
+use crate::service::TeacherService;
+use crate::settings::{Settings, SettingsError};
+use crate::shutdown::Calls;
+use crate::state::{Serving, State};
+
+/// HTTP/2 flow-control windows: what a client may have in flight to us, and so what its slow
+/// handling can make us hold.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Large frames double the throughput of megabyte messages.
+const FRAME_BYTES: u32 = (1 << 20) - 1;
+const STREAMS_PER_CONNECTION: u32 = 128;
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(10);
+/// What a connection without work gets between the end of the work and the cut, to take leave.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
+
+/// The two sockets, bound by the caller, who therefore knows their ports.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For gRPC.
+    pub grpc: TcpListener,
+    /// For `/metrics` and `/health`.
+    pub http: TcpListener,
+}
+
+/// Why the server ended without being told to, or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {address} ({flag}): {source}")]
+    Bind {
+        /// The flag it came from.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The thread for the device was refused.
+    #[error("the system gave no thread for the device: {0}")]
+    Thread(#[source] io::Error),
+    /// The model could not be loaded.
+    #[error("the model could not be loaded")]
+    Load(#[source] LoadError),
+    /// Loading panicked.
+    #[error("loading the model met a bug (the panic is in the log)")]
+    LoadPanicked,
+    /// Bounds that do not suit the model.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The descriptors for reflection are broken.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The thread that owns the device ended.
+    #[error("the thread that owns the device ended unexpectedly")]
+    DeviceLost,
+    /// A listener failed.
+    #[error("serving {what} ended: {reason}")]
+    Listener {
+        /// gRPC or HTTP.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Listeners {
+    /// Binds both addresses.
+    ///
+    /// # Errors
+    /// [`ServeError::Bind`] naming the flag.
+    pub async fn bind(grpc: SocketAddr, http: SocketAddr) -> Result<Self, ServeError> {
+        let bind = async |flag, address| {
+            let failed = |source| ServeError::Bind { flag, address, source };
+            TcpListener::bind(address).await.map_err(failed)
+        };
+        Ok(Self { grpc: bind("--listen", grpc).await?, http: bind("--http-listen", http).await? })
+    }
+}
+
+/// Serves until `shutdown` completes, then drains: within `settings.drain_timeout` it returns
+/// whatever the clients do.
+///
+/// `load` runs on the thread that will own the device; health is NOT_SERVING until it is done.
+/// `ready` is called once, when work is accepted.
+///
+/// # Errors
+/// [`ServeError`]: the model could not be loaded or its thread was lost.
+pub async fn serve(
+    listeners: Listeners,
+    load: impl FnOnce() -> Result<Loaded, LoadError> + Send + 'static,
+    settings: Settings,
+    ready: impl FnOnce(&TeacherFacts),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let metrics = Metrics::default();
+    let bounds = QueueBounds {
+        sequences: settings.max_queued_sequences as usize,
+        tokens: settings.max_queued_tokens as usize,
+    };
+    let batch = settings.max_batch_tokens as usize;
+    let started = Engine::start(load, bounds, batch, metrics.clone());
+    let Started { engine, ready: loaded, mut ended } = started.map_err(ServeError::Thread)?;
+    // However this function ends, the thread must not go on for nobody.
+    let _abort = AbortOnDrop(engine.clone());
+    let mut house = House::open(listeners, engine, settings, metrics).await?;
+
+    tokio::pin!(shutdown);
+    tokio::select! {
+        facts = house.begin(loaded) => ready(&facts?),
+        ended = house.servers.join_next() => return Err(listener_ended(ended)),
+        () = &mut shutdown => return house.drain().await,
+    }
+    tokio::select! {
+        () = &mut shutdown => house.drain().await,
+        ended = house.servers.join_next() => Err(listener_ended(ended)),
+        _ = &mut ended => Err(ServeError::DeviceLost),
+    }
+}
+
+/// The running parts.
+struct House {
+    state: watch::Sender<State>,
+    health: HealthReporter,
+    calls: Calls,
+    settings: Settings,
+    metrics: Metrics,
+    servers: JoinSet<Result<(), ServeError>>,
+    leave: Option<oneshot::Sender<()>>,
+    cut: Cut,
+    cut_signal: CutSignal,
+}
+
+impl House {
+    /// Starts both servers; nothing is accepted yet.
+    async fn open(
+        listeners: Listeners,
+        engine: Engine,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> Result<Self, ServeError> {
+        let (cut, cut_signal) = Cut::new();
+        let (leave, left) = oneshot::channel();
+        let mut house = Self {
+            state: watch::Sender::new(State::Loading),
+            health: HealthReporter::new(),
+            calls: Calls::default(),
+            settings,
+            metrics,
+            servers: JoinSet::new(),
+            leave: Some(leave),
+            cut,
+            cut_signal,
+        };
+        house.report(ServingStatus::NotServing).await;
+        house.spawn_grpc(listeners.grpc, engine, left)?;
+        house.spawn_http(listeners.http);
+        Ok(house)
+    }
+
+    fn acceptor(&self, listener: TcpListener) -> Acceptor {
+        let limit = self.settings.max_connections as usize;
+        Acceptor::new(listener, limit, self.cut_signal.clone(), self.metrics.clone())
+    }
+
+    fn spawn_grpc(
+        &mut self,
+        listener: TcpListener,
+        engine: Engine,
+        left: oneshot::Receiver<()>,
+    ) -> Result<(), ServeError> {
+        let state = self.state.subscribe();
+        let calls = self.calls.clone();
+        let service = TeacherService::new(engine, state, calls, self.metrics.clone());
+        let teacher = TeacherServer::new(service)
+            .max_decoding_message_size(self.settings.max_request_bytes as usize);
+        let health = tonic_health::pb::health_server::HealthServer::new(
+            tonic_health::server::HealthService::from_health_reporter(self.health.clone()),
+        );
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let server = Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_BYTES)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+            .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
+            .add_service(teacher)
+            .add_service(health)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        let incoming = self.acceptor(listener).into_stream();
+        self.servers.spawn(async move {
+            // An error means the sender was dropped, which asks for the same.
+            let left = async { drop(left.await) };
+            let served = server.serve_with_incoming_shutdown(incoming, left).await;
+            served.map_err(|error| {
+                ServeError::Listener { what: "gRPC", reason: error.to_string() }
+            })
+        });
+        Ok(())
+    }
+
+    fn spawn_http(&mut self, listener: TcpListener) {
+        let routes = crate::http::routes(self.metrics.registry(), self.state.subscribe());
+        let acceptor = self.acceptor(listener);
+        self.servers.spawn(async move {
+            let served = axum::serve(acceptor, routes).await;
+            served.map_err(|error| {
+                ServeError::Listener { what: "HTTP", reason: error.to_string() }
+            })
+        });
+    }
+
+    /// Waits for the model and opens for work.
+    async fn begin(
+        &self,
+        loaded: oneshot::Receiver<Result<Ready, LoadError>>,
+    ) -> Result<TeacherFacts, ServeError> {
+        let loaded = loaded.await.map_err(|_| ServeError::LoadPanicked)?;
+        let Ready { facts, text } = loaded.map_err(ServeError::Load)?;
+        let facts = self.settings.resolve(&facts)?;
+        let serving = Serving { facts: facts.clone(), text };
+        self.state.send_replace(State::Serving(Arc::new(serving)));
+        self.metrics.serving.set(1);
+        self.report(ServingStatus::Serving).await;
+        Ok(facts)
+    }
+
+    /// Finishes what was admitted and closes everything, within the drain timeout.
+    async fn drain(mut self) -> Result<(), ServeError> {
+        let deadline = tokio::time::Instant::now() + self.settings.drain_timeout;
+        self.state.send_replace(State::Draining);
+        self.metrics.serving.set(0);
+        self.report(ServingStatus::NotServing).await;
+        drop(self.leave.take());
+        if !self.calls.all_done(self.settings.drain_timeout).await {
+            tracing::warn!("work is left at the end of the drain timeout; cutting it off");
+        }
+        // The HTTP server never ends by itself; the gRPC server does once its clients have left.
+        let leave = deadline.min(tokio::time::Instant::now() + LEAVE_TIME);
+        let _ = tokio::time::timeout_at(leave, self.servers.join_next()).await;
+        self.cut.draw();
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    async fn report(&self, status: ServingStatus) {
+        self.health.set_service_status("", status).await;
+        self.health.set_service_status(TeacherServer::<TeacherService>::NAME, status).await;
+    }
+}
+
+struct AbortOnDrop(Engine);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn listener_ended(
+    ended: Option<Result<Result<(), ServeError>, tokio::task::JoinError>>,
+) -> ServeError {
+    let reason = match ended {
+        Some(Ok(Err(error))) => return error,
+        Some(Ok(Ok(()))) | None => "its listener closed".to_owned(),
+        Some(Err(error)) => error.to_string(),
+    };
+    ServeError::Listener { what: "a port", reason }
+}

@@ -1,0 +1,230 @@
+//! The server's bounds, as set and as they come out for a particular model.
+
+use std::time::Duration;
+
+use distill::codec::{Codec, row_bytes};
+use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, TeacherFacts};
+
+use crate::scorer::Facts;
+
+/// Room in a message beside its arrays: field tags, lengths, checksums, fingerprint, timings.
+pub const MESSAGE_OVERHEAD: u32 = 512;
+
+/// The bounds a person sets. `GetInfo` tells them; docs/wire.md describes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Longest sequence, in tokens; none means what the model's positions allow.
+    pub max_sequence_tokens: Option<u32>,
+    /// Tokens computed at once; a longer sequence is computed alone.
+    pub max_batch_tokens: u32,
+    /// Largest k.
+    pub max_top_k: u32,
+    /// Sequences that may wait, over all clients.
+    pub max_queued_sequences: u32,
+    /// Tokens that may wait, over all clients.
+    pub max_queued_tokens: u32,
+    /// Unanswered requests of one stream before the server stops reading it.
+    pub max_in_flight_per_stream: u32,
+    /// Largest reply message, in bytes.
+    pub max_reply_bytes: u32,
+    /// Largest request message, in bytes.
+    pub max_request_bytes: u32,
+    /// Connections open at a time.
+    pub max_connections: u32,
+    /// How long admitted work may take after the server was told to stop.
+    pub drain_timeout: Duration,
+}
+
+/// Bounds that cannot hold together for this model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// Longer sequences than the model has positions for.
+    #[error(
+        "--max-sequence-tokens {wanted} is more than the {positions} positions of {model}; lower it"
+    )]
+    Positions {
+        /// What was set.
+        wanted: u32,
+        /// What the model has.
+        positions: u32,
+        /// The model.
+        model: String,
+    },
+    /// The longest sequence does not fit into the largest request.
+    #[error(
+        "a sequence of {tokens} tokens does not fit into --max-request-bytes {bytes}; raise it to \
+         {needed} or set --max-sequence-tokens lower"
+    )]
+    RequestBytes {
+        /// Longest sequence.
+        tokens: u32,
+        /// Largest request.
+        bytes: u32,
+        /// What the sequence needs.
+        needed: u64,
+    },
+    /// One position with the largest k does not fit into a reply.
+    #[error(
+        "a position with k = {k} takes up to {needed} bytes and --max-reply-bytes is {bytes}; \
+         raise it or lower --max-top-k"
+    )]
+    ReplyBytes {
+        /// Largest k this model can be asked for.
+        k: u32,
+        /// Largest reply.
+        bytes: u32,
+        /// What the position needs.
+        needed: u64,
+    },
+    /// A tokenizer with ids the model has no row for.
+    #[error(
+        "the tokenizer of {model} has ids up to {largest_id}, its output matrix {vocab_size} rows; \
+         tokenizer and weights are of different models"
+    )]
+    Tokenizer {
+        /// The model.
+        model: String,
+        /// Largest id.
+        largest_id: u32,
+        /// Rows.
+        vocab_size: u32,
+    },
+}
+
+impl Settings {
+    /// What the flags default to.
+    pub const DEFAULT: Self = Self {
+        max_sequence_tokens: None,
+        max_batch_tokens: 16_384,
+        max_top_k: 1024,
+        max_queued_sequences: 512,
+        max_queued_tokens: 65_536,
+        max_in_flight_per_stream: 64,
+        max_reply_bytes: 1 << 20,
+        max_request_bytes: 4 << 20,
+        max_connections: 256,
+        drain_timeout: Duration::from_secs(45),
+    };
+
+    /// Everything the server states of itself once this model is loaded.
+    ///
+    /// # Errors
+    /// Bounds that cannot hold together.
+    pub fn resolve(&self, facts: &Facts) -> Result<TeacherFacts, SettingsError> {
+        if facts.tokenizer_size > facts.vocab_size {
+            return Err(SettingsError::Tokenizer {
+                model: facts.model.clone(),
+                largest_id: facts.tokenizer_size - 1,
+                vocab_size: facts.vocab_size,
+            });
+        }
+        let max_sequence_tokens = self.longest_sequence(facts)?;
+        self.check_reply(facts)?;
+        Ok(TeacherFacts {
+            model: facts.model.clone(),
+            revision: facts.revision.clone(),
+            model_fingerprint: facts.model_fingerprint,
+            tokenizer_fingerprint: facts.tokenizer_fingerprint,
+            vocab_size: facts.vocab_size as usize,
+            tokenizer_size: facts.tokenizer_size as usize,
+            limits: Limits {
+                max_sequence_tokens: max_sequence_tokens as usize,
+                max_top_k: self.max_top_k as usize,
+                max_reply_bytes: self.max_reply_bytes as usize,
+                max_request_bytes: self.max_request_bytes as usize,
+                max_in_flight_per_stream: self.max_in_flight_per_stream as usize,
+                max_batch_tokens: self.max_batch_tokens as usize,
+                max_queued_sequences: self.max_queued_sequences as usize,
+                max_queued_tokens: self.max_queued_tokens as usize,
+            },
+            signals: vec![SignalKind::TopK],
+            codecs: vec![Codec::Packed, Codec::Raw],
+            protocol_version: PROTOCOL_VERSION,
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            dtype: facts.dtype.clone(),
+            device: facts.device.clone(),
+            parameters: facts.parameters,
+        })
+    }
+
+    fn longest_sequence(&self, facts: &Facts) -> Result<u32, SettingsError> {
+        let positions = facts.max_positions;
+        let fits = self.max_request_bytes.saturating_sub(MESSAGE_OVERHEAD) / 4;
+        match self.max_sequence_tokens {
+            // Nobody asked for the very longest, so the request's bound decides.
+            None if fits > 0 => Ok(positions.min(fits)),
+            None => Err(self.request_too_small(positions)),
+            Some(wanted) if wanted > positions => {
+                let model = facts.model.clone();
+                Err(SettingsError::Positions { wanted, positions, model })
+            }
+            Some(wanted) if wanted > fits => Err(self.request_too_small(wanted)),
+            Some(wanted) => Ok(wanted),
+        }
+    }
+
+    fn request_too_small(&self, tokens: u32) -> SettingsError {
+        let needed = u64::from(tokens) * 4 + u64::from(MESSAGE_OVERHEAD);
+        SettingsError::RequestBytes { tokens, bytes: self.max_request_bytes, needed }
+    }
+
+    fn check_reply(&self, facts: &Facts) -> Result<(), SettingsError> {
+        let k = self.max_top_k.min(facts.vocab_size);
+        let row = [Codec::Packed, Codec::Raw].map(|codec| row_bytes(k as usize, codec));
+        let needed = row[0].max(row[1]) as u64 + 4 + u64::from(MESSAGE_OVERHEAD);
+        if needed > u64::from(self.max_reply_bytes) {
+            return Err(SettingsError::ReplyBytes { k, bytes: self.max_reply_bytes, needed });
+        }
+        Ok(())
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::facts;
+
+    #[test]
+    fn the_models_positions_bound_the_sequence_unless_a_flag_or_the_request_does() {
+        let longest = |settings: Settings| {
+            settings.resolve(&facts(32)).map(|facts| facts.limits.max_sequence_tokens)
+        };
+        let with = |max_sequence_tokens, max_request_bytes| Settings {
+            max_sequence_tokens,
+            max_request_bytes,
+            ..Settings::DEFAULT
+        };
+        let positions = facts(32).max_positions;
+        assert_eq!(longest(Settings::DEFAULT), Ok(positions as usize));
+        assert_eq!(longest(with(Some(7), 4096)), Ok(7));
+        assert_eq!(longest(with(None, 512 + 4 * 9 + 3)), Ok(9));
+        let refused = longest(with(Some(positions + 1), 1 << 20)).unwrap_err().to_string();
+        assert!(refused.contains("--max-sequence-tokens"), "{refused}");
+        assert!(refused.contains(&format!("{} positions", positions)), "{refused}");
+        let refused = longest(with(Some(10), 512 + 39)).unwrap_err().to_string();
+        assert!(refused.contains("--max-request-bytes 551; raise it to 552"), "{refused}");
+    }
+
+    #[test]
+    fn one_position_of_the_largest_k_fits_into_a_reply() {
+        // Raw, k = 32: 8 bytes an entry, 8 a position, 4 for the next token, and the overhead.
+        let needed = 32 * 8 + 8 + 4 + MESSAGE_OVERHEAD;
+        let with = |max_reply_bytes| Settings { max_reply_bytes, ..Settings::DEFAULT };
+        assert!(with(needed).resolve(&facts(32)).is_ok());
+        let refused = with(needed - 1).resolve(&facts(32)).unwrap_err().to_string();
+        assert!(refused.contains("k = 32") && refused.contains("--max-top-k"), "{refused}");
+    }
+
+    #[test]
+    fn a_tokenizer_larger_than_the_output_is_refused() {
+        let facts = Facts { tokenizer_size: 33, ..facts(32) };
+        let refused = Settings::DEFAULT.resolve(&facts).unwrap_err().to_string();
+        assert!(refused.contains("up to 32") && refused.contains("32 rows"), "{refused}");
+    }
+}

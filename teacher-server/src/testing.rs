@@ -1,0 +1,118 @@
+//! A teacher without a model, for tests of everything around the model.
+//!
+//! Its logits are a fixed function of the tokens up to a position, computed in float64, so that a
+//! test can say what the right reply is; and it can be told to fail in each way a device can.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use distill::fingerprint::Fingerprint;
+use distill::signal::{TopK, log_sum_exp};
+
+use crate::scorer::{Facts, Job, Loaded, Scorer, ScorerError, Scores, TextCodec};
+
+/// What a fake teacher says of itself.
+pub fn facts(vocab_size: u32) -> Facts {
+    Facts {
+        model: "fake".into(),
+        revision: String::new(),
+        model_fingerprint: Fingerprint([0xA5; 32]),
+        tokenizer_fingerprint: Fingerprint([0x5A; 32]),
+        vocab_size,
+        tokenizer_size: vocab_size,
+        max_positions: 4096,
+        dtype: "f32".into(),
+        device: "cpu".into(),
+        parameters: 0,
+    }
+}
+
+/// A scorer without a model.
+#[derive(Debug, Default)]
+pub struct FakeScorer {
+    /// Number of classes.
+    pub vocab_size: usize,
+    /// A sequence with this token panics.
+    pub panic_at: Option<u32>,
+    /// A batch with this token in it fails.
+    pub fail_at: Option<u32>,
+    /// A sequence with this token is answered with NaN.
+    pub nan_at: Option<u32>,
+    /// Before each batch something is taken from here; the batch waits for it.
+    pub gate: Option<Receiver<()>>,
+}
+
+impl FakeScorer {
+    /// A fake over this many classes that never fails.
+    pub fn new(vocab_size: usize) -> Self {
+        Self { vocab_size, ..Self::default() }
+    }
+
+    /// Ready to be served: with [`facts`] and a [`FakeText`].
+    pub fn loaded(self) -> Loaded {
+        let vocab_size = self.vocab_size as u32;
+        let facts = facts(vocab_size);
+        Loaded { scorer: Box::new(self), text: Arc::new(FakeText { vocab_size }), facts }
+    }
+
+    /// The logits after these tokens, `[classes]`: between -8 and 8, all different in practice.
+    pub fn logits(prefix: &[u32], classes: usize) -> Vec<f64> {
+        let bytes: Vec<u8> = prefix.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let seed = distill::fingerprint::payload_checksum(&[&bytes]);
+        let hash = |j: usize| (seed ^ j as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        (0..classes).map(|j| hash(j) as f64 / f64::from(u32::MAX) * 16.0 - 8.0).collect()
+    }
+
+    /// What a job is answered, straight from the definition.
+    pub fn scores(job: &Job) -> Scores {
+        let mut signal = TopK::new(job.k);
+        let mut next_logprob = Vec::new();
+        for (t, next) in job.wanted() {
+            let logits = Self::logits(&job.tokens[..=t as usize], job.classes);
+            signal.push_exact(&logits, f64::from(job.temperature));
+            let log_z = log_sum_exp(logits.iter().copied());
+            let logprob = next.map_or(f64::NAN, |id| logits[id as usize] - log_z);
+            next_logprob.push(logprob as f32);
+        }
+        Scores { signal, next_logprob }
+    }
+}
+
+impl Scorer for FakeScorer {
+    fn score(&mut self, jobs: &[&Job]) -> Result<Vec<Scores>, ScorerError> {
+        if let Some(gate) = &self.gate {
+            // A test that dropped its end wants no more waiting.
+            let _ = gate.recv();
+        }
+        let holds = |job: &Job, id: Option<u32>| id.is_some_and(|id| job.tokens.contains(&id));
+        assert!(!jobs.iter().any(|job| holds(job, self.panic_at)), "the fake scorer was told to");
+        if jobs.iter().any(|job| holds(job, self.fail_at)) {
+            return Err(ScorerError("the fake device was told to fail".into()));
+        }
+        let answer = |job: &&Job| {
+            let mut scores = Self::scores(job);
+            if holds(job, self.nan_at) {
+                scores.signal.scaled[0] = f32::NAN;
+            }
+            scores
+        };
+        Ok(jobs.iter().map(answer).collect())
+    }
+}
+
+/// A tokenizer of bytes.
+#[derive(Debug)]
+pub struct FakeText {
+    /// Ids are bytes modulo this.
+    pub vocab_size: u32,
+}
+
+impl TextCodec for FakeText {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, ScorerError> {
+        Ok(text.bytes().map(|byte| u32::from(byte) % self.vocab_size).collect())
+    }
+
+    fn text_of(&self, id: u32) -> String {
+        char::from_u32(id).unwrap_or(char::REPLACEMENT_CHARACTER).to_string()
+    }
+}

@@ -1,0 +1,6 @@
+//! The whole house at once: the real programs, over loopback, and the Python peers.
+
+mod bad_input;
+mod containers;
+mod job;
+mod peers;

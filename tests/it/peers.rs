@@ -1,0 +1,183 @@
+//! What other people's programs make of ours: Python's gRPC, TensorBoard, transformers, and the
+//! notebook's own loop.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use tests::{Teacher, python, root, run, shared, trainer};
+
+/// Runs a command that prints one JSON line last.
+fn json(command: &mut Command) -> Value {
+    let output = run(command);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed:\n{said}{complaint}");
+    let last = said.lines().last().unwrap_or_else(|| panic!("{command:?} printed nothing"));
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("{last}: {error}"))
+}
+
+#[test]
+fn stock_python_clients_read_the_teacher() {
+    let test = "stock_python_clients_read_the_teacher";
+    let modules = ["grpc", "grpc_tools", "grpc_reflection", "numpy"];
+    let Some(python) = python(&modules, test) else { return };
+    let model = root().join("student-trainer/demo/teacher");
+    let teacher = Teacher::start(&model, &[]);
+    let compared = json(
+        python
+            .script("grpc_client.py")
+            .args([&teacher.grpc, "--proto"])
+            .arg(root().join("proto"))
+            .arg("--expected")
+            .arg(root().join("tests/golden/demo_teacher_logits.json"))
+            .arg("--model")
+            .arg(&model),
+    );
+    assert!(compared["positions"].as_u64() > Some(20), "{compared}");
+}
+
+#[test]
+fn transformers_loads_what_we_save_and_computes_the_same_logits() {
+    let test = "transformers_loads_what_we_save_and_computes_the_same_logits";
+    let modules = ["grpc", "grpc_tools", "grpc_reflection", "numpy", "torch", "transformers"];
+    let Some(python) = python(&modules, test) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let saved = folder.path().join("saved");
+    let demo = |name: &str| root().join("student-trainer/demo").join(name).display().to_string();
+    let rows = folder.path().join("rows.jsonl");
+    std::fs::write(&rows, "{\"text\": \"Two and two are four.\"}\n".repeat(8)).expect("rows");
+    let output = run(&mut trainer(&[
+        "train",
+        "--alpha",
+        "0",
+        "--student",
+        &demo("student"),
+        "--learning-rate",
+        "1e-3",
+        "--train-file",
+        &rows.display().to_string(),
+        "--output-dir",
+        &saved.display().to_string(),
+    ]));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let server = Teacher::start(&saved, &["--dtype", "f32"]);
+    let compared = json(
+        python
+            .script("grpc_client.py")
+            .args([&server.grpc, "--proto"])
+            .arg(root().join("proto"))
+            .arg("--model")
+            .arg(&saved),
+    );
+    assert_eq!(compared["compared_with"], "transformers", "{compared}");
+}
+
+#[test]
+fn tensorboard_reads_our_event_files() {
+    let test = "tensorboard_reads_our_event_files";
+    let Some(python) = python(&["tensorboard"], test) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows = folder.path().join("rows.jsonl");
+    std::fs::write(&rows, "{\"text\": \"Two and two are four.\"}\n".repeat(8)).expect("rows");
+    let student = root().join("student-trainer/demo/student").display().to_string();
+    let out = folder.path().join("out");
+    let output = run(&mut trainer(&[
+        "train",
+        "--alpha",
+        "0",
+        "--student",
+        &student,
+        "--train-file",
+        &rows.display().to_string(),
+        "--output-dir",
+        &out.display().to_string(),
+    ]));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read = json(python.script("read_events.py").arg(&out));
+    let lines = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
+    for (index, line) in lines.lines().enumerate() {
+        let line: Value = serde_json::from_str(line).expect("a JSON line");
+        let (event, loss) = (&read["train/loss"][index], line["loss"].as_f64().expect("loss"));
+        assert_eq!(event[0], line["step"], "step of event {index}");
+        let value = event[1].as_f64().expect("a value");
+        assert!((value - loss).abs() <= 1e-6 * loss.abs(), "{value} against {loss}");
+    }
+}
+
+/// The notebook's loop with its faults mended, in PyTorch, on the same rows in the same order: the
+/// losses of each epoch and the perplexities agree to 0.5 %.
+#[test]
+fn the_peer_in_pytorch_reaches_the_same_losses() {
+    let test = "the_peer_in_pytorch_reaches_the_same_losses";
+    let Some(python) = python(&["torch", "transformers"], test) else { return };
+    let (Some(models), Some(data), Some(bench)) =
+        (shared("models", test), shared("data/gsm8k", test), shared("bench", test))
+    else {
+        return;
+    };
+    let text = |path: std::path::PathBuf| path.display().to_string();
+    let (teacher, student) =
+        (text(models.join("gsm8k-teacher")), text(models.join("gsm8k-student")));
+    let (rows, held_out) = (text(data.join("train.jsonl")), text(data.join("test.jsonl")));
+    let peer = json(Command::new(python.program()).arg(bench.join("torch_seed_loop.py")).args([
+        "--teacher",
+        &teacher,
+        "--student",
+        &student,
+        "--train",
+        &rows,
+        "--eval",
+        &held_out,
+        "--train-samples",
+        "100",
+        "--eval-samples",
+        "50",
+    ]));
+    let server = Teacher::start(Path::new(&teacher), &["--max-top-k", "4096", "--dtype", "f32"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = text(folder.path().join("out"));
+    let output = run(&mut trainer(&[
+        "train",
+        "--teacher",
+        &server.url(),
+        "--student",
+        &student,
+        "--train-file",
+        &rows,
+        "--eval-file",
+        &held_out,
+        "--max-train-samples",
+        "100",
+        "--max-eval-samples",
+        "50",
+        "--output-dir",
+        &out,
+        "--loss-on",
+        "all",
+        "--shuffle",
+        "false",
+        "--max-grad-norm",
+        "inf",
+        "--top-k",
+        "4096",
+        "--dtype",
+        "f32",
+    ]));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary = std::fs::read_to_string(format!("{out}/summary.json")).expect("summary.json");
+    let ours: Value = serde_json::from_str(&summary).expect("JSON");
+    let mut pairs = vec![
+        ("teacher", &peer["teacher_ppl"], &ours["teacher_perplexity"]),
+        ("before", &peer["student_ppl_before"], &ours["student_perplexity_before"]),
+        ("after", &peer["student_ppl_after"], &ours["student_perplexity_after"]),
+        ("row mean", &peer["doc_mean_ppl"]["after"], &ours["student_perplexity_after_row_mean"]),
+    ];
+    for epoch in 0..3 {
+        pairs.push(("epoch loss", &peer["epoch_loss"][epoch], &ours["epoch_loss"][epoch]));
+    }
+    for (name, theirs, ours) in pairs {
+        let (theirs, ours) = (theirs.as_f64().expect(name), ours.as_f64().expect(name));
+        assert!((ours / theirs - 1.0).abs() < 0.005, "{name}: ours {ours}, the peer's {theirs}");
+    }
+}

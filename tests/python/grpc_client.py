@@ -1,0 +1,137 @@
+"""Calls a teacher with stock grpcio, Score by a client generated from the proto and ScoreText by
+reflection, and compares with what transformers computes in float32.
+
+usage: grpc_client.py HOST:PORT --proto DIR --model DIR [--expected FILE] [--write FILE]
+  --model     the model the teacher serves; used where torch and transformers are installed
+  --expected  where they are not: values that --write stored on a machine that has them
+Prints one JSON line: what was compared and the largest differences. Fails where one exceeds 1e-3.
+"""
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+
+import grpc
+import numpy as np
+from google.protobuf import descriptor_pool, message_factory
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+TEXTS = ["Natalia sold clips to 48 of her friends in April.", "12 + 30 = 42. So there are 42 apples."]
+T, K, TOLERANCE = 2.0, 16, 1e-3
+
+
+def generated(proto):
+    """The modules that stock grpcio-tools makes of the contract."""
+    out = tempfile.mkdtemp()
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{proto}", f"--python_out={out}",
+                    f"--grpc_python_out={out}", "distill/v1/teacher.proto"], check=True)
+    sys.path.insert(0, out)
+    from distill.v1 import teacher_pb2, teacher_pb2_grpc
+    return teacher_pb2, teacher_pb2_grpc
+
+
+def reflected(channel):
+    """ScoreText, known from nothing but what the server says of itself."""
+    database = ProtoReflectionDescriptorDatabase(channel)
+    assert "distill.v1.Teacher" in database.get_services(), database.get_services()
+    pool = descriptor_pool.DescriptorPool(database)
+    method = pool.FindServiceByName("distill.v1.Teacher").FindMethodByName("ScoreText")
+    request, reply = (message_factory.GetMessageClass(t) for t in (method.input_type, method.output_type))
+    call = channel.unary_unary("/distill.v1.Teacher/ScoreText", request_serializer=request.SerializeToString,
+                               response_deserializer=reply.FromString)
+    return lambda **fields: call(request(**fields))
+
+
+def unpack(reply, k):
+    """The arrays of a reply, as docs/wire.md lays them out: log_z, log_rest, ids, values."""
+    rows, data = reply.rows, reply.signal
+    f32 = lambda index, n=rows: np.frombuffer(data, "<f4", n, 4 * index)
+    if reply.codec == 2:  # CODEC_RAW
+        ids = np.frombuffer(data, "<u4", rows * k, 8 * rows)
+        values = f32(2 * rows + rows * k, rows * k)
+        return f32(0), f32(rows), ids.reshape(rows, k), values.reshape(rows, k)
+    top, step, log_z, log_rest = (f32(rows * array) for array in range(4))
+    ids = np.frombuffer(data, np.uint8, 3 * rows * k, 16 * rows).reshape(rows, k, 3) @ np.array([1, 256, 65536])
+    codes = np.frombuffer(data, "<u2", rows * k, 16 * rows + 3 * rows * k).reshape(rows, k)
+    return log_z, log_rest, ids, top[:, None] - codes * step[:, None].astype(np.float64)
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def by_transformers(model_dir, ids):
+    """For each text: the ids of the K largest logits at each position, those logits, their
+    log-probabilities at T, and the next token's log-probability at T = 1."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    texts = []
+    for row in ids:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row])).logits[0].double().numpy()
+        top = np.argsort(-logits, axis=1, kind="stable")[:, :K]
+        take = lambda values: np.take_along_axis(values, top, 1).round(6).tolist()
+        following = [log_softmax(logits)[t, row[t + 1]].round(6) for t in range(len(row) - 1)]
+        texts.append(dict(ids=row, top=top.tolist(), logits=take(logits),
+                          logprobs=take(log_softmax(logits / T)), next=following))
+    return texts
+
+
+def compare(name, ours, theirs, worst):
+    worst[name] = max(worst.get(name, 0.0), float(np.abs(np.asarray(ours) - np.asarray(theirs)).max()))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    for option in ("--proto", "--model", "--expected", "--write"):
+        parser.add_argument(option)
+    a = parser.parse_args()
+    channel = grpc.insecure_channel(a.address)
+    pb, stubs = generated(a.proto)
+    teacher, score_text = stubs.TeacherStub(channel), reflected(channel)
+    info = teacher.GetInfo(pb.GetInfoRequest())
+    replies = [score_text(text=text, temperature=T, top_k=K) for text in TEXTS]
+    ids = [[token.id for token in reply.tokens] for reply in replies]
+    try:
+        expected, source = by_transformers(a.model, ids), "transformers"
+    except ImportError:
+        assert a.expected, "torch and transformers are not installed: give --expected FILE"
+        expected, source = json.load(open(a.expected)), a.expected
+    if a.write:
+        json.dump(expected, open(a.write, "w"))
+    worst, positions = {}, 0
+    for text, want, row in zip(replies, expected, ids):
+        assert row == want["ids"], f"the tokens differ: {row} against {want['ids']}"
+        for t, token in enumerate(text.tokens):
+            compare("text_logit", sorted(n.logit for n in token.next), sorted(want["logits"][t]), worst)
+            compare("text_logprob", sorted(n.logprob for n in token.next), sorted(want["logprobs"][t]), worst)
+    for codec in (1, 2):
+        requests = [pb.ScoreRequest(id=7 + n, tokens=np.array(row, "<u4").tobytes(), temperature=T,
+                                    signal=1, top_k=K, codec=codec) for n, row in enumerate(ids)]
+        scored = {reply.id: reply for reply in teacher.Score(iter(requests))}
+        for n, (want, row) in enumerate(zip(expected, ids)):
+            reply = scored[7 + n]
+            assert not reply.HasField("error"), reply.error
+            assert (reply.first_position, reply.rows, reply.last, reply.codec) == (0, len(row), True, codec)
+            assert reply.temperature == T and reply.model_fingerprint.hex() == info.model_fingerprint[:32]
+            log_z, log_rest, top, values = unpack(reply, K)
+            logprobs = values - log_z[:, None].astype(np.float64)
+            compare("score_logprob", logprobs, want["logprobs"], worst)
+            compare("sum_to_one", np.exp(logprobs).sum(1) + np.exp(log_rest.astype(np.float64)), 1.0, worst)
+            swapped = [set(ours) ^ set(theirs) for ours, theirs in zip(top.tolist(), want["top"])]
+            assert sum(map(len, swapped)) <= 2, f"other tokens in the top {K}: {swapped}"
+            following = np.frombuffer(reply.next_logprob, "<f4")
+            assert len(following) == len(row) and math.isnan(following[-1])
+            compare("next_logprob", following[:-1], want["next"], worst)
+            positions += len(row)
+    assert all(value < TOLERANCE for value in worst.values()), worst
+    print(json.dumps(dict(compared_with=source, positions=positions, **worst)))
+
+
+main()
