@@ -27,7 +27,8 @@ impl Backoff {
         let doublings = failures.saturating_sub(1).min(31);
         let ceiling = self.first.saturating_mul(1 << doublings).min(self.longest);
         let random = if random.is_nan() { 0.0 } else { random.clamp(0.0, 1.0) };
-        ceiling.mul_f64(0.5 + 0.5 * random).min(self.longest)
+        let seconds = ceiling.as_secs_f64() * (0.5 + 0.5 * random);
+        Duration::try_from_secs_f64(seconds).unwrap_or(self.longest).min(self.longest)
     }
 }
 
@@ -56,7 +57,8 @@ mod tests {
         ) {
             let longest = Duration::from_millis(longest_ms);
             let backoff = Backoff { first: Duration::from_millis(first_ms), longest };
-            let doubled = first_ms as f64 / 1e3 * 2f64.powi(failures.saturating_sub(1).min(31) as i32);
+            let doublings = failures.saturating_sub(1).min(31) as i32;
+            let doubled = first_ms as f64 / 1e3 * 2f64.powi(doublings);
             let ceiling = doubled.min(longest.as_secs_f64());
             let delay = backoff.delay(failures, random).as_secs_f64();
             prop_assert!(delay >= ceiling * 0.5 - 1e-9 && delay <= ceiling + 1e-9);

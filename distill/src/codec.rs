@@ -38,9 +38,12 @@ impl fmt::Display for Codec {
 /// Why a signal cannot be written as bytes, or bytes are no signal.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CodecError {
-    /// A k outside `1..=classes`.
-    #[error("a signal of {k} entries a row over {classes} classes: wanted 1 to {classes} entries")]
-    Entries {
+    /// Rows of no entries.
+    #[error("a signal of 0 entries a row: wanted at least 1")]
+    ZeroEntries,
+    /// More entries a row than classes.
+    #[error("a signal of {k} entries a row over {classes} classes")]
+    TooManyEntries {
         /// Entries a row.
         k: usize,
         /// Classes.
@@ -184,8 +187,11 @@ pub fn decode(
     classes: usize,
     codec: Codec,
 ) -> Result<TopK, CodecError> {
-    if k == 0 || k > classes {
-        return Err(CodecError::Entries { k, classes });
+    if k == 0 {
+        return Err(CodecError::ZeroEntries);
+    }
+    if k > classes {
+        return Err(CodecError::TooManyEntries { k, classes });
     }
     if codec == Codec::Packed && classes > MAX_PACKED_CLASSES {
         return Err(CodecError::PackedClasses { classes });
@@ -289,7 +295,7 @@ fn decode_packed(bytes: &[u8], rows: usize, k: usize) -> Result<TopK, CodecError
 fn check_shape(signal: &TopK) -> Result<(), CodecError> {
     let (rows, k) = (signal.rows(), signal.k);
     if k == 0 {
-        return Err(CodecError::Entries { k, classes: MAX_PACKED_CLASSES });
+        return Err(CodecError::ZeroEntries);
     }
     let arrays = [
         ("ids", signal.ids.len(), rows * k),

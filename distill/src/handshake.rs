@@ -1,8 +1,8 @@
 //! Whether a teacher and a student can work together, decided before the first step.
 //!
-//! A tokenizer that differs, or a vocabulary cut in the wrong place, gives a loss that looks healthy
-//! and teaches nonsense. So nothing is assumed: both sides state their facts, and [`check`] either
-//! finds the terms of the work or names what does not fit, with both values.
+//! A tokenizer that differs, or a vocabulary cut in the wrong place, gives a loss that looks
+//! healthy and teaches nonsense. So nothing is assumed: both sides state their facts, and [`check`]
+//! either finds the terms of the work or names what does not fit, with both values.
 
 use crate::codec::{Codec, MAX_PACKED_CLASSES};
 use crate::fingerprint::Fingerprint;
@@ -290,3 +290,7 @@ fn list<T: std::fmt::Display>(items: &[T]) -> String {
     }
     items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+#[path = "handshake_tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@
 //! against it.
 //!
 //! Reading order: [`batch`] (tokens), [`signal`] and [`codec`] (what a teacher says of them),
-//! [`reference`] (the loss and its gradient, in float64), [`schedule`], [`order`], [`perplexity`]
+//! [`mod@reference`] (the loss and its gradient, in float64), [`schedule`], [`order`], [`perplexity`]
 //! (training arithmetic), [`window`] and [`backoff`] (requests in flight), [`handshake`] and
 //! [`fingerprint`] (who speaks with whom).
 

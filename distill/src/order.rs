@@ -41,12 +41,32 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    // Computed by distill's own formula in Python, ChaCha8 written from RFC 8439 with 8 rounds:
-    // GOLDEN_SNIPPET
+    // Python, its generator written from the ChaCha paper (4 double rounds, 64-bit counter):
+    //
+    // def words(key):
+    //     block = 0
+    //     while True:
+    //         s = [*unpack("<4I", b"expand 32-byte k"), *unpack("<8I", key), block, 0, 0, 0]
+    //         w = s[:]
+    //         for _ in range(4):
+    //             for i in ((0,4,8,12), (1,5,9,13), (2,6,10,14), (3,7,11,15),
+    //                       (0,5,10,15), (1,6,11,12), (2,7,8,13), (3,4,9,14)):
+    //                 quarter_round(w, *i)
+    //         yield from ((a + b) % 2**32 for a, b in zip(w, s))
+    //         block += 1
+    // def order(seed, epoch, rows):
+    //     w, o = words(pack("<4Q", seed, epoch, 0, 0)), list(range(rows))
+    //     for last in range(rows - 1, 0, -1):
+    //         draw = 2**64
+    //         while draw >= 2**64 - 2**64 % (last + 1):
+    //             draw = next(w) | next(w) << 32
+    //         other = draw % (last + 1)
+    //         o[last], o[other] = o[other], o[last]
+    //     return o
     #[test]
     fn orders_are_those_of_an_independent_generator() {
-        assert_eq!(epoch_order(42, 0, 10, true), [0; 10]);
-        assert_eq!(epoch_order(42, 1, 10, true), [0; 10]);
+        assert_eq!(epoch_order(42, 0, 10, true), [2, 1, 4, 3, 7, 0, 5, 8, 6, 9]);
+        assert_eq!(epoch_order(42, 1, 10, true), [2, 6, 1, 5, 4, 3, 0, 9, 8, 7]);
     }
 
     #[test]

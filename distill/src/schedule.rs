@@ -140,3 +140,68 @@ impl FromStr for ScheduleKind {
         kind.ok_or_else(|| ScheduleError::UnknownKind { found: name.to_string() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // transformers 5.23:
+    // >>> def lrs(name, warmup_steps, total, count):
+    // ...     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    // ...     args = SimpleNamespace(warmup_steps=warmup_steps)
+    // ...     warmup = TrainingArguments.get_warmup_steps(args, total)
+    // ...     scheduler = get_scheduler(name, optimizer, warmup, total)
+    // ...     for _ in range(count):
+    // ...         print(scheduler.get_last_lr()[0]); optimizer.step(); scheduler.step()
+    #[rustfmt::skip]
+    const EXPECTED: &[(&str, f64, u64, &[f64])] = &[
+        ("constant", 3.0, 8, &[2.0, 2.0, 2.0, 2.0]),
+        ("constant_with_warmup", 3.0, 8,
+            &[0.0, 0.6666666666666666, 1.3333333333333333, 2.0, 2.0]),
+        ("linear", 3.0, 8,
+            &[0.0, 0.6666666666666666, 1.3333333333333333, 2.0, 1.6, 1.2, 0.8, 0.4, 0.0]),
+        ("linear", 0.0, 4, &[2.0, 1.5, 1.0, 0.5, 0.0]),
+        ("cosine", 2.0, 8,
+            &[0.0, 1.0, 2.0, 1.8660254037844388, 1.5, 1.0, 0.5000000000000002,
+              0.1339745962155613, 0.0]),
+        ("cosine", 0.25, 7,
+            &[0.0, 1.0, 2.0, 1.8090169943749475, 1.3090169943749475, 0.6909830056250527,
+              0.19098300562505266, 0.0]),
+        ("linear", 0.1, 25,
+            &[0.0, 0.6666666666666666, 1.3333333333333333, 2.0, 1.9090909090909092]),
+    ];
+
+    #[test]
+    fn rates_are_those_of_transformers() {
+        for (name, warmup, steps, expected) in EXPECTED {
+            let schedule = LrSchedule::new(name.parse().unwrap(), 2.0, *warmup, *steps).unwrap();
+            for (step, expected) in expected.iter().enumerate() {
+                let found = schedule.lr(step as u64);
+                let label = format!("{name}, warmup {warmup}, step {step}");
+                assert!((found - expected).abs() < 1e-15, "{label}: {found}, wanted {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn linear_stays_at_zero_after_the_last_step() {
+        let schedule = LrSchedule::new(ScheduleKind::Linear, 1.0, 0.0, 3).unwrap();
+        assert_eq!([3, 4, u64::MAX].map(|step| schedule.lr(step)), [0.0; 3]);
+    }
+
+    #[test]
+    fn names_survive_and_settings_that_mean_nothing_are_refused() {
+        for kind in ScheduleKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        let found = "polynomial".to_string();
+        let error = "polynomial".parse::<ScheduleKind>().unwrap_err();
+        assert_eq!(error, ScheduleError::UnknownKind { found });
+        let new = |rate, warmup| LrSchedule::new(ScheduleKind::Cosine, rate, warmup, 10);
+        assert_eq!(new(-1e-5, 0.0), Err(ScheduleError::LearningRate { found: -1e-5 }));
+        assert!(new(f64::NAN, 0.0).is_err());
+        assert_eq!(new(1.0, 1.5), Err(ScheduleError::Warmup { found: 1.5 }));
+        assert_eq!(new(1.0, -1.0), Err(ScheduleError::Warmup { found: -1.0 }));
+        assert!(new(1.0, f64::INFINITY).is_err() && new(1.0, f64::NAN).is_err());
+    }
+}

@@ -21,11 +21,20 @@ use crate::files::FileError;
 use crate::tokenizer::SpecialTokens;
 
 /// Work one rendering may do: about one unit an instruction and one for each 64 bytes it makes, so
-/// at most a quarter of a second and 256 MB. A real template on a long conversation uses under 1 %.
-const FUEL: u64 = 4_000_000;
+/// at most a tenth of a second or so and 128 MB. A real template on a long conversation uses a few
+/// per cent.
+const FUEL: u64 = 2_000_000;
 
 /// Depth of calls and nested blocks of one rendering.
 const RECURSION: usize = 200;
+
+/// Longest template, in bytes. Real ones stay under half of it.
+const MAX_SOURCE: usize = 1 << 16;
+
+/// Stack for the engine, in bytes. It parses chains (`a.b.c…`, `not not …`, `elif … elif …`) and
+/// drops nested values by recursion, which its own limit does not cover: this is some
+/// times what the bounds above can need. Only the part touched is ever real memory.
+const STACK: usize = 256 << 20;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,6 +87,14 @@ pub enum ChatError {
         /// The engine's reason.
         reason: String,
     },
+    /// A template beyond the bound.
+    #[error("chat template {file} has {found} bytes; more than {MAX_SOURCE} are not accepted")]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+        /// Its length in bytes.
+        found: usize,
+    },
     /// The template failed, or refused the conversation itself.
     #[error("chat template {file}, line {line}: {reason}")]
     Render {
@@ -118,14 +135,13 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`ChatError::Syntax`].
-    pub fn compile(
-        source: &str,
-        file: PathBuf,
-        special: SpecialTokens,
-    ) -> Result<Self, ChatError> {
+    pub fn compile(source: &str, file: PathBuf, special: SpecialTokens) -> Result<Self, ChatError> {
+        let source = find::without_generation_tags(source);
+        if source.len() > MAX_SOURCE {
+            return Err(ChatError::TooLarge { file, found: source.len() });
+        }
         let mut environment = new_environment();
-        let added = environment
-            .add_template_owned(TEMPLATE, find::without_generation_tags(source));
+        let added = stacker::grow(STACK, || environment.add_template_owned(TEMPLATE, source));
         if let Err(error) = added {
             let (line, reason) = place_and_reason(&error);
             return Err(ChatError::Syntax { file, line, reason });
@@ -144,14 +160,16 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
         let mut context: Vec<(&str, Value)> = vec![
-            ("messages", Value::from(Serde(messages))),
+            ("messages", messages.iter().map(for_template).collect()),
             ("tools", Value::from(())),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ];
         context.extend(self.special.iter().map(|(role, token)| (role, Value::from(token))));
-        let context: Value = context.into_iter().collect();
-        let rendered = self.environment.get_template(TEMPLATE).and_then(|t| t.render(context));
+        let context = Value::from_pairs(context);
+        let rendered = stacker::grow(STACK, || {
+            self.environment.get_template(TEMPLATE).and_then(|template| template.render(context))
+        });
         rendered.map_err(|error| self.failure(&error))
     }
 
@@ -163,10 +181,10 @@ impl ChatTemplate {
     fn failure(&self, error: &minijinja::Error) -> ChatError {
         let (line, reason) = place_and_reason(error);
         let file = self.file.clone();
-        match error.kind() {
-            ErrorKind::OutOfFuel => ChatError::OutOfFuel { file, line },
-            _ => ChatError::Render { file, line, reason },
+        if error.kind() == ErrorKind::OutOfFuel {
+            return ChatError::OutOfFuel { file, line };
         }
+        ChatError::Render { file, line, reason }
     }
 }
 
@@ -192,6 +210,21 @@ fn new_environment() -> Environment<'static> {
             .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
     });
     environment
+}
+
+/// A message as templates see it. Reasoning goes by several names; as in transformers it is given
+/// under the two that templates read.
+fn for_template(message: &Message) -> Value {
+    let names = ["reasoning_content", "thinking", "reasoning"];
+    let Some(reasoning) = names.iter().find_map(|name| message.extra.get(*name)) else {
+        return Value::from(Serde(message));
+    };
+    let mut entries = vec![("thinking", Value::from(Serde(reasoning)))];
+    entries.push(("role", Value::from(message.role.as_str())));
+    entries.push(("content", Value::from(message.content.as_str())));
+    entries.extend(message.extra.iter().map(|(name, value)| (&**name, Value::from(Serde(value)))));
+    entries.push(("reasoning_content", Value::from(Serde(reasoning))));
+    Value::from_pairs(entries)
 }
 
 /// Line (1 when unknown) and reason, with the reasons below it.

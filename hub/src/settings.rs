@@ -147,7 +147,10 @@ mod tests {
     #[test]
     fn offline_names_the_variable_that_says_so() {
         assert_eq!(settings(&[("HF_HUB_OFFLINE", "1")]).offline, Some("HF_HUB_OFFLINE"));
-        assert_eq!(settings(&[("TRANSFORMERS_OFFLINE", "yes")]).offline, Some("TRANSFORMERS_OFFLINE"));
+        assert_eq!(
+            settings(&[("TRANSFORMERS_OFFLINE", "yes")]).offline,
+            Some("TRANSFORMERS_OFFLINE")
+        );
         assert_eq!(settings(&[("HF_HUB_OFFLINE", "0")]).offline, None);
         assert_eq!(settings(&[("HF_HUB_OFFLINE", "")]).offline, None);
     }

@@ -133,21 +133,23 @@ impl Tokenizer {
             .map_err(|e| FileError::NotJson { path: file.clone(), reason: e.to_string() })?;
         refuse_dropout(&file, &value)?;
         drop(value);
-        let mut inner = guarded(&file, "loading", || tokenizers::Tokenizer::from_bytes(&text))?
-            .map_err(|e| TokenizerError::Unreadable {
-                file: file.clone(),
-                reason: e.to_string(),
-            })?;
+        let mut inner =
+            guarded(&file, "loading", || tokenizers::Tokenizer::from_bytes(&text))?.map_err(
+                |e| TokenizerError::Unreadable { file: file.clone(), reason: e.to_string() },
+            )?;
         // A post-processor adds tokens and trims offsets; neither is wanted here.
         inner.with_padding(None);
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
-        inner
-            .with_truncation(None)
-            .map_err(|e| TokenizerError::Unreadable { file: file.clone(), reason: e.to_string() })?;
+        inner.with_truncation(None).map_err(|e| TokenizerError::Unreadable {
+            file: file.clone(),
+            reason: e.to_string(),
+        })?;
         let special = SpecialTokens::load(dir)?;
         special.check_against(dir, &inner)?;
-        let fingerprint = guarded(&file, "fingerprinting", || fingerprint::of(&inner))?
-            .map_err(|e| TokenizerError::Unreadable { file: file.clone(), reason: e.to_string() })?;
+        let fingerprint =
+            guarded(&file, "fingerprinting", || fingerprint::of(&inner))?.map_err(|e| {
+                TokenizerError::Unreadable { file: file.clone(), reason: e.to_string() }
+            })?;
         let largest = inner.get_vocab(true).into_values().max();
         let eos = special.get("eos_token").and_then(|token| inner.token_to_id(token));
         let size = largest.map_or(0, |id| id.saturating_add(1));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-pub use crate::config_rope::RopeScaling;
+pub use crate::ops::rope::RopeScaling;
 
 /// The largest value accepted for any size: far above every model, far below overflow.
 const MAX_SIZE: u64 = 1 << 26;
@@ -237,6 +237,9 @@ impl Qwen3Config {
     }
 }
 
+/// A field, whether a value of it is computed here, and what is.
+type Check<'a> = (&'static str, &'a dyn Fn(&Value) -> bool, &'static str);
+
 /// The fields of the file, each taken with its name in the error.
 pub(crate) struct Fields<'a>(pub(crate) &'a Map<String, Value>);
 
@@ -317,7 +320,7 @@ impl Fields<'_> {
         let silu = Value::from("silu");
         let full = |layer: &Value| layer.as_str() == Some("full_attention");
         let all_full = |types: &Value| types.as_array().is_some_and(|t| t.iter().all(full));
-        let checks: [(&str, &dyn Fn(&Value) -> bool, &str); 5] = [
+        let checks: [Check; 5] = [
             ("hidden_act", &|value| *value == silu, "\"silu\""),
             ("use_sliding_window", &|value| *value == Value::Bool(false), "false"),
             ("layer_types", &all_full, "\"full_attention\" for every layer"),

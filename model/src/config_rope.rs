@@ -3,46 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::config::{ConfigError, Fields, describe, wrong};
-
-/// How the rotary frequencies are stretched beyond the length a model was first trained at.
-/// Formulas: `transformers`' `modeling_rope_utils.py`.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all. Also `dynamic`, which changes nothing up to `max_position_embeddings`, and
-    /// longer sequences are refused.
-    None,
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// YaRN: low frequencies divided by `factor`, high ones kept, a ramp between them.
-    Yarn {
-        /// The divisor of the low frequencies.
-        factor: f64,
-        /// Multiplies cosines and sines.
-        attention_factor: f64,
-        /// Rotations over the original length above which a frequency is kept.
-        beta_fast: f64,
-        /// Rotations over the original length below which a frequency is divided.
-        beta_slow: f64,
-        /// The length the model was first trained at.
-        original_max_position_embeddings: usize,
-        /// Whether the ends of the ramp are rounded outwards to whole dimensions.
-        truncate: bool,
-    },
-    /// Llama 3: as YaRN, with the ramp over wavelengths.
-    Llama3 {
-        /// The divisor of the low frequencies.
-        factor: f64,
-        /// Original length over wavelength below which a frequency is divided.
-        low_freq_factor: f64,
-        /// Original length over wavelength above which a frequency is kept.
-        high_freq_factor: f64,
-        /// The length the model was first trained at.
-        original_max_position_embeddings: usize,
-    },
-}
+use crate::ops::rope::RopeScaling;
 
 impl Fields<'_> {
     /// Base and scaling: from `rope_scaling` (version 4) or `rope_parameters` (version 5), the
@@ -78,22 +39,15 @@ impl Fields<'_> {
     fn rope_scaling(&self, max_positions: usize) -> Result<RopeScaling, ConfigError> {
         let default = Value::from("default");
         let kind = self.get("rope_type").or_else(|| self.get("type")).unwrap_or(&default);
-        let factor = || self.positive("factor", None);
-        let original = || self.original_length(max_positions);
+        let original =
+            || self.positive("original_max_position_embeddings", Some(max_positions as f64));
         match kind.as_str() {
-            Some("default" | "dynamic") => Ok(RopeScaling::None),
-            Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
+            // `dynamic` changes nothing up to `max_position_embeddings`, and longer rows are
+            // refused.
+            Some("default" | "dynamic") => Ok(RopeScaling::Default),
+            Some("linear") => Ok(RopeScaling::Linear { factor: self.positive("factor", None)? }),
             Some("yarn") => self.yarn(original()?, max_positions),
-            Some("llama3") => {
-                let scaling = RopeScaling::Llama3 {
-                    factor: factor()?,
-                    low_freq_factor: self.positive("low_freq_factor", None)?,
-                    high_freq_factor: self.positive("high_freq_factor", None)?,
-                    original_max_position_embeddings: original()?,
-                };
-                self.check_llama3(&scaling)?;
-                Ok(scaling)
-            }
+            Some("llama3") => self.llama3(original()?),
             _ => Err(ConfigError::Unsupported {
                 field: "rope_type",
                 found: describe(kind),
@@ -102,49 +56,41 @@ impl Fields<'_> {
         }
     }
 
-    fn yarn(&self, original: usize, max_positions: usize) -> Result<RopeScaling, ConfigError> {
-        let implied = max_positions as f64 / original as f64;
-        let factor = self.positive("factor", Some(implied))?;
-        let magnitude =
-            |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
-        let optional = |field| self.get(field).map(|_| self.positive(field, None)).transpose();
-        let implied = match (optional("mscale")?, optional("mscale_all_dim")?) {
-            (Some(above), Some(below)) => magnitude(above) / magnitude(below),
-            _ => magnitude(1.0),
-        };
+    fn yarn(&self, original: f64, max_positions: usize) -> Result<RopeScaling, ConfigError> {
+        let implied = max_positions as f64 / original;
         Ok(RopeScaling::Yarn {
-            factor,
-            attention_factor: self.positive("attention_factor", Some(implied))?,
-            beta_fast: self.positive("beta_fast", Some(32.0))?,
-            beta_slow: self.positive("beta_slow", Some(1.0))?,
-            original_max_position_embeddings: original,
+            factor: self.positive("factor", Some(implied))?,
+            original_max_positions: original,
+            attention_factor: self.optional("attention_factor")?,
+            mscale: self.optional("mscale")?,
+            mscale_all_dim: self.optional("mscale_all_dim")?,
+            beta_fast: self.optional("beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.optional("beta_slow")?.unwrap_or(1.0),
             truncate: self.boolean("truncate", true)?,
         })
     }
 
-    fn original_length(&self, max_positions: usize) -> Result<usize, ConfigError> {
-        let field = "original_max_position_embeddings";
-        let length = self.positive(field, Some(max_positions as f64))?;
-        if length.fract() != 0.0 || length > f64::from(u32::MAX) {
-            return Err(ConfigError::Value {
-                field,
-                found: length.to_string(),
-                wanted: "a whole number of positions".to_owned(),
-            });
-        }
-        Ok(length as usize)
-    }
-
-    fn check_llama3(&self, scaling: &RopeScaling) -> Result<(), ConfigError> {
-        if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
-            && high_freq_factor <= low_freq_factor
-        {
+    fn llama3(&self, original: f64) -> Result<RopeScaling, ConfigError> {
+        let low_freq_factor = self.positive("low_freq_factor", None)?;
+        let high_freq_factor = self.positive("high_freq_factor", None)?;
+        if high_freq_factor <= low_freq_factor {
             return Err(ConfigError::Value {
                 field: "high_freq_factor",
                 found: high_freq_factor.to_string(),
                 wanted: format!("a number above low_freq_factor ({low_freq_factor})"),
             });
         }
-        Ok(())
+        Ok(RopeScaling::Llama3 {
+            factor: self.positive("factor", None)?,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_positions: original,
+        })
+    }
+
+    /// A positive number, or None when it is absent; 0 counts as absent, as it does in Python.
+    fn optional(&self, field: &'static str) -> Result<Option<f64>, ConfigError> {
+        let given = self.get(field).filter(|value| value.as_f64() != Some(0.0));
+        given.map(|_| self.positive(field, None)).transpose()
     }
 }

@@ -63,3 +63,7 @@ fn canonical(config: &Qwen3Config) -> String {
         config.tie_word_embeddings,
     )
 }
+
+#[cfg(test)]
+#[path = "fingerprint_tests.rs"]
+mod tests;

@@ -13,6 +13,7 @@ pub mod config;
 pub mod device;
 pub mod fingerprint;
 pub mod generate;
+pub mod golden;
 pub mod gradients;
 pub mod load;
 pub mod malloc;
@@ -20,9 +21,12 @@ pub mod ops;
 pub mod parameters;
 pub mod qwen3;
 pub mod save;
+pub mod state_file;
 pub mod student;
 pub mod tensor_file;
 pub mod weights;
 
 mod block;
 mod config_rope;
+#[cfg(test)]
+mod test_support;

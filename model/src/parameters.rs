@@ -229,8 +229,7 @@ impl BlockViews {
             o: index.view(flat, &name("self_attn.o_proj.weight"))?,
             o_bias,
             mlp_norm: vector(flat, index, &name("post_attention_layernorm.weight"))?,
-            gate_up: index
-                .joined(flat, &names(&["mlp.gate_proj.weight", "mlp.up_proj.weight"]))?,
+            gate_up: index.joined(flat, &names(&["mlp.gate_proj.weight", "mlp.up_proj.weight"]))?,
             down: index.view(flat, &name("mlp.down_proj.weight"))?,
         })
     }

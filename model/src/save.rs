@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use half::slice::HalfBitsSliceExt;
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
@@ -86,7 +86,7 @@ pub(crate) fn write_tensors(
     })
 }
 
-fn save_weights(
+pub(crate) fn save_weights(
     dir: &Path,
     weights: &Weights,
     dtype: DType,
@@ -171,28 +171,23 @@ fn write_elements(file: &mut impl Write, flat: &Tensor, dtype: DType) -> Result<
     let length = flat.elem_count();
     for first in (0..length).step_by(PIECE) {
         let piece = flat.narrow(0, first, PIECE.min(length - first))?.to_dtype(dtype)?;
-        match dtype {
-            DType::BF16 => {
-                let values = piece.to_vec1::<bf16>()?;
-                file.write_all(bytemuck::cast_slice(values.reinterpret_cast()))?;
-            }
-            DType::F16 => {
-                let values = piece.to_vec1::<f16>()?;
-                file.write_all(bytemuck::cast_slice(values.reinterpret_cast()))?;
-            }
-            _ => file.write_all(bytemuck::cast_slice(&piece.to_vec1::<f32>()?))?,
+        if dtype == DType::BF16 {
+            let values = piece.to_vec1::<bf16>()?;
+            file.write_all(bytemuck::cast_slice(values.reinterpret_cast()))?;
+        } else if dtype == DType::F16 {
+            let values = piece.to_vec1::<f16>()?;
+            file.write_all(bytemuck::cast_slice(values.reinterpret_cast()))?;
+        } else {
+            file.write_all(bytemuck::cast_slice(&piece.to_vec1::<f32>()?))?;
         }
     }
     Ok(())
 }
 
 fn python_name(dtype: DType) -> Result<&'static str, SaveError> {
-    match dtype {
-        DType::F32 => Ok("float32"),
-        DType::BF16 => Ok("bfloat16"),
-        DType::F16 => Ok("float16"),
-        other => Err(SaveError::Type { found: other.as_str().to_owned() }),
-    }
+    let names = [(DType::F32, "float32"), (DType::BF16, "bfloat16"), (DType::F16, "float16")];
+    let found = names.iter().find(|(known, _)| *known == dtype);
+    found.map(|(_, name)| *name).ok_or_else(|| SaveError::Type { found: dtype.as_str().to_owned() })
 }
 
 /// A single file left beside shards, or an index beside a single file, would be loaded instead.

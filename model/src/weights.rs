@@ -10,8 +10,8 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::config::Qwen3Config;
-pub use crate::load::WeightsError;
 use crate::load::StoredWeights;
+pub use crate::load::WeightsError;
 use crate::parameters::{ModelViews, Parameter, ParameterIndex, ParameterKind};
 use crate::tensor_file::Element;
 
@@ -38,11 +38,15 @@ impl Weights {
     ) -> Result<Self, WeightsError> {
         let index = ParameterIndex::new(config);
         let stored = StoredWeights::open(dir, config, &index)?;
-        let flat = match dtype {
-            DType::F32 => read::<f32>(&stored, &index, device)?,
-            DType::BF16 => read::<bf16>(&stored, &index, device)?,
-            DType::F16 => read::<f16>(&stored, &index, device)?,
-            other => return Err(WeightsError::HeldType { found: other.as_str().to_owned() }),
+        let length = index.total();
+        let flat = if dtype == DType::F32 {
+            to_device(read::<f32>(&stored, &index, length)?, device)?
+        } else if dtype == DType::BF16 {
+            to_device(read::<bf16>(&stored, &index, length)?, device)?
+        } else if dtype == DType::F16 {
+            to_device(read::<f16>(&stored, &index, length)?, device)?
+        } else {
+            return Err(WeightsError::HeldType { found: dtype.as_str().to_owned() });
         };
         Ok(Self { flat, index: Arc::new(index) })
     }
@@ -55,20 +59,8 @@ impl Weights {
     /// [`WeightsError::Memory`] or [`WeightsError::Device`].
     pub fn random(config: &Qwen3Config, seed: u64, device: &Device) -> Result<Self, WeightsError> {
         let index = ParameterIndex::new(config);
-        let mut flat = zeros::<f32>(index.total())?;
-        let deviation = config.initializer_range;
-        pieces(&index, &mut flat).into_par_iter().for_each(|piece| {
-            let parameter = &index.parameters()[piece.parameter];
-            match parameter.kind() {
-                ParameterKind::Bias => {}
-                ParameterKind::Norm => piece.values.fill(1.0),
-                ParameterKind::Matrix => {
-                    fill_normal(piece.values, deviation, seed, parameter, piece.first);
-                }
-            }
-        });
-        let flat = to_device(flat, device)?;
-        Ok(Self { flat, index: Arc::new(index) })
+        let flat = draw(config, &index, seed, index.total())?;
+        Ok(Self { flat: to_device(flat, device)?, index: Arc::new(index) })
     }
 
     /// Weights over an existing flat tensor of this layout; they share its storage.
@@ -144,20 +136,43 @@ fn pieces<'a, T>(index: &ParameterIndex, mut flat: &'a mut [T]) -> Vec<Piece<'a,
     pieces
 }
 
-fn read<T: Element>(
+/// The stored weights at the front of `length` elements, zeros after them.
+pub(crate) fn read<T: Element>(
     stored: &StoredWeights,
     index: &ParameterIndex,
-    device: &Device,
-) -> Result<Tensor, WeightsError> {
-    let mut flat = zeros::<T>(index.total())?;
+    length: usize,
+) -> Result<Vec<T>, WeightsError> {
+    let mut flat = zeros::<T>(length)?;
     pieces(index, &mut flat).into_par_iter().try_for_each(|piece| {
         let (file, tensor) = stored.get(piece.parameter);
         file.read(tensor, piece.first, piece.values)
     })?;
-    to_device(flat, device)
+    Ok(flat)
 }
 
-fn zeros<T: Element>(length: usize) -> Result<Vec<T>, WeightsError> {
+/// Random weights at the front of `length` elements, zeros after them.
+pub(crate) fn draw(
+    config: &Qwen3Config,
+    index: &ParameterIndex,
+    seed: u64,
+    length: usize,
+) -> Result<Vec<f32>, WeightsError> {
+    let mut flat = zeros::<f32>(length)?;
+    let deviation = config.initializer_range;
+    pieces(index, &mut flat).into_par_iter().for_each(|piece| {
+        let parameter = &index.parameters()[piece.parameter];
+        match parameter.kind() {
+            ParameterKind::Bias => {}
+            ParameterKind::Norm => piece.values.fill(1.0),
+            ParameterKind::Matrix => {
+                fill_normal(piece.values, deviation, seed, parameter, piece.first);
+            }
+        }
+    });
+    Ok(flat)
+}
+
+pub(crate) fn zeros<T: Element>(length: usize) -> Result<Vec<T>, WeightsError> {
     let mut values = Vec::new();
     let reserved = values.try_reserve_exact(length);
     reserved.map_err(|_| WeightsError::Memory { parameters: length })?;
@@ -171,13 +186,7 @@ fn to_device<T: Element>(flat: Vec<T>, device: &Device) -> Result<Tensor, Weight
 }
 
 /// Normal numbers by the Box–Muller transform, in float64, from a stream of the piece's own.
-fn fill_normal(
-    values: &mut [f32],
-    deviation: f64,
-    seed: u64,
-    parameter: &Parameter,
-    first: usize,
-) {
+fn fill_normal(values: &mut [f32], deviation: f64, seed: u64, parameter: &Parameter, first: usize) {
     let mut key = blake3::Hasher::new();
     key.update(&seed.to_le_bytes()).update(parameter.name.as_bytes());
     let mut random = ChaCha8Rng::from_seed(*key.finalize().as_bytes());

@@ -161,7 +161,7 @@ impl Config {
             eval_steps: optional_count(&mut r, "eval-steps"),
             save_steps: r.number("save-steps", .., "a whole number of steps from 0"),
             save_total_limit: count(&mut r, "save-total-limit"),
-            resume_from_checkpoint: resume(&mut r),
+            resume_from_checkpoint: resume(&r),
             logging_steps: count(&mut r, "logging-steps"),
             progress: r.choice("progress"),
         };
@@ -285,7 +285,7 @@ fn teachers(r: &mut Reader<'_>) -> Vec<String> {
     urls
 }
 
-fn resume(r: &mut Reader<'_>) -> Resume {
+fn resume(r: &Reader<'_>) -> Resume {
     match r.text("resume-from-checkpoint").as_deref() {
         None | Some("off" | "false") => Resume::Off,
         Some("auto" | "true") => Resume::Auto,

@@ -1,6 +1,15 @@
 //! Why a run ends without its result. Each error names the thing, both values and the remedy.
 
+use candle_core::Error as TensorError;
+use model::config::ConfigError;
+use model::device::DeviceError;
+use model::load::WeightsError;
+use model::qwen3::ModelError;
+use model::save::SaveError;
+use model::student::StudentError;
+
 use crate::checkpoint::CheckpointError;
+use crate::data::DataError;
 use crate::outputs::OutputError;
 use crate::teacher::TeacherError;
 
@@ -16,28 +25,65 @@ pub enum TrainError {
     /// The teacher: not reached, not fitting, or lost on the way.
     #[error(transparent)]
     Teacher(#[from] TeacherError),
+    /// Training or held-out rows.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Where the model comes from.
+    #[error(transparent)]
+    Hub(#[from] hub::source::HubError),
+    /// The model's tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] hub::tokenizer::TokenizerError),
+    /// The model's chat template.
+    #[error(transparent)]
+    Chat(#[from] hub::chat::ChatError),
+    /// The model's configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model's weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A model could not be written.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A batch cannot be computed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A student cannot be made, or a step cannot be done.
+    #[error(transparent)]
+    Student(#[from] StudentError),
     /// A tensor operation failed.
-    #[error("computing {what}: {source}")]
-    Tensor {
-        /// What was computed.
-        what: &'static str,
-        /// What the operation said.
-        source: candle_core::Error,
-    },
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The learning-rate schedule.
+    #[error(transparent)]
+    Schedule(#[from] distill::schedule::ScheduleError),
     /// A loss or a gradient that is not a number.
     #[error(
-        "step {step}: {what} is {value}; no update was made and nothing is lost: checkpoints hold \
-         the state before. Rows of this step (counted from 0 in the training set): {rows:?}. \
-         Look at these rows, or lower --learning-rate"
+        "step {step}: {source}. Rows of the training set concerned, counted from 0 among those \
+         kept: {rows:?}. The state before this step is kept"
     )]
     NotFinite {
         /// The step that was not done.
         step: u64,
-        /// `loss` or `gradient norm`.
-        what: &'static str,
-        /// Its value.
-        value: f64,
-        /// Indices of the rows of the step.
+        /// Indices of the rows, in the training set.
         rows: Vec<usize>,
+        /// What is not finite.
+        source: StudentError,
     },
+    /// More than one teacher.
+    #[error("--teacher names {found} teachers; several are not offered yet: give one address")]
+    SeveralTeachers {
+        /// How many.
+        found: usize,
+    },
+    /// A held-out set without a scored token.
+    #[error("the held-out rows have no scored token: check --eval-file and --loss-on")]
+    NothingHeldOut,
+    /// A signal asked for the end before there was anything to save.
+    #[error("stopped before the first step")]
+    Stopped,
 }

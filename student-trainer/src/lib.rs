@@ -1,9 +1,30 @@
 //! The trainer: rows of text become tokens, a teacher says what it expects at each position, the
 //! student learns from both.
 //!
-//! Reading order: [`train`] (the loop, the file to read first), [`feed`] and [`teacher`] (signals
-//! in training order from a service), [`eval`], [`checkpoint`], [`outputs`] and [`summary`] (what
-//! remains), [`observer`] (what is told meanwhile), [`error`].
+//! Reading order: [`mod@train`] (the loop, the file to read first), `run` and `setup` (what a run
+//! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`feed`], `link` and [`teacher`] (signals in training
+//! order from a service), [`proof`] (that they are about the right tokens), [`eval`],
+//! [`checkpoint`] and `state`, [`outputs`] and [`summary`] (what remains), [`observer`] (what is
+//! told meanwhile), [`config`] (every option), [`error`].
 
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod eval;
+pub mod feed;
+mod link;
+pub mod measure;
 pub mod observer;
+pub mod outputs;
+pub mod plan;
+pub mod proof;
+mod run;
+mod setup;
+pub mod state;
+pub mod stop;
 pub mod summary;
+pub mod teacher;
+#[cfg(test)]
+mod testing;
+pub mod train;

@@ -8,7 +8,7 @@ use student_trainer::observer::StepReport;
 
 /// An open metrics file.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     file: File,
     /// A line every so many steps.
     every: u64,
@@ -22,7 +22,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn open(path: &Path, start_step: u64, every: u64) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, start_step: u64, every: u64) -> io::Result<Self> {
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let kept = length_until(&mut BufReader::new(&file), start_step)?;
@@ -36,8 +36,8 @@ impl Metrics {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn record(&mut self, report: &StepReport) -> io::Result<()> {
-        if report.step % self.every != 0 {
+    pub(crate) fn record(&mut self, report: &StepReport) -> io::Result<()> {
+        if !report.step.is_multiple_of(self.every) {
             return Ok(());
         }
         let mut line = serde_json::to_vec(report)?;
@@ -51,7 +51,7 @@ impl Metrics {
 ///
 /// # Errors
 /// Those of the file system, or a line that is no step.
-pub fn read(path: &Path) -> io::Result<Vec<StepReport>> {
+pub(crate) fn read(path: &Path) -> io::Result<Vec<StepReport>> {
     let lines = BufReader::new(File::open(path)?).lines();
     lines.map(|line| Ok(serde_json::from_str(&line?)?)).collect()
 }

@@ -69,24 +69,6 @@ pub fn clear(dir: &Path) -> Result<(), OutputError> {
     Ok(())
 }
 
-/// Copies the files that make a directory loadable beside the weights (the tokenizer's), byte for
-/// byte, those that exist.
-///
-/// # Errors
-/// Those of the file system.
-pub fn copy_files(from: &Path, to: &Path, names: &[&str]) -> Result<(), OutputError> {
-    for name in names {
-        let source = from.join(name);
-        if source.is_file() {
-            // Read and write rather than `fs::copy`: a read-only source must not make the copy so.
-            let bytes = at("read", &source, fs::read(&source))?;
-            let path = to.join(name);
-            at("write", &path, fs::write(&path, bytes))?;
-        }
-    }
-    Ok(())
-}
-
 pub(crate) fn at<T>(
     action: &'static str,
     path: &Path,
@@ -118,14 +100,5 @@ mod tests {
         fs::write(&file, "x").unwrap();
         let error = claim(&file.join("out"), false).unwrap_err().to_string();
         assert!(error.contains("file/out"), "{error}");
-    }
-
-    #[test]
-    fn tokenizer_files_are_copied_byte_for_byte() {
-        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        fs::write(from.path().join("tokenizer.json"), b"\x00\xff{}\r\n").unwrap();
-        copy_files(from.path(), to.path(), &["tokenizer.json", "vocab.json"]).unwrap();
-        assert_eq!(fs::read(to.path().join("tokenizer.json")).unwrap(), b"\x00\xff{}\r\n");
-        assert!(!to.path().join("vocab.json").exists());
     }
 }

@@ -87,8 +87,14 @@ mod tests {
         let epoch = [vec![0, 1, 2], vec![3, 4, 5], vec![6]];
         assert_eq!(rows, [epoch.clone(), epoch].concat());
         let ends: Vec<_> = steps.iter().map(|s| (s.step, s.epoch, s.ends_epoch)).collect();
-        let wanted =
-            [(1, 0, false), (2, 0, false), (3, 0, true), (4, 1, false), (5, 1, false), (6, 1, true)];
+        let wanted = [
+            (1, 0, false),
+            (2, 0, false),
+            (3, 0, true),
+            (4, 1, false),
+            (5, 1, false),
+            (6, 1, true),
+        ];
         assert_eq!(ends, wanted);
         assert_eq!(plan(false).epochs_after(4), 4.0 / 3.0);
     }
@@ -96,7 +102,7 @@ mod tests {
     #[test]
     fn every_row_comes_once_an_epoch_and_epochs_differ() {
         let steps: Vec<_> = plan(true).steps_after(0).collect();
-        let epoch = |e| steps.iter().filter(|s| s.epoch == e).flat_map(|s| s.rows.clone());
+        let epoch = |e| steps.iter().filter(move |s| s.epoch == e).flat_map(|s| s.rows.clone());
         for e in [0, 1] {
             let mut rows: Vec<_> = epoch(e).collect();
             rows.sort_unstable();

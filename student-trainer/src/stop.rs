@@ -1,7 +1,6 @@
 //! A wish to stop: set by a signal, looked at between steps.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -54,7 +53,6 @@ impl Stop {
                 }
             });
             if stop.requested() {
-                runtime.shutdown_timeout(Duration::ZERO);
                 std::process::exit(code);
             }
             stop.request();

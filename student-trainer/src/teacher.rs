@@ -10,7 +10,8 @@ use distill::backoff::Backoff;
 use distill::fingerprint::Fingerprint;
 use distill::handshake::{Agreement, Mismatch, StudentFacts, TeacherFacts, check};
 use distill::window::GiveUp;
-use proto::convert::{self, ConvertError};
+use proto::convert::{InfoError, Reaction, ReplyError, facts_from_info};
+use proto::limits::MAX_MESSAGE_BYTES;
 use proto::v1::teacher_client::TeacherClient;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::{Channel, Endpoint};
@@ -18,9 +19,6 @@ use tonic::transport::{Channel, Endpoint};
 use crate::observer::TeacherLine;
 use crate::stop::Stop;
 
-/// Largest message read from a teacher, in bytes: gRPC's usual bound. A teacher keeps its replies
-/// to 1 MiB.
-const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Bytes a teacher may send before this side has read them.
 const FLOW_WINDOW_BYTES: u32 = 8 << 20;
 /// Longest single attempt at a connection.
@@ -83,15 +81,23 @@ pub enum TeacherError {
         /// What differs, both values.
         source: Mismatch,
     },
-    /// A message that is not what the contract says.
-    #[error("teacher {url} sent {what} that cannot be used: {source}")]
-    Message {
+    /// An account of itself that is none.
+    #[error("teacher {url} cannot be used: {source}")]
+    Info {
         /// The address.
         url: String,
-        /// Which message.
-        what: String,
         /// What is wrong with it.
-        source: ConvertError,
+        source: InfoError,
+    },
+    /// An answer that is not one to what was asked.
+    #[error("teacher {url}, row {row}: {source}")]
+    Reply {
+        /// The address.
+        url: String,
+        /// Index of the row in its set.
+        row: usize,
+        /// What is wrong with it, both values.
+        source: ReplyError,
     },
     /// Another model answers at an address.
     #[error(
@@ -268,21 +274,22 @@ impl Address {
         let mut client = self.client().await.map_err(Failure::Passing)?;
         let mut request = tonic::Request::new(proto::v1::GetInfoRequest {});
         request.set_timeout(INFO_TIMEOUT);
-        let reply = client.get_info(request).await.map_err(|status| {
-            if may_pass(status.code()) {
-                return Failure::Passing(describe(&status));
+        let reply =
+            client.get_info(request).await.map_err(|status| self.failure("GetInfo", &status))?;
+        facts_from_info(reply.get_ref())
+            .map_err(|source| Failure::Final(TeacherError::Info { url: self.url.clone(), source }))
+    }
+
+    /// What the status of a call means for the next attempt.
+    pub(crate) fn failure(&self, call: &'static str, status: &tonic::Status) -> Failure {
+        let (code, message) = (status.code(), status.message());
+        match Reaction::to(code) {
+            Reaction::Retry => Failure::Passing(format!("{code:?}: {message}")),
+            Reaction::Stop => {
+                let (url, message) = (self.url.clone(), message.to_owned());
+                Failure::Final(TeacherError::Refused { url, call, code, message })
             }
-            Failure::Final(TeacherError::Refused {
-                url: self.url.clone(),
-                call: "GetInfo",
-                code: status.code(),
-                message: status.message().to_owned(),
-            })
-        })?;
-        convert::teacher_facts(reply.into_inner()).map_err(|source| {
-            let (url, what) = (self.url.clone(), "a GetInfoReply".to_owned());
-            Failure::Final(TeacherError::Message { url, what, source })
-        })
+        }
     }
 }
 
@@ -323,35 +330,6 @@ async fn reach(
             () = stop.wait() => return Err(TeacherError::Stopped { url }),
         }
     }
-}
-
-/// Whether trying again later, or on a new connection, may help.
-pub(crate) fn may_pass(code: tonic::Code) -> bool {
-    use tonic::Code;
-    match code {
-        Code::Unavailable
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::Cancelled
-        | Code::DeadlineExceeded
-        | Code::Internal
-        | Code::Unknown => true,
-        Code::Ok
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::DataLoss
-        | Code::Unauthenticated => false,
-    }
-}
-
-/// A status in words.
-pub(crate) fn describe(status: &tonic::Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
 }
 
 /// An error and what caused it: the transport's own text says only "transport error".

@@ -10,12 +10,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use proto::convert::ScoreJob;
 use tokio::sync::oneshot;
 
 use crate::error::{TeacherError, panic_text};
 use crate::metrics::Metrics;
 use crate::queue::{Queue, QueueBounds};
-use crate::scorer::{Facts, Job, LoadError, Loaded, Scorer, Scores, TextCodec};
+use crate::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, Scores, TextCodec};
 
 /// A scored job and how long it took.
 #[derive(Debug, PartialEq)]
@@ -69,7 +70,7 @@ struct Inner {
 }
 
 struct Work {
-    job: Job,
+    job: ScoreJob,
     reply: oneshot::Sender<Result<Answer, TeacherError>>,
     since: Instant,
 }
@@ -89,8 +90,8 @@ impl Engine {
         let shared = Arc::new(Shared { inner, changed: Condvar::new(), max_batch_tokens, metrics });
         let (loaded, ready) = oneshot::channel();
         let (running, ended) = oneshot::channel();
-        let thread = CloseOnExit(Arc::clone(&shared), running);
-        let body = move || run(&thread.0, load, loaded);
+        let thread = CloseOnExit { shared: Arc::clone(&shared), running };
+        let body = move || run(&thread.shared, load, loaded);
         std::thread::Builder::new().name("device".into()).spawn(body)?;
         Ok(Started { engine: Self { shared }, ready, ended })
     }
@@ -99,7 +100,7 @@ impl Engine {
     ///
     /// # Errors
     /// The queue's bound, or that the engine takes no more work.
-    pub fn submit(&self, job: Job) -> Result<Reply, TeacherError> {
+    pub fn submit(&self, job: ScoreJob) -> Result<Reply, TeacherError> {
         let (reply, receiver) = oneshot::channel();
         let mut inner = self.shared.lock();
         if inner.closed {
@@ -171,14 +172,18 @@ impl Shared {
 }
 
 /// Whatever ends the thread, nobody may wait for it in vain.
-struct CloseOnExit(Arc<Shared>, #[expect(dead_code, reason = "its drop tells")] oneshot::Sender<Infallible>);
+struct CloseOnExit {
+    shared: Arc<Shared>,
+    #[expect(dead_code, reason = "dropping it is what tells")]
+    running: oneshot::Sender<Infallible>,
+}
 
 impl Drop for CloseOnExit {
     fn drop(&mut self) {
-        let mut inner = self.0.lock();
+        let mut inner = self.shared.lock();
         inner.closed = true;
         inner.queue.drop_unwanted(|_| false);
-        self.0.gauge(&inner);
+        self.shared.gauge(&inner);
     }
 }
 
@@ -208,7 +213,7 @@ fn run(
 /// Scores a batch and answers each of its callers.
 fn score(scorer: &mut dyn Scorer, mut batch: Vec<Work>, metrics: &Metrics) {
     let began = Instant::now();
-    let jobs: Vec<&Job> = batch.iter().map(|work| &work.job).collect();
+    let jobs: Vec<&ScoreJob> = batch.iter().map(|work| &work.job).collect();
     // A scorer keeps nothing between batches but its weights, which a batch does not change.
     let outcome = match catch_unwind(AssertUnwindSafe(|| scorer.score(&jobs))) {
         Ok(Ok(scores)) if scores.len() == jobs.len() => Ok(scores),
@@ -244,16 +249,22 @@ fn score(scorer: &mut dyn Scorer, mut batch: Vec<Work>, metrics: &Metrics) {
     }
 }
 
-fn answer(work: Work, scores: Scores, began: Instant, computed: Duration, metrics: &Metrics) {
+fn answer(
+    work: Work,
+    scores: Result<Scores, NotFinite>,
+    began: Instant,
+    computed: Duration,
+    metrics: &Metrics,
+) {
     let queued = began.saturating_duration_since(work.since);
     metrics.queue_seconds.observe(queued.as_secs_f64());
     metrics.tokens.inc_by(work.job.tokens.len() as u64);
-    let result = match scores.first_unsound_row(&work.job) {
-        None => Ok(Answer { scores, queued, computed }),
-        Some(row) => {
+    let result = match scores.and_then(|scores| scores.checked(&work.job)) {
+        Ok(scores) => Ok(Answer { scores, queued, computed }),
+        Err(error) => {
             metrics.non_finite.inc();
-            tracing::error!(row, tokens = work.job.tokens.len(), "scores are not finite");
-            Err(TeacherError::NotFinite { row })
+            tracing::error!(%error, tokens = work.job.tokens.len(), "a sequence was not answered");
+            Err(TeacherError::NotFinite(error))
         }
     };
     // The caller may have left meanwhile; then nobody needs the answer.

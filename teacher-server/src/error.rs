@@ -1,8 +1,11 @@
 //! Why a request was not answered, and the one map from that to a gRPC status.
 
+use distill::codec::CodecError;
+use proto::convert::RequestError;
 use tonic::{Code, Status};
 
 use crate::queue::QueueFull;
+use crate::scorer::NotFinite;
 
 /// Everything a caller may be told.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -16,21 +19,43 @@ pub enum TeacherError {
     /// The thread that owns the device ended.
     #[error("the teacher lost its device; it has to be restarted")]
     Stopped,
-    /// The request breaks a rule of the contract; the text names it with both values.
-    #[error("{0}")]
-    Request(String),
+    /// The request breaks a rule of the contract.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Two unanswered requests of one name.
+    #[error("id {id} is that of an unanswered request of this stream; every one needs its own")]
+    DuplicateId {
+        /// The id.
+        id: u64,
+    },
+    /// A text that cannot be scored in one reply.
+    #[error(
+        "{tokens} tokens with {k} candidates each are more than the {most} candidates of one \
+         ScoreText reply; lower top_k, shorten the text, or use Score"
+    )]
+    TextReply {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Candidates a token.
+        k: usize,
+        /// Candidates of a reply.
+        most: usize,
+    },
+    /// The tokenizer could not encode the text.
+    #[error("the text cannot be encoded: {0}")]
+    Text(String),
     /// A bound on what may wait was reached.
     #[error(transparent)]
     Full(#[from] QueueFull),
     /// The model produced a number that cannot be.
-    #[error("the model gave NaN or an infinity at row {row} of this request; nothing was sent")]
-    NotFinite {
-        /// The first such row.
-        row: usize,
-    },
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
     /// The device or the model failed on this sequence alone.
     #[error("the model failed on this sequence: {0}")]
     Scorer(String),
+    /// The model's answer could not be put into messages.
+    #[error("the model's answer is not one: {0}")]
+    Answer(#[from] CodecError),
     /// A bug of the server.
     #[error("the teacher met a bug: {0}")]
     Panicked(String),
@@ -41,9 +66,14 @@ impl TeacherError {
     pub fn code(&self) -> Code {
         match self {
             Self::Loading | Self::Draining | Self::Stopped => Code::Unavailable,
-            Self::Request(_) => Code::InvalidArgument,
+            Self::Request(error) => error.code(),
+            Self::DuplicateId { .. } | Self::TextReply { .. } | Self::Text(_) => {
+                Code::InvalidArgument
+            }
             Self::Full(_) => Code::ResourceExhausted,
-            Self::NotFinite { .. } | Self::Scorer(_) | Self::Panicked(_) => Code::Internal,
+            Self::NotFinite(_) | Self::Scorer(_) | Self::Answer(_) | Self::Panicked(_) => {
+                Code::Internal
+            }
         }
     }
 }

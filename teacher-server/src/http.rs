@@ -1,13 +1,13 @@
 //! The plain HTTP side: `/metrics` for Prometheus and `/health` for people and load balancers.
 
 use std::future::ready;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use prometheus_client::registry::Registry;
-use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::metrics::render;

@@ -9,8 +9,8 @@
 pub mod config;
 pub mod settings;
 
-pub mod scorer;
 pub mod qwen3_scorer;
+pub mod scorer;
 
 pub mod engine;
 pub mod queue;
@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod shutdown;
 pub mod state;
 
+pub mod banner;
 pub mod error;
 pub mod health;
 pub mod output;
@@ -33,3 +34,6 @@ pub mod testing;
 mod serve;
 
 pub use serve::{Listeners, ServeError, serve};
+
+#[cfg(test)]
+mod serve_tests;

@@ -131,10 +131,7 @@ mod tests {
     #[test]
     fn refuses_at_either_bound_and_names_it() {
         let queue = queue_of(BOUNDS, &[60, 30]);
-        assert_eq!(
-            queue.admits(11),
-            Err(QueueFull::Tokens { queued: 90, wanted: 11, limit: 100 })
-        );
+        assert_eq!(queue.admits(11), Err(QueueFull::Tokens { queued: 90, wanted: 11, limit: 100 }));
         assert_eq!(queue.admits(10), Ok(()));
         let queue = queue_of(BOUNDS, &[1, 1, 1]);
         assert_eq!(queue.admits(1), Err(QueueFull::Sequences { queued: 3, limit: 3 }));

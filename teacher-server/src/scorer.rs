@@ -5,33 +5,11 @@ use std::sync::Arc;
 
 use distill::fingerprint::Fingerprint;
 use distill::signal::TopK;
+use proto::convert::ScoreJob;
 
-/// One sequence to score, already checked against [`Facts`] and the limits.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Job {
-    /// The sequence, `[L]`.
-    pub tokens: Vec<u32>,
-    /// Positions wanted, ascending, disjoint, none empty.
-    pub positions: Vec<Range<u32>>,
-    /// Temperature, finite and above 0.
-    pub temperature: f32,
-    /// Entries a position, 1 to `classes`.
-    pub k: usize,
-    /// Classes the distribution is taken over: ids below this.
-    pub classes: usize,
-}
-
-impl Job {
-    /// Number of positions wanted.
-    pub fn rows(&self) -> usize {
-        self.positions.iter().map(ExactSizeIterator::len).sum()
-    }
-
-    /// The positions wanted, each with the token that really follows (none after the last).
-    pub fn wanted(&self) -> impl Iterator<Item = (u32, Option<u32>)> + '_ {
-        let next = |t: u32| (t, self.tokens.get(t as usize + 1).copied());
-        self.positions.iter().cloned().flatten().map(next)
-    }
+/// The positions of a whole sequence, as a job names them.
+pub fn all_positions(tokens: usize) -> Vec<Range<u32>> {
+    std::iter::once(0..tokens as u32).collect()
 }
 
 /// What the model says of one job: one row for each position wanted, in order.
@@ -44,12 +22,22 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// The first row that holds a number no model in health produces: a value or `log_z` that is
-    /// not finite, a `log_rest` that is NaN or +inf, a `next_logprob` that is not finite although
-    /// a token follows.
-    pub fn first_unsound_row(&self, job: &Job) -> Option<usize> {
+    /// These scores, unless a row holds a number no model in health produces: a value or `log_z`
+    /// that is not finite, a `log_rest` that is NaN or +inf, a `next_logprob` that is not finite
+    /// although a token follows.
+    ///
+    /// # Errors
+    /// [`NotFinite`] naming the row.
+    pub fn checked(self, job: &ScoreJob) -> Result<Self, NotFinite> {
+        match self.first_unsound_row(job) {
+            None => Ok(self),
+            Some(row) => Err(NotFinite(format!("row {row}"))),
+        }
+    }
+
+    fn first_unsound_row(&self, job: &ScoreJob) -> Option<usize> {
         let TopK { k, scaled, log_z, log_rest, .. } = &self.signal;
-        job.wanted().enumerate().position(|(row, (_, next))| {
+        job.next_tokens().enumerate().position(|(row, next)| {
             let values = &scaled[row * k..(row + 1) * k];
             let rest_sound = log_rest[row] < f32::INFINITY;
             let next_sound = next.is_none() || self.next_logprob[row].is_finite();
@@ -89,13 +77,18 @@ pub struct Facts {
 #[error("{0}")]
 pub struct ScorerError(pub String);
 
+/// The model's numbers for one job cannot be: NaN or infinite.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("the model gave numbers that are not finite for this sequence ({0}); nothing was sent")]
+pub struct NotFinite(pub String);
+
 /// A model on a device. Owned by one thread, which is the one that loaded it.
 pub trait Scorer {
     /// Scores the jobs of one batch, in order. The result for a job does not depend on the others.
     ///
     /// # Errors
     /// The batch failed as a whole; the caller may try its jobs in smaller batches.
-    fn score(&mut self, jobs: &[&Job]) -> Result<Vec<Scores>, ScorerError>;
+    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError>;
 }
 
 /// Text to ids and back, for `ScoreText`.
@@ -126,10 +119,18 @@ pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use distill::codec::Codec;
 
-    fn job() -> Job {
-        let positions = vec![1..2, 3..4];
-        Job { tokens: vec![5, 6, 7, 8], positions, temperature: 1.0, k: 2, classes: 9 }
+    fn job() -> ScoreJob {
+        ScoreJob {
+            id: 1,
+            tokens: vec![5, 6, 7, 8],
+            ranges: vec![1..2, 3..4],
+            temperature: 1.0,
+            k: 2,
+            codec: Codec::Packed,
+            classes: 9,
+        }
     }
 
     fn sound() -> Scores {
@@ -141,12 +142,6 @@ mod tests {
             log_rest: vec![-1.0, f32::NEG_INFINITY],
         };
         Scores { signal, next_logprob: vec![-1.0, f32::NAN] }
-    }
-
-    #[test]
-    fn wanted_positions_come_with_the_token_that_follows() {
-        assert_eq!(job().rows(), 2);
-        assert_eq!(job().wanted().collect::<Vec<_>>(), [(1, Some(7)), (3, None)]);
     }
 
     #[test]

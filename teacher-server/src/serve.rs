@@ -51,7 +51,7 @@ pub struct Listeners {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// An address that cannot be listened on.
-    #[error("cannot listen on {address} ({flag}): {source}")]
+    #[error("cannot listen on {address} ({flag})")]
     Bind {
         /// The flag it came from.
         flag: &'static str,
@@ -61,7 +61,7 @@ pub enum ServeError {
         source: io::Error,
     },
     /// The thread for the device was refused.
-    #[error("the system gave no thread for the device: {0}")]
+    #[error("the system gave no thread for the device")]
     Thread(#[source] io::Error),
     /// The model could not be loaded.
     #[error("the model could not be loaded")]
@@ -73,7 +73,7 @@ pub enum ServeError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The descriptors for reflection are broken.
-    #[error("reflection: {0}")]
+    #[error("the descriptors for reflection cannot be read")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// The thread that owns the device ended.
     #[error("the thread that owns the device ended unexpectedly")]
@@ -127,20 +127,29 @@ pub async fn serve(
     let Started { engine, ready: loaded, mut ended } = started.map_err(ServeError::Thread)?;
     // However this function ends, the thread must not go on for nobody.
     let _abort = AbortOnDrop(engine.clone());
-    let mut house = House::open(listeners, engine, settings, metrics).await?;
+    let mut servers = JoinSet::new();
+    let house = House::open(listeners, engine, settings, metrics, &mut servers).await?;
 
     tokio::pin!(shutdown);
     tokio::select! {
         facts = house.begin(loaded) => ready(&facts?),
-        ended = house.servers.join_next() => return Err(listener_ended(ended)),
-        () = &mut shutdown => return house.drain().await,
+        ended = servers.join_next() => return Err(listener_ended(ended)),
+        () = &mut shutdown => {
+            house.drain(&mut servers).await;
+            return Ok(());
+        }
     }
     tokio::select! {
-        () = &mut shutdown => house.drain().await,
-        ended = house.servers.join_next() => Err(listener_ended(ended)),
-        _ = &mut ended => Err(ServeError::DeviceLost),
+        () = &mut shutdown => {}
+        ended = servers.join_next() => return Err(listener_ended(ended)),
+        _ = &mut ended => return Err(ServeError::DeviceLost),
     }
+    house.drain(&mut servers).await;
+    Ok(())
 }
+
+/// The two servers' tasks; dropping it ends them.
+type Servers = JoinSet<Result<(), ServeError>>;
 
 /// The running parts.
 struct House {
@@ -149,8 +158,8 @@ struct House {
     calls: Calls,
     settings: Settings,
     metrics: Metrics,
-    servers: JoinSet<Result<(), ServeError>>,
-    leave: Option<oneshot::Sender<()>>,
+    /// Dropping it asks the gRPC server to say goodbye to its clients.
+    leave: oneshot::Sender<()>,
     cut: Cut,
     cut_signal: CutSignal,
 }
@@ -162,23 +171,23 @@ impl House {
         engine: Engine,
         settings: Settings,
         metrics: Metrics,
+        servers: &mut Servers,
     ) -> Result<Self, ServeError> {
         let (cut, cut_signal) = Cut::new();
         let (leave, left) = oneshot::channel();
-        let mut house = Self {
+        let house = Self {
             state: watch::Sender::new(State::Loading),
             health: HealthReporter::new(),
             calls: Calls::default(),
             settings,
             metrics,
-            servers: JoinSet::new(),
-            leave: Some(leave),
+            leave,
             cut,
             cut_signal,
         };
         house.report(ServingStatus::NotServing).await;
-        house.spawn_grpc(listeners.grpc, engine, left)?;
-        house.spawn_http(listeners.http);
+        servers.spawn(house.grpc(listeners.grpc, engine, left)?);
+        servers.spawn(house.http(listeners.http));
         Ok(house)
     }
 
@@ -187,12 +196,12 @@ impl House {
         Acceptor::new(listener, limit, self.cut_signal.clone(), self.metrics.clone())
     }
 
-    fn spawn_grpc(
-        &mut self,
+    fn grpc(
+        &self,
         listener: TcpListener,
         engine: Engine,
         left: oneshot::Receiver<()>,
-    ) -> Result<(), ServeError> {
+    ) -> Result<impl Future<Output = Result<(), ServeError>> + use<>, ServeError> {
         let state = self.state.subscribe();
         let calls = self.calls.clone();
         let service = TeacherService::new(engine, state, calls, self.metrics.clone());
@@ -218,26 +227,21 @@ impl House {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
         let incoming = self.acceptor(listener).into_stream();
-        self.servers.spawn(async move {
+        Ok(async move {
             // An error means the sender was dropped, which asks for the same.
             let left = async { drop(left.await) };
             let served = server.serve_with_incoming_shutdown(incoming, left).await;
-            served.map_err(|error| {
-                ServeError::Listener { what: "gRPC", reason: error.to_string() }
-            })
-        });
-        Ok(())
+            served.map_err(|error| ServeError::Listener { what: "gRPC", reason: error.to_string() })
+        })
     }
 
-    fn spawn_http(&mut self, listener: TcpListener) {
+    fn http(&self, listener: TcpListener) -> impl Future<Output = Result<(), ServeError>> + use<> {
         let routes = crate::http::routes(self.metrics.registry(), self.state.subscribe());
         let acceptor = self.acceptor(listener);
-        self.servers.spawn(async move {
+        async move {
             let served = axum::serve(acceptor, routes).await;
-            served.map_err(|error| {
-                ServeError::Listener { what: "HTTP", reason: error.to_string() }
-            })
-        });
+            served.map_err(|error| ServeError::Listener { what: "HTTP", reason: error.to_string() })
+        }
     }
 
     /// Waits for the model and opens for work.
@@ -256,21 +260,21 @@ impl House {
     }
 
     /// Finishes what was admitted and closes everything, within the drain timeout.
-    async fn drain(mut self) -> Result<(), ServeError> {
+    async fn drain(self, servers: &mut Servers) {
         let deadline = tokio::time::Instant::now() + self.settings.drain_timeout;
         self.state.send_replace(State::Draining);
         self.metrics.serving.set(0);
         self.report(ServingStatus::NotServing).await;
-        drop(self.leave.take());
+        // The ports stay open meanwhile: whoever asks now is told, not left in the dark.
         if !self.calls.all_done(self.settings.drain_timeout).await {
             tracing::warn!("work is left at the end of the drain timeout; cutting it off");
         }
         // The HTTP server never ends by itself; the gRPC server does once its clients have left.
+        drop(self.leave);
         let leave = deadline.min(tokio::time::Instant::now() + LEAVE_TIME);
-        let _ = tokio::time::timeout_at(leave, self.servers.join_next()).await;
+        let _ = tokio::time::timeout_at(leave, servers.join_next()).await;
         self.cut.draw();
         tracing::info!("stopped");
-        Ok(())
     }
 
     async fn report(&self, status: ServingStatus) {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use distill::codec::{Codec, row_bytes};
 use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, TeacherFacts};
 
+use proto::limits::{MAX_MESSAGE_BYTES, MIN_REPLY_BYTES};
+
 use crate::scorer::Facts;
 
 /// Room in a message beside its arrays: field tags, lengths, checksums, fingerprint, timings.
@@ -75,6 +77,12 @@ pub enum SettingsError {
         bytes: u32,
         /// What the position needs.
         needed: u64,
+    },
+    /// A reply size clients do not accept.
+    #[error("--max-reply-bytes {bytes}: clients accept {MIN_REPLY_BYTES} to {MAX_MESSAGE_BYTES}")]
+    ReplyRange {
+        /// What was set.
+        bytes: u32,
     },
     /// A tokenizer with ids the model has no row for.
     #[error(
@@ -169,11 +177,15 @@ impl Settings {
     }
 
     fn check_reply(&self, facts: &Facts) -> Result<(), SettingsError> {
+        let bytes = self.max_reply_bytes;
+        if !(MIN_REPLY_BYTES..=MAX_MESSAGE_BYTES).contains(&(bytes as usize)) {
+            return Err(SettingsError::ReplyRange { bytes });
+        }
         let k = self.max_top_k.min(facts.vocab_size);
         let row = [Codec::Packed, Codec::Raw].map(|codec| row_bytes(k as usize, codec));
         let needed = row[0].max(row[1]) as u64 + 4 + u64::from(MESSAGE_OVERHEAD);
-        if needed > u64::from(self.max_reply_bytes) {
-            return Err(SettingsError::ReplyBytes { k, bytes: self.max_reply_bytes, needed });
+        if needed > u64::from(bytes) {
+            return Err(SettingsError::ReplyBytes { k, bytes, needed });
         }
         Ok(())
     }
@@ -213,12 +225,19 @@ mod tests {
 
     #[test]
     fn one_position_of_the_largest_k_fits_into_a_reply() {
-        // Raw, k = 32: 8 bytes an entry, 8 a position, 4 for the next token, and the overhead.
-        let needed = 32 * 8 + 8 + 4 + MESSAGE_OVERHEAD;
-        let with = |max_reply_bytes| Settings { max_reply_bytes, ..Settings::DEFAULT };
-        assert!(with(needed).resolve(&facts(32)).is_ok());
-        let refused = with(needed - 1).resolve(&facts(32)).unwrap_err().to_string();
-        assert!(refused.contains("k = 32") && refused.contains("--max-top-k"), "{refused}");
+        // Raw, k = 1000: 8 bytes an entry, 8 a position, 4 for the next token, and the overhead.
+        let needed = 1000 * 8 + 8 + 4 + MESSAGE_OVERHEAD;
+        let with = |max_reply_bytes| {
+            let settings = Settings { max_reply_bytes, max_top_k: 1000, ..Settings::DEFAULT };
+            settings.resolve(&facts(2000)).map(|_| ()).map_err(|refused| refused.to_string())
+        };
+        assert_eq!(with(needed), Ok(()));
+        let refused = with(needed - 1).unwrap_err();
+        assert!(refused.contains("k = 1000") && refused.contains("--max-top-k"), "{refused}");
+        for bytes in [4095, (4 << 20) + 1] {
+            let refused = with(bytes).unwrap_err();
+            assert!(refused.contains("clients accept 4096 to 4194304"), "{refused}");
+        }
     }
 
     #[test]

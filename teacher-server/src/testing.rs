@@ -8,8 +8,9 @@ use std::sync::mpsc::Receiver;
 
 use distill::fingerprint::Fingerprint;
 use distill::signal::{TopK, log_sum_exp};
+use proto::convert::ScoreJob;
 
-use crate::scorer::{Facts, Job, Loaded, Scorer, ScorerError, Scores, TextCodec};
+use crate::scorer::{Facts, Loaded, NotFinite, Scorer, ScorerError, Scores, TextCodec};
 
 /// What a fake teacher says of itself.
 pub fn facts(vocab_size: u32) -> Facts {
@@ -64,10 +65,10 @@ impl FakeScorer {
     }
 
     /// What a job is answered, straight from the definition.
-    pub fn scores(job: &Job) -> Scores {
+    pub fn scores(job: &ScoreJob) -> Scores {
         let mut signal = TopK::new(job.k);
         let mut next_logprob = Vec::new();
-        for (t, next) in job.wanted() {
+        for (t, next) in job.positions().zip(job.next_tokens()) {
             let logits = Self::logits(&job.tokens[..=t as usize], job.classes);
             signal.push_exact(&logits, f64::from(job.temperature));
             let log_z = log_sum_exp(logits.iter().copied());
@@ -79,22 +80,22 @@ impl FakeScorer {
 }
 
 impl Scorer for FakeScorer {
-    fn score(&mut self, jobs: &[&Job]) -> Result<Vec<Scores>, ScorerError> {
+    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError> {
         if let Some(gate) = &self.gate {
             // A test that dropped its end wants no more waiting.
             let _ = gate.recv();
         }
-        let holds = |job: &Job, id: Option<u32>| id.is_some_and(|id| job.tokens.contains(&id));
+        let holds = |job: &ScoreJob, id: Option<u32>| id.is_some_and(|id| job.tokens.contains(&id));
         assert!(!jobs.iter().any(|job| holds(job, self.panic_at)), "the fake scorer was told to");
         if jobs.iter().any(|job| holds(job, self.fail_at)) {
             return Err(ScorerError("the fake device was told to fail".into()));
         }
-        let answer = |job: &&Job| {
+        let answer = |job: &&ScoreJob| {
             let mut scores = Self::scores(job);
             if holds(job, self.nan_at) {
                 scores.signal.scaled[0] = f32::NAN;
             }
-            scores
+            Ok(scores)
         };
         Ok(jobs.iter().map(answer).collect())
     }

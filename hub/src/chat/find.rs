@@ -60,11 +60,13 @@ pub(super) fn without_generation_tags(source: &str) -> String {
             break;
         };
         let (tag, after) = tag.split_at(end + 2);
-        out.push_str(&match tag[2..tag.len() - 2].trim_matches(['-', '+', ' ', '\t', '\n', '\r']) {
-            "generation" => tag.replacen("generation", "if true", 1),
-            "endgeneration" => tag.replacen("endgeneration", "endif", 1),
-            _ => tag.to_owned(),
-        });
+        out.push_str(
+            &match tag[2..tag.len() - 2].trim_matches(['-', '+', ' ', '\t', '\n', '\r']) {
+                "generation" => tag.replacen("generation", "if true", 1),
+                "endgeneration" => tag.replacen("endgeneration", "endif", 1),
+                _ => tag.to_owned(),
+            },
+        );
         rest = after;
     }
     out.push_str(rest);

@@ -80,7 +80,11 @@ impl Style {
                     style.write(state, &value.get_item(key)?, depth + 1, out)
                 })?;
             }
-            kind => return Err(invalid(format!("tojson: {kind} cannot be written as JSON"))),
+            // The list of kinds is open.
+            ValueKind::Undefined | ValueKind::Bytes | ValueKind::Plain | ValueKind::Invalid | _ => {
+                let kind = value.kind();
+                return Err(invalid(format!("tojson: {kind} cannot be written as JSON")));
+            }
         }
         Ok(())
     }
@@ -137,11 +141,27 @@ impl Style {
     }
 }
 
+/// A number as Python writes it.
 fn number(value: &Value) -> String {
-    match value.to_string().as_str() {
-        "inf" => "Infinity".to_owned(),
-        "-inf" => "-Infinity".to_owned(),
-        other => other.to_owned(),
+    match f64::try_from(value.clone()) {
+        Ok(float) if !value.is_integer() => float_text(float),
+        _ => value.to_string(),
+    }
+}
+
+/// Python's `repr`: the shortest digits, with an exponent below 1e-4 and from 1e16 on.
+fn float_text(value: f64) -> String {
+    if !value.is_finite() {
+        let text = if value.is_nan() { "NaN" } else { "Infinity" };
+        return if value < 0.0 { format!("-{text}") } else { text.to_owned() };
+    }
+    let scientific = format!("{value:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    match exponent.parse::<i32>() {
+        Ok(exponent) if value != 0.0 && !(-4..16).contains(&exponent) => {
+            format!("{digits}e{exponent:+03}")
+        }
+        _ => format!("{value:?}"),
     }
 }
 

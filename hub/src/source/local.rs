@@ -32,7 +32,7 @@ pub(super) fn check_model_files(id: &str, names: &[String]) -> Result<(), HubErr
 }
 
 /// Weights that run code when they are read.
-pub(super) fn is_pickle(name: &str) -> bool {
+fn is_pickle(name: &str) -> bool {
     let file = name.rsplit('/').next().unwrap_or(name);
     let pickled = [".pt", ".pth", ".pkl", ".pickle", ".ckpt"];
     pickled.iter().any(|end| file.ends_with(end))
@@ -41,16 +41,19 @@ pub(super) fn is_pickle(name: &str) -> bool {
 
 /// Whether text may be a hub id: one or two parts of letters, digits, `-`, `_` and `.`, neither
 /// starting nor ending with `-` or `.`, without `--` or `..` (the hub's own rule).
-pub(super) fn is_repository_id(spec: &str) -> bool {
+pub(crate) fn is_repository_id(spec: &str) -> bool {
     let parts: Vec<&str> = spec.split('/').collect();
-    let part_is_good = |part: &&str| {
+    let part_is_good = |part: &str| {
         let plain = part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
         let edge = |c| matches!(c, '-' | '.');
-        plain && !part.is_empty() && part.len() <= 96 && !part.starts_with(edge)
+        plain
+            && !part.is_empty()
+            && part.len() <= 96
+            && !part.starts_with(edge)
             && !part.ends_with(edge)
     };
     parts.len() <= 2
-        && parts.iter().all(|part| part_is_good(&part))
+        && parts.iter().all(|part| part_is_good(part))
         && !spec.contains("--")
         && !spec.contains("..")
 }

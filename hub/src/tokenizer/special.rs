@@ -9,15 +9,8 @@ use super::TokenizerError;
 use crate::files;
 
 /// The roles transformers knows; a chat template may use each by its name.
-const ROLES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const ROLES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Role (`eos_token`) to token (`<|im_end|>`), and the tokens with an id of their own in
 /// tokenizer_config.json.
@@ -43,9 +36,11 @@ impl SpecialTokens {
                 }
             }
             let added = config["added_tokens_decoder"].as_object().into_iter().flatten();
-            tokens.with_id.extend(added.filter_map(|(id, token)| {
-                Some((id.parse().ok()?, token_text(token)?.to_owned()))
-            }));
+            tokens.with_id.extend(
+                added.filter_map(|(id, token)| {
+                    Some((id.parse().ok()?, token_text(token)?.to_owned()))
+                }),
+            );
         }
         Ok(tokens)
     }

@@ -59,11 +59,8 @@ fn ten_steps_follow_the_formula_in_float64() {
 fn three_steps_of_torch() {
     // torch 2.15: AdamW([p], lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01),
     // p = [1, -2, 0.5], gradients [0.1, -3, 0], [-0.2, 1e-3, 0], [0.3, 5, 1].
-    let state = Tensor::new(
-        &[[1.0f32, -2.0, 0.5], [0.0; 3], [0.0; 3]],
-        &Device::Cpu,
-    )
-    .expect("state");
+    let state =
+        Tensor::new(&[[1.0f32, -2.0, 0.5], [0.0; 3], [0.0; 3]], &Device::Cpu).expect("state");
     let steps = [[0.1f32, -3.0, 0.0], [-0.2, 1e-3, 0.0], [0.3, 5.0, 1.0]];
     for (i, g) in steps.iter().enumerate() {
         adamw_step(&state, &flat(g), &AdamW::default(), 0.1, i as u64 + 1, 1.0).expect("a step");
@@ -90,7 +87,9 @@ const TORCH: [f32; 9] = [
 #[test]
 fn the_norm_is_that_of_all_gradients_whatever_their_size() {
     let count = 3 * CHUNK + 5;
-    assert!((grad_norm(&flat(&vec![0.5; count])).unwrap() - 0.5 * (count as f64).sqrt()).abs() < 1e-9);
+    assert!(
+        (grad_norm(&flat(&vec![0.5; count])).unwrap() - 0.5 * (count as f64).sqrt()).abs() < 1e-9
+    );
     // Squares beyond and below what f32 holds.
     let big = grad_norm(&flat(&[3e30, -4e30])).unwrap();
     assert!((big / 5e30 - 1.0).abs() < 1e-6, "{big}");
@@ -117,7 +116,8 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
         pool.install(|| {
             let state = Tensor::ones((3, count), candle_core::DType::F32, &Device::Cpu).unwrap();
             let norm = grad_norm(&flat(&g)).unwrap();
-            adamw_step(&state, &flat(&g), &AdamW::default(), 0.1, 1, clip_scale(norm, 1.0)).unwrap();
+            adamw_step(&state, &flat(&g), &AdamW::default(), 0.1, 1, clip_scale(norm, 1.0))
+                .unwrap();
             (norm.to_bits(), values(&state))
         })
     };

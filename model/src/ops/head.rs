@@ -10,15 +10,18 @@
 pub(crate) mod exps;
 mod row;
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 use distill::signal::TopK;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::matmul::{MatMut, MatRef, Store, converted, gemm_f32, project};
-use super::{Floats, Precision, expect_len, expect_shape, read, tensor, write_f32};
+use super::matmul::{converted, project};
+use super::product::{MatMut, MatRef, Store, gemm_f32};
+use super::{Floats, Precision, expect_len, read, tensor, write_f32};
 pub use distill::reference::Tail;
-use row::{RowLoss, RowTask};
+use row::{Row, RowLoss};
 
 /// Bytes of logits that exist at a time, unless one position alone needs more.
 const LOGITS_BYTES: usize = 32 << 20;
@@ -77,7 +80,7 @@ pub fn head_loss(
     grad: Option<&Tensor>,
 ) -> Result<HeadLoss> {
     let (positions, width) = hidden.dims2()?;
-    check_classes(w, classes, width)?;
+    check_classes("output matrix", w, classes, width)?;
     check_targets(targets, positions, classes)?;
     check_settings(settings, signal.is_some(), grad.is_some())?;
     if let Some(signal) = signal {
@@ -91,11 +94,194 @@ pub fn head_loss(
     match grad {
         None => head.losses(),
         Some(grad) => {
-            expect_shape("gradient of the output matrix", grad, w_shape(grad, width)?)?;
-            if grad.dim(0)? < classes {
-                bail!("gradient of the output matrix: {} rows for {classes} classes", grad.dim(0)?);
-            }
+            check_classes("gradient of the output matrix", grad, classes, width)?;
+            let scale = scale as f32;
             write_f32(&grad.narrow(0, 0, classes)?, |dw| head.losses_and_gradients(scale, dw))
         }
     }
 }
+
+/// The checked arguments of [`head_loss`].
+struct Head<'a> {
+    /// `[S, width]`, rounded to the precision.
+    hidden: &'a [f32],
+    /// `[classes, width]`, as stored.
+    w: Floats<'a>,
+    width: usize,
+    classes: usize,
+    targets: &'a [u32],
+    signal: Option<&'a TopK>,
+    settings: &'a LossSettings,
+}
+
+impl Head<'_> {
+    fn losses(&self) -> Result<HeadLoss> {
+        let mut rows = Vec::with_capacity(self.targets.len());
+        let mut logits = logits_buffer(self.targets.len(), self.classes);
+        for chunk in chunks(self.targets.len(), self.classes) {
+            let logits = self.project(&mut logits, &chunk, self.w, self.settings.precision);
+            rows.par_extend(
+                logits
+                    .par_chunks_mut(self.classes)
+                    .zip(chunk)
+                    .map(|(logits, position)| self.row(position).losses(logits)),
+            );
+        }
+        Ok(HeadLoss::new(&rows, None))
+    }
+
+    fn losses_and_gradients(&self, scale: f32, dw: &mut [f32]) -> Result<HeadLoss> {
+        // Once for all chunks and both products.
+        let w = converted(self.w, self.settings.precision);
+        let mut d_hidden = vec![0.0; self.hidden.len()];
+        let mut rows = Vec::with_capacity(self.targets.len());
+        let mut buffer = logits_buffer(self.targets.len(), self.classes);
+        for chunk in chunks(self.targets.len(), self.classes) {
+            let logits = self.project(&mut buffer, &chunk, Floats::F32(&w), Precision::F32);
+            rows.par_extend(logits.par_chunks_mut(self.classes).zip(chunk.clone()).map_init(
+                || vec![0.0; self.classes],
+                |tempered, (logits, position)| {
+                    self.row(position).losses_and_gradient(logits, tempered)
+                },
+            ));
+            let dlogits = converted(Floats::F32(logits), self.settings.precision);
+            let dlogits = MatRef::new(&dlogits, chunk.len(), self.classes);
+            let w = MatRef::new(&w, self.classes, self.width);
+            let d_hidden = &mut d_hidden[self.of_hidden(&chunk)];
+            let d_hidden = MatMut::new(d_hidden, chunk.len(), self.width);
+            gemm_f32(d_hidden, Store::Replace, scale, dlogits, w, Parallelism::Rayon(0));
+            let dw = MatMut::new(dw, self.classes, self.width);
+            let hidden = self.hidden_rows(&chunk);
+            let dlogits = dlogits.transposed();
+            gemm_f32(dw, Store::Add, scale, dlogits, hidden, Parallelism::Rayon(0));
+        }
+        let d_hidden = tensor(d_hidden, (self.targets.len(), self.width))?;
+        Ok(HeadLoss::new(&rows, Some(d_hidden)))
+    }
+
+    /// The logits of a chunk, in the front part of `buffer`.
+    fn project<'b>(
+        &self,
+        buffer: &'b mut [f32],
+        chunk: &Range<usize>,
+        w: Floats<'_>,
+        precision: Precision,
+    ) -> &'b mut [f32] {
+        let logits = &mut buffer[..chunk.len() * self.classes];
+        let target = MatMut::new(logits, chunk.len(), self.classes);
+        project(target, Store::Replace, self.hidden_rows(chunk), w, precision);
+        logits
+    }
+
+    fn hidden_rows(&self, chunk: &Range<usize>) -> MatRef<'_> {
+        MatRef::new(&self.hidden[self.of_hidden(chunk)], chunk.len(), self.width)
+    }
+
+    fn of_hidden(&self, chunk: &Range<usize>) -> Range<usize> {
+        chunk.start * self.width..chunk.end * self.width
+    }
+
+    fn row(&self, position: usize) -> Row<'_> {
+        let signal = self.signal.map(|signal| (signal, position));
+        Row::new(self.targets[position] as usize, signal, self.settings)
+    }
+}
+
+impl HeadLoss {
+    fn new(rows: &[RowLoss], d_hidden: Option<Tensor>) -> Self {
+        let column = |of: fn(&RowLoss) -> f64| rows.iter().map(|row| of(row) as f32).collect();
+        Self {
+            ce: column(|row| row.ce),
+            kl: column(|row| row.kl),
+            argmax: rows.iter().map(|row| row.argmax).collect(),
+            teacher_mass: column(|row| row.teacher_mass),
+            student_mass: column(|row| row.student_mass),
+            d_hidden,
+        }
+    }
+}
+
+/// Positions in chunks of nearly equal size whose logits fit in [`LOGITS_BYTES`].
+pub(super) fn chunks(
+    positions: usize,
+    classes: usize,
+) -> impl Iterator<Item = Range<usize>> + Clone {
+    let chunks = positions.div_ceil(rows_at_a_time(classes));
+    (0..chunks).map(move |n| n * positions / chunks..(n + 1) * positions / chunks)
+}
+
+/// Room for the logits of one chunk.
+pub(super) fn logits_buffer(positions: usize, classes: usize) -> Vec<f32> {
+    vec![0.0; rows_at_a_time(classes).min(positions) * classes]
+}
+
+fn rows_at_a_time(classes: usize) -> usize {
+    (LOGITS_BYTES / (classes * size_of::<f32>())).max(1)
+}
+
+/// Refuses a matrix `[V, D]` whose width is not `width` or which has fewer rows than `classes`.
+pub(super) fn check_classes(what: &str, w: &Tensor, classes: usize, width: usize) -> Result<()> {
+    let (rows, columns) = w.dims2()?;
+    if columns != width {
+        bail!("{what}: width {columns} found, {width} wanted");
+    }
+    if classes == 0 || classes > rows {
+        bail!("{what}: {classes} classes asked for, it has rows for 1 to {rows}");
+    }
+    Ok(())
+}
+
+/// Refuses settings no loss can be made of.
+fn check_settings(settings: &LossSettings, signal: bool, gradient: bool) -> Result<()> {
+    let LossSettings { alpha, temperature, .. } = *settings;
+    if !(0.0..=1.0).contains(&alpha) {
+        bail!("alpha is {alpha}, it must lie in 0 to 1");
+    }
+    check_temperature(temperature)?;
+    if gradient && !signal && alpha != 0.0 {
+        bail!("alpha is {alpha} but there is no signal of a teacher: without one it must be 0");
+    }
+    Ok(())
+}
+
+/// Refuses a temperature that is not a positive number.
+pub(super) fn check_temperature(temperature: f64) -> Result<()> {
+    if !(temperature.is_finite() && temperature > 0.0) {
+        bail!("temperature is {temperature}, it must be finite and above 0");
+    }
+    Ok(())
+}
+
+fn check_targets(targets: &[u32], positions: usize, classes: usize) -> Result<()> {
+    expect_len("targets", targets.len(), positions)?;
+    if let Some(at) = targets.iter().position(|&id| id as usize >= classes) {
+        bail!("position {at}: target {} is not one of the {classes} classes", targets[at]);
+    }
+    Ok(())
+}
+
+fn check_signal(signal: &TopK, positions: usize, classes: usize) -> Result<()> {
+    let k = signal.k;
+    if k == 0 || k > classes {
+        bail!("signal: k is {k}, it must lie in 1 to {classes}, the classes");
+    }
+    expect_len("signal rows", signal.rows(), positions)?;
+    expect_len("signal ids", signal.ids.len(), positions * k)?;
+    expect_len("signal values", signal.scaled.len(), positions * k)?;
+    expect_len("signal rests", signal.log_rest.len(), positions)?;
+    if let Some(at) = signal.ids.iter().position(|&id| id as usize >= classes) {
+        let (row, id) = (at / k, signal.ids[at]);
+        bail!("signal row {row}: id {id} is not one of the {classes} classes");
+    }
+    let outside = |&log_rest: &f32| log_rest > f32::NEG_INFINITY;
+    if let (true, Some(row)) = (k == classes, signal.log_rest.iter().position(outside)) {
+        bail!("signal row {row}: mass outside its {k} ids, which are all the classes there are");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod limits_tests;
+#[cfg(test)]
+#[path = "head_tests.rs"]
+mod tests;

@@ -14,19 +14,23 @@ const LANES: usize = 32;
 /// Elements summed in `f32` before the sum goes on in `f64`.
 const BLOCK: usize = 1024;
 
-/// `e^x`, at most 1.5 units in the last place from the exact value (subnormal results included).
+/// `e^x`, at most 1.25 units in the last place from the exact value.
 ///
-/// -inf gives 0, what exceeds `f32` gives inf, NaN stays NaN. Branch-free, so that loops over it
+/// Below -87.33 it is 0 (subnormal numbers cost a processor a hundred times as much, and a softmax
+/// is full of such tails); what exceeds `f32` gives inf, NaN stays NaN. Branch-free, so that loops over it
 /// become vector code: `x = n·ln 2 + r`, then a polynomial in `r` scaled by `2^n`.
 #[inline(always)]
 pub fn exp_f32(x: f32) -> f32 {
     // Adding and subtracting 1.5·2^23 rounds to the nearest integer, left in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts: the first has trailing zeros, so that n·LN2_HIGH is exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
+    // A little above ln(2^-126).
+    const LOWEST: f32 = -87.33;
     // Comparisons, not clamp's min/max: these keep NaN.
-    let x = if x < -104.0 { -104.0 } else { x };
+    let vanishes = x < LOWEST;
+    let x = if vanishes { LOWEST } else { x };
     let x = if x > 89.0 { 89.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -37,12 +41,13 @@ pub fn exp_f32(x: f32) -> f32 {
     let p = p * r + 8.333_452e-3;
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_1e-1;
+    let p = p * r + 0.500_000_1;
     let y = p * (r * r) + r + 1.0;
     // 2^n in two factors, for the exponents one f32 factor cannot hold.
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
-    y * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+    let y = y * power_of_two(half) * power_of_two(n.wrapping_sub(half));
+    if vanishes { 0.0 } else { y }
 }
 
 /// The logistic function `1 / (1 + e^-x)`.
@@ -78,34 +83,25 @@ pub fn exp_in_place(x: &mut [f32], scale: f32, shift: f32) -> f64 {
     for value in x.iter_mut() {
         *value = exp_f32(*value * scale - shift);
     }
-    blocked(x.len(), |block| lane_sum(block.len(), |i| x[block.start + i]))
+    sum_of([x], |[x]| x)
 }
 
 /// `Σ e^(scale·x[i] - shift)`, nothing stored.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
 pub fn sum_exp(x: &[f32], scale: f32, shift: f32) -> f64 {
-    blocked(x.len(), |block| {
-        let x = &x[block];
-        lane_sum(x.len(), |i| exp_f32(x[i] * scale - shift))
-    })
+    sum_of([x], |[x]| exp_f32(x * scale - shift))
 }
 
 /// `Σ x[i]`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
 pub fn sum(x: &[f32]) -> f64 {
-    blocked(x.len(), |block| {
-        let x = &x[block];
-        lane_sum(x.len(), |i| x[i])
-    })
+    sum_of([x], |[x]| x)
 }
 
-/// `Σ a[i]·b[i]`.
+/// `Σ a[i]·b[i]` of two slices of one length.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
-    blocked(a.len(), |block| {
-        let (a, b) = (&a[block.clone()], &b[block]);
-        lane_sum(a.len(), |i| a[i] * b[i])
-    })
+    sum_of([a, b], |[a, b]| a * b)
 }
 
 /// `acc[i] += x[i]`.
@@ -173,9 +169,8 @@ fn nearest_f16(x: f32) -> f32 {
     let size = f32::from_bits(bits & 0x7fff_ffff);
     // Normal halves keep 10 bits of the mantissa: the same carry as for bfloat16, 13 bits down.
     let size_bits = size.to_bits();
-    let normal = f32::from_bits(
-        size_bits.wrapping_add(0x0fff + ((size_bits >> 13) & 1)) & 0xffff_e000,
-    );
+    let normal =
+        f32::from_bits(size_bits.wrapping_add(0x0fff + ((size_bits >> 13) & 1)) & 0xffff_e000);
     // Subnormal halves are multiples of 2^-24: adding 0.5 puts that unit at the last bit.
     let subnormal = (size + 0.5) - 0.5;
     let rounded = if size < 6.103_515_6e-5 { subnormal } else { normal };
@@ -199,40 +194,40 @@ fn widen_f16(from: &[f16], to: &mut [f32]) {
         let size = (bits & 0x7fff) << 13;
         // The half's exponent is 112 below the float's: one multiplication mends it, subnormal
         // values included; infinity and NaN must keep the largest exponent.
-        let scaled = f32::from_bits(size) * 5.192_296_9e33;
+        let scaled = f32::from_bits(size) * 5.192_297e33;
         let special = f32::from_bits(size | 0x7f80_0000);
         let value = if size >= 0x0f80_0000 { special } else { scaled };
         *to = f32::from_bits(value.to_bits() | sign);
     }
 }
 
-/// Sums blocks of at most [`BLOCK`] elements in `f32` and the blocks in `f64`.
+/// `Σ term(elements)` over the elements of slices of one length, [`BLOCK`] elements in `f32` at a
+/// time, the blocks in `f64`.
 #[inline(always)]
-fn blocked(len: usize, mut sum_of: impl FnMut(std::ops::Range<usize>) -> f32) -> f64 {
+pub(crate) fn sum_of<const K: usize>(slices: [&[f32]; K], term: impl Fn([f32; K]) -> f32) -> f64 {
+    let len = slices[0].len();
     let mut total = 0.0;
-    let mut start = 0;
-    while start < len {
+    for start in (0..len).step_by(BLOCK) {
         let end = len.min(start + BLOCK);
-        total += f64::from(sum_of(start..end));
-        start = end;
+        total += f64::from(lane_sum(slices.map(|x| &x[start..end]), &term));
     }
     total
 }
 
-/// `Σ term(i)` for `i < len`, in [`LANES`] interleaved sums that are then folded in halves.
+/// The same in `f32`: [`LANES`] interleaved sums that are then folded in halves.
 #[inline(always)]
-pub(crate) fn lane_sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn lane_sum<const K: usize>(slices: [&[f32]; K], term: impl Fn([f32; K]) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
-    let whole = len / LANES * LANES;
-    let mut at = 0;
-    while at < whole {
+    let (chunks, rest) =
+        (slices.map(|x| x.as_chunks::<LANES>().0), slices.map(|x| x.as_chunks::<LANES>().1));
+    for at in 0..chunks[0].len() {
+        let chunk = chunks.map(|chunks| &chunks[at]);
         for (i, lane) in lanes.iter_mut().enumerate() {
-            *lane += term(at + i);
+            *lane += term(chunk.map(|chunk| chunk[i]));
         }
-        at += LANES;
     }
-    for i in whole..len {
-        lanes[i - whole] += term(i);
+    for (i, lane) in lanes.iter_mut().enumerate().take(rest[0].len()) {
+        *lane += term(rest.map(|rest| rest[i]));
     }
     let mut width = LANES / 2;
     while width > 0 {

@@ -18,9 +18,14 @@ pub mod head;
 pub mod math;
 pub mod matmul;
 pub mod norm;
+pub(crate) mod parallel;
+pub(crate) mod product;
+mod qkv;
 pub mod reference;
 pub mod rope;
 pub mod swiglu;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod topk;
 
 use std::cell::Cell;
@@ -116,6 +121,7 @@ impl<Guard: Deref<Target = Storage>> Reading<'_, Guard> {
     /// The values of a tensor of any of the three floating-point types.
     pub(crate) fn floats(&self) -> Result<Floats<'_>> {
         let range = contiguous(self.layout)?;
+        #[expect(clippy::wildcard_enum_match_arm, reason = "every other type is refused alike")]
         match cpu_storage(&self.storage)? {
             CpuStorage::F32(values) => Ok(Floats::F32(&values[range])),
             CpuStorage::BF16(values) => Ok(Floats::Bf16(&values[range])),
@@ -128,10 +134,7 @@ impl<Guard: Deref<Target = Storage>> Reading<'_, Guard> {
 /// Gives `f` the values of a contiguous `f32` tensor or view, to be changed in place.
 ///
 /// The tensor's storage is locked for writing meanwhile: `f` must not lock it again.
-pub(crate) fn write_f32<R>(
-    tensor: &Tensor,
-    f: impl FnOnce(&mut [f32]) -> Result<R>,
-) -> Result<R> {
+pub(crate) fn write_f32<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
     let op = InPlace { f: Cell::new(Some(f)), result: Cell::new(None) };
     tensor.inplace_op1(&op)?;
     match op.result.into_inner() {

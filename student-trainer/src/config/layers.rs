@@ -80,7 +80,7 @@ impl Layers {
 }
 
 /// The name a person knows an option by, after where they wrote it.
-pub fn spoken(option: &str, origin: &Origin) -> String {
+pub(super) fn spoken(option: &str, origin: &Origin) -> String {
     let spec = OPTIONS.iter().find(|o| o.name == option);
     match (origin, spec) {
         (Origin::File(path), Some(o)) => format!("`{}` in {}", o.key(), path.display()),
@@ -127,10 +127,7 @@ fn plain_text(value: &toml::Value) -> Option<String> {
         toml::Value::Float(number) => Some(number.to_string()),
         toml::Value::Boolean(yes) => Some(yes.to_string()),
         toml::Value::Array(items) => {
-            let plain = |item: &toml::Value| match item {
-                toml::Value::Array(_) => None,
-                other => plain_text(other),
-            };
+            let plain = |item: &toml::Value| if item.is_array() { None } else { plain_text(item) };
             Some(items.iter().map(plain).collect::<Option<Vec<_>>>()?.join(","))
         }
         toml::Value::Datetime(_) | toml::Value::Table(_) => None,

@@ -88,7 +88,8 @@ const fn switch(
 #[rustfmt::skip]
 pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, BOTH, ("teacher", "URL[,URL...]", ""),
-        "Address of the teacher server, such as grpc://127.0.0.1:50051. Needed unless --alpha is 0"),
+        "Address of the teacher server, such as grpc://127.0.0.1:50051; needed unless --alpha \
+         is 0"),
     option(MODELS, BOTH, ("teacher-timeout", "SECONDS", "60"),
         "How long to try to reach a teacher that does not answer before giving up, in seconds"),
     option(MODELS, BOTH, ("teacher-window", "REQUESTS", "16"),
@@ -194,7 +195,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     switch(OUTPUT, EVAL, "json",
         "Print the results as one JSON object"),
 
-    option(OUTPUT, DEMO, ("output-dir", "DIR", "demo-output"),
+    option(OUTPUT, DEMO, ("output-dir", "DIR", "out/demo"),
         "Where report.html, summary.json and the runs' own directories go"),
     option(OUTPUT, DEMO, ("seeds", "N", "3"),
         "Repetitions, each with its own order of the rows; 1 to 20"),

@@ -9,34 +9,34 @@ use super::layers::{Layers, spoken};
 
 /// Reads options one after another and remembers what was wrong.
 #[derive(Debug)]
-pub struct Reader<'a> {
+pub(super) struct Reader<'a> {
     layers: &'a Layers,
     faults: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
     /// A reader over what was written.
-    pub fn new(layers: &'a Layers) -> Self {
+    pub(super) fn new(layers: &'a Layers) -> Self {
         Self { layers, faults: Vec::new() }
     }
 
     /// Notes a fault.
-    pub fn fault(&mut self, fault: impl Into<String>) {
+    pub(super) fn fault(&mut self, fault: impl Into<String>) {
         self.faults.push(fault.into());
     }
 
     /// The value, or every fault met on the way to it.
-    pub fn finish<T>(self, value: T) -> Result<T, Vec<String>> {
+    pub(super) fn finish<T>(self, value: T) -> Result<T, Vec<String>> {
         if self.faults.is_empty() { Ok(value) } else { Err(self.faults) }
     }
 
     /// The text of an option, None where there is none.
-    pub fn text(&mut self, name: &str) -> Option<String> {
+    pub(super) fn text(&self, name: &str) -> Option<String> {
         self.layers.get(name).map(|w| w.text.clone()).filter(|text| !text.is_empty())
     }
 
     /// The text of an option that must be there.
-    pub fn required(&mut self, name: &str, what: &str) -> String {
+    pub(super) fn required(&mut self, name: &str, what: &str) -> String {
         self.text(name).unwrap_or_else(|| {
             let key = name.replace('-', "_");
             let variable = format!("STUDENT_TRAINER_{}", key.to_uppercase());
@@ -49,7 +49,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A number with a default, in a range.
-    pub fn number<T>(&mut self, name: &str, range: impl RangeBounds<T>, wanted: &str) -> T
+    pub(super) fn number<T>(&mut self, name: &str, range: impl RangeBounds<T>, wanted: &str) -> T
     where
         T: FromStr + PartialOrd + Default,
     {
@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A number, None where there is none.
-    pub fn optional_number<T>(
+    pub(super) fn optional_number<T>(
         &mut self,
         name: &str,
         range: impl RangeBounds<T>,
@@ -72,14 +72,14 @@ impl<'a> Reader<'a> {
     }
 
     /// A choice among words.
-    pub fn choice<T: Choice + Default>(&mut self, name: &str) -> T {
+    pub(super) fn choice<T: Choice + Default>(&mut self, name: &str) -> T {
         let words: Vec<_> = T::WORDS.iter().map(|(word, _)| *word).collect();
         let wanted = format!("one of {}", words.join(", "));
         self.parse(name, &wanted, T::from_word).unwrap_or_default()
     }
 
     /// Yes or no.
-    pub fn switch(&mut self, name: &str) -> bool {
+    pub(super) fn switch(&mut self, name: &str) -> bool {
         self.parse(name, "true or false", |text| match text.to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" => Some(true),
             "false" | "0" | "no" | "off" => Some(false),
@@ -89,7 +89,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Any other value.
-    pub fn parse<T>(
+    pub(super) fn parse<T>(
         &mut self,
         name: &str,
         wanted: &(impl Display + ?Sized),
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What was written where.
-    pub fn layers(&self) -> &'a Layers {
+    pub(super) fn layers(&self) -> &'a Layers {
         self.layers
     }
 }

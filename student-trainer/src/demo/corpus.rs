@@ -16,16 +16,16 @@ use std::collections::HashSet;
 
 /// One question with its answer, as a line of JSONL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     /// What is asked.
-    pub question: String,
+    pub(crate) question: String,
     /// The worked answer.
-    pub answer: String,
+    pub(crate) answer: String,
 }
 
 /// Which rows: no question is in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Split {
+pub(crate) enum Split {
     /// For training, of whatever seed.
     Train,
     /// For measuring.
@@ -34,7 +34,7 @@ pub enum Split {
 
 /// `count` rows with different questions. The split of a question hangs on its text alone, so
 /// training rows of any seed and held-out rows of any other are disjoint.
-pub fn rows(seed: u64, count: usize, split: Split) -> Vec<Row> {
+pub(crate) fn rows(seed: u64, count: usize, split: Split) -> Vec<Row> {
     let mut draw = Draw(ChaCha8Rng::seed_from_u64(seed));
     let mut seen = HashSet::new();
     let mut rows = Vec::with_capacity(count);
@@ -52,17 +52,17 @@ pub fn rows(seed: u64, count: usize, split: Split) -> Vec<Row> {
 }
 
 /// The rows as JSONL.
-pub fn to_jsonl(rows: &[Row]) -> serde_json::Result<String> {
+pub(crate) fn to_jsonl(rows: &[Row]) -> serde_json::Result<String> {
     let lines: Result<Vec<_>, _> = rows.iter().map(serde_json::to_string).collect();
     Ok(lines?.join("\n") + "\n")
 }
 
 fn one(draw: &mut Draw) -> Row {
     match draw.below(10) {
-        0..2 => problems::shop(draw),
-        2..4 => problems::share(draw),
-        4 => problems::boat(draw),
-        5..7 => world::fact(draw),
+        0 => problems::shop(draw),
+        1 => problems::share(draw),
+        2 => problems::boat(draw),
+        3..5 => world::fact(draw),
         _ => stories::story(draw),
     }
 }
@@ -147,6 +147,6 @@ mod tests {
                 checked += 1;
             }
         }
-        assert!(checked > 1000, "only {checked} sums were found");
+        assert!(checked > 500, "only {checked} sums were found");
     }
 }

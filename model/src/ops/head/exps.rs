@@ -5,14 +5,14 @@
 
 use multiversion::multiversion;
 
-use crate::ops::math::{self, exp_f32};
+use crate::ops::math::exp_f32;
 
 /// Partial sums side by side: two registers of AVX-512.
 const LANES: usize = 32;
 /// Elements summed in `f32` before the sum goes on in `f64`.
 const BLOCK: usize = 1024;
 
-/// Sums over one row z, relative to `max`.
+/// Sums over one row z, relative to its largest logit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RestSums {
     /// The largest logit of the row, 0 where all are -inf.
@@ -24,9 +24,9 @@ pub(crate) struct RestSums {
 }
 
 impl RestSums {
-    /// The two sums of a row. At T = 1 they are one.
-    pub(crate) fn of(row: &[f32], temperature: f64) -> Self {
-        let max = reference_point(row);
+    /// The two sums of a row whose largest logit is `max`. At T = 1 they are one.
+    pub(crate) fn of(row: &[f32], max: f32, temperature: f64) -> Self {
+        let max = reference_point(max);
         let (at_one, at_t) = if temperature == 1.0 {
             let sum = sum_one(row, max);
             (sum, sum)
@@ -38,8 +38,13 @@ impl RestSums {
 
     /// The same, leaving `exp(z_j - max)` in `row` and `exp((z_j - max) / T)` in `tempered`,
     /// which has the same length; at T = 1 `tempered` is not touched.
-    pub(crate) fn keeping(row: &mut [f32], tempered: &mut [f32], temperature: f64) -> Self {
-        let max = reference_point(row);
+    pub(crate) fn keeping(
+        row: &mut [f32],
+        tempered: &mut [f32],
+        max: f32,
+        temperature: f64,
+    ) -> Self {
+        let max = reference_point(max);
         let (at_one, at_t) = if temperature == 1.0 {
             let sum = store_one(row, max);
             (sum, sum)
@@ -71,9 +76,8 @@ pub(crate) fn log_sum(first: f64, others: impl Iterator<Item = f64> + Clone) -> 
     largest + sum.ln()
 }
 
-/// The largest logit, or 0 for a row of nothing but -inf, which must not be subtracted.
-fn reference_point(row: &[f32]) -> f32 {
-    let max = math::max(row);
+/// What is subtracted: the largest logit, but 0 for a row of nothing but -inf.
+fn reference_point(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
@@ -100,19 +104,33 @@ pub(crate) fn blend(row: &mut [f32], tempered: &[f32], a: f32, b: f32) {
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
 fn sum_one(row: &[f32], max: f32) -> f64 {
-    row.chunks(BLOCK).map(|block| sum_block(block.len(), |i| [exp_f32(block[i] - max)])[0]).sum()
+    // Exponentials go through a block on the stack: a loop that only stores is vector code.
+    let mut space = [0.0_f32; BLOCK];
+    let mut sum = 0.0;
+    for block in row.chunks(BLOCK) {
+        let exps = &mut space[..block.len()];
+        for (e, &z) in exps.iter_mut().zip(block) {
+            *e = exp_f32(z - max);
+        }
+        sum += f64::from(sum_block(exps));
+    }
+    sum
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
 fn sum_both(row: &[f32], max: f32, inverse_t: f32) -> (f64, f64) {
+    let mut space = [[0.0_f32; BLOCK]; 2];
     let (mut at_one, mut at_t) = (0.0, 0.0);
     for block in row.chunks(BLOCK) {
-        let sums = sum_block(block.len(), |i| {
-            let x = block[i] - max;
-            [exp_f32(x), exp_f32(x * inverse_t)]
-        });
-        at_one += sums[0];
-        at_t += sums[1];
+        let [one, tempered] = &mut space;
+        let (one, tempered) = (&mut one[..block.len()], &mut tempered[..block.len()]);
+        for ((e, t), &z) in one.iter_mut().zip(tempered.iter_mut()).zip(block) {
+            let below = z - max;
+            *e = exp_f32(below);
+            *t = exp_f32(below * inverse_t);
+        }
+        at_one += f64::from(sum_block(one));
+        at_t += f64::from(sum_block(tempered));
     }
     (at_one, at_t)
 }
@@ -121,8 +139,8 @@ fn sum_both(row: &[f32], max: f32, inverse_t: f32) -> (f64, f64) {
 fn store_one(row: &mut [f32], max: f32) -> f64 {
     let mut sum = 0.0;
     for block in row.chunks_mut(BLOCK) {
-        block.iter_mut().for_each(|x| *x = exp_f32(*x - max));
-        sum += sum_block(block.len(), |i| [block[i]])[0];
+        block.iter_mut().for_each(|z| *z = exp_f32(*z - max));
+        sum += f64::from(sum_block(block));
     }
     sum
 }
@@ -131,67 +149,57 @@ fn store_one(row: &mut [f32], max: f32) -> f64 {
 fn store_both(row: &mut [f32], tempered: &mut [f32], max: f32, inverse_t: f32) -> (f64, f64) {
     let (mut at_one, mut at_t) = (0.0, 0.0);
     for (row, tempered) in row.chunks_mut(BLOCK).zip(tempered.chunks_mut(BLOCK)) {
-        for (x, t) in row.iter_mut().zip(tempered.iter_mut()) {
-            let below = *x - max;
-            *x = exp_f32(below);
+        for (z, t) in row.iter_mut().zip(tempered.iter_mut()) {
+            let below = *z - max;
+            *z = exp_f32(below);
             *t = exp_f32(below * inverse_t);
         }
-        let sums = sum_block(row.len(), |i| [row[i], tempered[i]]);
-        at_one += sums[0];
-        at_t += sums[1];
+        at_one += f64::from(sum_block(row));
+        at_t += f64::from(sum_block(tempered));
     }
     (at_one, at_t)
 }
 
-/// `Σ term(i)` for `i < len`, in [`LANES`] interleaved sums folded in halves: a fixed order.
+/// `Σ x`, in [`LANES`] interleaved sums folded in halves: a fixed order.
 #[inline(always)]
-fn sum_block<const N: usize>(len: usize, term: impl Fn(usize) -> [f32; N]) -> [f64; N] {
-    let mut lanes = [[0.0_f32; LANES]; N];
-    let whole = len / LANES * LANES;
-    let mut at = 0;
-    while at < whole {
-        for i in 0..LANES {
-            let terms = term(at + i);
-            for n in 0..N {
-                lanes[n][i] += terms[n];
-            }
-        }
-        at += LANES;
-    }
-    for i in whole..len {
-        let terms = term(i);
-        for n in 0..N {
-            lanes[n][i - whole] += terms[n];
+fn sum_block(x: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += x;
         }
     }
-    lanes.map(|mut lanes| {
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-            width /= 2;
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += x;
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
         }
-        f64::from(lanes[0])
-    })
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::math;
 
-    /// 1 for logits of -inf would be a class that is not there; NaN must never be lost.
     #[test]
     fn sums_meet_float64_and_keep_what_is_not_finite() {
         let row: Vec<f32> = (0..2500).map(|i| ((i * 37) % 101) as f32 * 0.37 - 9.0).collect();
-        let max = row.iter().copied().fold(f32::MIN, f32::max);
+        let max = math::max(&row);
         for t in [1.0, 0.5, 5.0] {
             let wanted: f64 =
                 row.iter().map(|&z| ((f64::from(z) - f64::from(max)) / t).exp()).sum();
-            let sums = RestSums::of(&row, t);
+            let sums = RestSums::of(&row, max, t);
             assert!((sums.at_t / wanted - 1.0).abs() < 3e-7, "{t}");
             let (mut kept, mut tempered) = (row.clone(), vec![0.0; row.len()]);
-            let again = RestSums::keeping(&mut kept, &mut tempered, t);
+            let again = RestSums::keeping(&mut kept, &mut tempered, max, t);
             assert_eq!((again.at_one, again.at_t), (sums.at_one, sums.at_t));
             assert!((f64::from(kept[7]) - f64::from(row[7] - max).exp()).abs() < 1e-9);
             let wanted = (f64::from(row[7] - max) / t).exp();
@@ -200,10 +208,10 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut spoilt = row.clone();
             spoilt[1234] = bad;
-            assert!(RestSums::of(&spoilt, 5.0).log_at_one().is_nan());
-            assert!(RestSums::of(&spoilt, 5.0).log_at_t(5.0).is_nan());
+            let sums = RestSums::of(&spoilt, math::max(&spoilt), 5.0);
+            assert!(sums.log_at_one().is_nan() && sums.log_at_t(5.0).is_nan());
         }
-        let nothing = RestSums::of(&[f32::NEG_INFINITY; 3], 2.0);
+        let nothing = RestSums::of(&[f32::NEG_INFINITY; 3], f32::NEG_INFINITY, 2.0);
         assert_eq!((nothing.at_one, nothing.at_t), (0.0, 0.0));
         assert_eq!(nothing.log_at_t(2.0), f64::NEG_INFINITY);
     }
@@ -214,7 +222,8 @@ mod tests {
         assert_eq!(log_sum(none, [none, none].into_iter()), none);
         assert!((log_sum(none, [1e4, 1e4].into_iter()) - 1e4 - 2f64.ln()).abs() < 1e-11);
         assert!((log_sum(-1e4, [-1e4].into_iter()) + 1e4 - 2f64.ln()).abs() < 1e-11);
-        for [first, other] in [[f64::NAN, 1.0], [1.0, f64::NAN], [none, f64::NAN], [1.0, f64::INFINITY]]
+        for [first, other] in
+            [[f64::NAN, 1.0], [1.0, f64::NAN], [none, f64::NAN], [1.0, f64::INFINITY]]
         {
             assert!(log_sum(first, [other].into_iter()).is_nan(), "{first} {other}");
         }

@@ -25,8 +25,7 @@ pub(super) fn shop(draw: &mut Draw) -> Row {
     let (count, price) = (draw.between(2, 9), draw.between(2, 9));
     let cost = count * price;
     let place = draw.pick(&["at the market", "from a pedlar", "in the harbour", "at the fair"]);
-    let bought =
-        format!("{name} buys {count} {many} {place} and each {one} costs {price} coins.");
+    let bought = format!("{name} buys {count} {many} {place} and each {one} costs {price} coins.");
     let worked = match draw.below(3) {
         0 => format!("Each {one} costs {price} coins, so the {many} cost"),
         1 => format!("{name} buys {count} {many} for {price} coins each. Together they cost"),

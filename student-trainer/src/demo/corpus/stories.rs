@@ -54,11 +54,13 @@ pub(super) fn story(draw: &mut Draw) -> Row {
         1 => format!("A {nature} {beast} came to the {place} {weather}. It wanted {wish}."),
         _ => format!("{} a {nature} {beast} sat {spot}, thinking of {wish}.", capital(weather)),
     };
-    let mut parts = vec![opening, meeting(draw, beast, spot)];
-    let glad = draw.below(5) < 3;
+    let mut parts = vec![opening];
     if draw.below(2) == 0 {
-        parts.push(deed(draw, beast));
+        parts.push(sight(draw));
     }
+    parts.push(meeting(draw, beast, spot));
+    parts.push(deed(draw, beast));
+    let glad = draw.below(5) < 3;
     parts.push(ending(draw, beast, wish, glad));
     Row { question: asked, answer: parts.join(" ") }
 }
@@ -71,9 +73,20 @@ fn meeting(draw: &mut Draw, beast: &str, spot: &str) -> String {
     match draw.below(4) {
         0 => format!("{} it met {name} from {town}, and {they} said: {greeting}!", capital(spot)),
         1 => format!("Then {name} came by with {their} lantern and saw the {beast} {spot}."),
-        2 => format!("But {name} was there already, and {they} was looking for the road to {town}."),
+        2 => {
+            format!("But {name} was there already, and {they} was looking for the road to {town}.")
+        }
         _ => format!("It asked {name}, who only laughed and went back to {town}."),
     }
+}
+
+fn sight(draw: &mut Draw) -> String {
+    let colour = draw.favour(&["grey", "golden", "white", "dark", "silver", "red", "pale"]);
+    let thing =
+        draw.favour(&["moon", "fog", "light", "smoke", "road", "gate", "sail", "cloud", "bird"]);
+    let doing = draw.favour(&["hung in the air", "was all there was", "moved", "waited", "shone"]);
+    let sense = draw.favour(&["It could see that a", "Far away a", "Above it a", "Nearby a"]);
+    format!("{sense} {colour} {thing} {doing}.")
 }
 
 fn deed(draw: &mut Draw, beast: &str) -> String {
@@ -85,6 +98,12 @@ fn deed(draw: &mut Draw, beast: &str) -> String {
         "began to sing",
         "jumped into the water",
         "waited",
+        "climbed a wall",
+        "asked for bread",
+        "looked at the stars",
+        "told a lie",
+        "fell asleep",
+        "shook its head",
     ]);
     format!("The {beast} {how} {what}.")
 }

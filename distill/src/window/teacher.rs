@@ -49,7 +49,8 @@ impl Teacher {
 
     pub(super) fn lost(&mut self, now: Duration, backoff: &Backoff, random: f64) {
         self.failures = self.failures.saturating_add(1);
-        self.link = Link::Down { not_before: now + backoff.delay(self.failures, random) };
+        self.link =
+            Link::Down { not_before: now.saturating_add(backoff.delay(self.failures, random)) };
         (self.owed_requests, self.owed_tokens) = (0, 0);
     }
 
@@ -68,7 +69,7 @@ impl Teacher {
 
     /// When its silence becomes too long, if it owes anything.
     pub(super) fn silent_at(&self, max_silence: Duration) -> Option<Duration> {
-        (self.is_up() && self.owed_requests > 0).then(|| self.heard + max_silence)
+        (self.is_up() && self.owed_requests > 0).then(|| self.heard.saturating_add(max_silence))
     }
 
     /// The times at which something is due with it.

@@ -1,0 +1,45 @@
+//! `oracle DIR`: the engine against the golden values of a folder. Exit 0 within the tolerances,
+//! 1 beyond one of them, 2 on bad usage or a folder that cannot be read.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use model::golden::{Report, run};
+
+fn main() -> ExitCode {
+    model::malloc::tune();
+    let mut arguments = std::env::args_os().skip(1);
+    let (Some(dir), None) = (arguments.next(), arguments.next()) else {
+        eprintln!(
+            "usage: oracle DIR (a folder with golden.json, golden.safetensors, teacher/, student/)"
+        );
+        return ExitCode::from(2);
+    };
+    match run(&PathBuf::from(dir)) {
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+        Ok(report) => {
+            print(&report);
+            if report.passes() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+        }
+    }
+}
+
+fn print(report: &Report) {
+    println!("{:<24} {:>7} {:>11} {:>10}  where the worst is", "kind", "count", "worst", "allowed");
+    for worst in &report.worst {
+        println!(
+            "{:<24} {:>7} {:>11.2e} {:>10.0e}  {}{}",
+            worst.kind.label(),
+            worst.count,
+            worst.error,
+            worst.kind.tolerance(),
+            worst.place,
+            if worst.passes() { "" } else { "  <-- BEYOND" }
+        );
+    }
+    println!("{}", if report.passes() { "within every tolerance" } else { "BEYOND A TOLERANCE" });
+}

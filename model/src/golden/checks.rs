@@ -1,0 +1,304 @@
+//! The comparisons, in the order the engine is built up: forward, signal, losses, gradients,
+//! AdamW steps.
+
+use std::error::Error;
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use distill::batch::TokenBatch;
+use distill::signal::TopK;
+
+use super::files::{Golden, Losses, Mode};
+use super::{GoldenError, Kind, Report};
+use crate::config::Qwen3Config;
+use crate::ops::Precision;
+use crate::ops::adamw::AdamW;
+use crate::ops::embed::gather_rows;
+use crate::ops::head::{HeadLoss, LossSettings, Tail};
+use crate::ops::matmul::linear;
+use crate::ops::topk::score_head;
+use crate::qwen3::{Qwen3, Recompute};
+use crate::student::{Student, losses};
+use crate::weights::Weights;
+
+/// The setting of the golden gradients.
+const GRADIENT_ALPHA: f64 = 0.7;
+const GRADIENT_TEMPERATURE: f64 = 5.0;
+
+type Outcome<T = ()> = Result<T, GoldenError>;
+
+/// Compares everything a golden folder holds, in float32 on the CPU.
+///
+/// # Errors
+/// [`GoldenError`] when the folder cannot be read or the engine refuses it. An error beyond its
+/// tolerance is no `Err`: see [`Report::passes`].
+pub fn run(dir: &Path) -> Result<Report, GoldenError> {
+    let case = Case::open(dir)?;
+    let mut report = Report::new();
+    case.check_logits("teacher", &case.teacher, &mut report)?;
+    let student = case.student()?;
+    case.check_logits("student", student.model(), &mut report)?;
+    case.check_signal(&mut report)?;
+    case.check_losses(&student, &mut report)?;
+    for mode in Mode::ALL {
+        case.check_gradients(mode, &mut report)?;
+    }
+    for (mode, steps) in &case.golden.numbers.adamw.steps {
+        let mut student = case.student()?;
+        for (number, step) in steps.iter().enumerate() {
+            let place = || format!("{} step {}", mode.name(), number + 1);
+            let adamw = &case.golden.numbers.adamw;
+            let loss = case.backward(&student, *mode, adamw.alpha, adamw.temperature)?;
+            let norm = student.step(adamw.lr, Some(adamw.clip_grad_norm)).map_err(engine)?;
+            report.add_relative(Kind::StepLosses, loss.total, step.losses.total, place);
+            report.add_relative(Kind::StepParts, loss.kl, step.losses.kl, || kl(place()));
+            report.add_relative(Kind::StepParts, loss.ce, step.losses.ce, || ce(place()));
+            report.add_relative(Kind::StepParts, norm, step.grad_norm, || {
+                format!("gradient norm, {}", place())
+            });
+        }
+        case.check_parameters(*mode, steps.len(), &student, &mut report)?;
+    }
+    Ok(report)
+}
+
+struct Case {
+    golden: Golden,
+    batch: TokenBatch,
+    /// Where each token of the batch lies in the padded tensors.
+    places: Vec<usize>,
+    teacher: Qwen3,
+    classes: usize,
+}
+
+impl Case {
+    fn open(dir: &Path) -> Outcome<Self> {
+        let golden = Golden::read(dir)?;
+        let (batch, places) = golden.batch()?;
+        let folder = dir.join("teacher");
+        let config = Qwen3Config::from_dir(&folder).map_err(engine)?;
+        let weights = Weights::load(&folder, &config, DType::F32, &Device::Cpu).map_err(engine)?;
+        let teacher = Qwen3::new(config, weights, Precision::F32).map_err(engine)?;
+        let student = Qwen3Config::from_dir(&dir.join("student")).map_err(engine)?;
+        let classes = teacher.config().vocab_size.min(student.vocab_size);
+        Ok(Self { golden, batch, places, teacher, classes })
+    }
+
+    /// The student as it starts.
+    fn student(&self) -> Outcome<Student> {
+        let folder = self.golden.dir.join("student");
+        let config = Qwen3Config::from_dir(&folder).map_err(engine)?;
+        let adamw = &self.golden.numbers.adamw;
+        let optimiser = AdamW {
+            beta1: adamw.betas[0],
+            beta2: adamw.betas[1],
+            epsilon: adamw.eps,
+            weight_decay: adamw.weight_decay,
+        };
+        Student::load(&folder, config, Precision::F32, optimiser, &Device::Cpu).map_err(engine)
+    }
+
+    fn check_logits(&self, who: &str, model: &Qwen3, report: &mut Report) -> Outcome {
+        let hidden = model.forward_hidden(&self.batch).map_err(engine)?;
+        let logits = linear(&hidden, model.head(), Precision::F32).map_err(engine)?;
+        let ours: Vec<f32> = logits.flatten_all().and_then(|t| t.to_vec1()).map_err(engine)?;
+        let golden = self.golden.floats(&format!("{who}_logits"))?;
+        let width = model.config().vocab_size;
+        let golden: Vec<f32> =
+            self.places.iter().flat_map(|&at| &golden[at * width..][..width]).copied().collect();
+        report.add(Kind::Logits, largest_difference(&ours, &golden), || format!("{who}_logits"));
+        Ok(())
+    }
+
+    /// The teacher's top-k of the given positions among its first classes.
+    fn signal(
+        &self,
+        positions: &[u32],
+        classes: usize,
+        k: usize,
+        temperature: f64,
+    ) -> Outcome<TopK> {
+        let hidden = self.teacher.forward_hidden(&self.batch).map_err(engine)?;
+        let hidden = gather_rows(&hidden, positions).map_err(engine)?;
+        let next = vec![None; positions.len()];
+        let head = self.teacher.head();
+        let precision = Precision::F32;
+        let scored = score_head(&hidden, head, classes, &next, temperature, k, precision);
+        Ok(scored.map_err(engine)?.0)
+    }
+
+    fn check_signal(&self, report: &mut Report) -> Outcome {
+        let k = self.golden.numbers.k;
+        let all: Vec<u32> = (0..self.places.len() as u32).collect();
+        let logits = self.golden.floats("teacher_topk_logits")?;
+        let everything = self.golden.floats("teacher_logits")?;
+        let width = self.teacher.config().vocab_size;
+        for (temperature, name) in [(1.0, "teacher_logsumexp_T1"), (5.0, "teacher_logsumexp_T5")] {
+            let signal = self.signal(&all, width, k, temperature)?;
+            let golden = self.golden.floats(name)?;
+            let golden: Vec<f32> = self.places.iter().map(|&at| golden[at]).collect();
+            let error = largest_difference(&signal.log_z, &golden);
+            report.add(Kind::Signal, error, || name.to_owned());
+
+            let values: Vec<f32> =
+                signal.scaled.iter().map(|s| (f64::from(*s) * temperature) as f32).collect();
+            let golden: Vec<f32> =
+                self.places.iter().flat_map(|&at| &logits[at * k..][..k]).copied().collect();
+            let error = largest_difference(&values, &golden);
+            report.add(Kind::Signal, error, || format!("top-{k} logits at T {temperature}"));
+
+            // The golden logits of our tokens: equal to the golden top k whatever the ties.
+            let ours = signal.ids.chunks(k).zip(&self.places);
+            let at = ours.flat_map(|(ids, at)| ids.iter().map(move |id| at * width + *id as usize));
+            let chosen: Vec<f32> = at.map(|at| everything[at]).collect();
+            let error = largest_difference(&chosen, &golden);
+            report.add(Kind::Signal, error, || format!("top-{k} tokens at T {temperature}"));
+        }
+        Ok(())
+    }
+
+    fn check_losses(&self, student: &Student, report: &mut Report) -> Outcome {
+        for case in &self.golden.numbers.losses {
+            let (signal, settings) = self.objective(case.mode, case.alpha, case.temperature)?;
+            let loss = losses(student.model(), &self.batch, self.classes, Some(&signal), &settings)
+                .map_err(engine)?;
+            let ours = means(&loss, &settings);
+            let golden = case.losses;
+            let (alpha, temperature) = (case.alpha, case.temperature);
+            let place = || format!("{} alpha {alpha} T {temperature}", case.mode.name());
+            report.add_relative(Kind::Losses, ours.total, golden.total, || {
+                format!("total, {}", place())
+            });
+            report.add_relative(Kind::Losses, ours.kl, golden.kl, || kl(place()));
+            report.add_relative(Kind::Losses, ours.ce, golden.ce, || ce(place()));
+        }
+        Ok(())
+    }
+
+    fn check_gradients(&self, mode: Mode, report: &mut Report) -> Outcome {
+        let prefix = format!("grad.{}.", mode.name());
+        if self.golden.names_after(&prefix).next().is_none() {
+            return Ok(());
+        }
+        let student = self.student()?;
+        self.backward(&student, mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
+        let ours = |name: &str| student.gradients().get(name);
+        self.compare_parameters(Kind::Gradients, &prefix, &student, ours, report)
+    }
+
+    fn check_parameters(
+        &self,
+        mode: Mode,
+        steps: usize,
+        student: &Student,
+        report: &mut Report,
+    ) -> Outcome {
+        let prefix = format!("after{steps}.{}.", mode.name());
+        let ours = |name: &str| student.weights().get(name);
+        self.compare_parameters(Kind::Parameters, &prefix, student, ours, report)
+    }
+
+    /// Every parameter of ours against its golden tensor, and no golden tensor left over.
+    fn compare_parameters(
+        &self,
+        kind: Kind,
+        prefix: &str,
+        student: &Student,
+        ours: impl Fn(&str) -> candle_core::Result<candle_core::Tensor>,
+        report: &mut Report,
+    ) -> Outcome {
+        for name in student.weights().names() {
+            let place = format!("{prefix}{name}");
+            let golden = self.golden.floats(&place)?;
+            let tensor = ours(name).and_then(|t| t.flatten_all()?.to_vec1::<f32>());
+            report.add(kind, norm_of_difference(&tensor.map_err(engine)?, &golden), || place);
+        }
+        let index = student.weights().index();
+        match self.golden.names_after(prefix).find(|name| index.get(name).is_none()) {
+            None => Ok(()),
+            Some(name) => Err(GoldenError::Tensor {
+                name: format!("{prefix}{name}"),
+                reason: "the student has no such parameter".to_owned(),
+            }),
+        }
+    }
+
+    /// Losses of the batch, its gradient added to the student's.
+    fn backward(
+        &self,
+        student: &Student,
+        mode: Mode,
+        alpha: f64,
+        temperature: f64,
+    ) -> Outcome<Losses> {
+        let (signal, settings) = self.objective(mode, alpha, temperature)?;
+        let scale = 1.0 / self.batch.scored().len() as f64;
+        let (signal, recompute) = (Some(&signal), Recompute::None);
+        let loss = student
+            .backward(&self.batch, self.classes, signal, &settings, scale, recompute)
+            .map_err(engine)?;
+        Ok(means(&loss, &settings))
+    }
+
+    /// `full` is the top-k of every class.
+    fn objective(&self, mode: Mode, alpha: f64, temperature: f64) -> Outcome<(TopK, LossSettings)> {
+        let (k, tail) = match mode {
+            Mode::Full => (self.classes, Tail::Bucket),
+            Mode::Tail => (self.golden.numbers.k, Tail::Bucket),
+            Mode::Renorm => (self.golden.numbers.k, Tail::Renormalise),
+        };
+        let signal = self.signal(self.batch.scored(), self.classes, k, temperature)?;
+        Ok((signal, LossSettings { alpha, temperature, tail, precision: Precision::F32 }))
+    }
+}
+
+fn means(loss: &HeadLoss, settings: &LossSettings) -> Losses {
+    let mean = |values: &[f32]| {
+        values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len().max(1) as f64
+    };
+    let kl = settings.temperature * settings.temperature * mean(&loss.kl);
+    let ce = mean(&loss.ce);
+    Losses { total: settings.alpha * kl + (1.0 - settings.alpha) * ce, kl, ce }
+}
+
+fn kl(place: String) -> String {
+    format!("kl, {place}")
+}
+
+fn ce(place: String) -> String {
+    format!("ce, {place}")
+}
+
+/// Largest difference over the largest golden value; infinite when the lengths differ.
+fn largest_difference(ours: &[f32], golden: &[f32]) -> f64 {
+    if ours.len() != golden.len() {
+        return f64::INFINITY;
+    }
+    let mut difference = 0f64;
+    for (a, b) in ours.iter().zip(golden) {
+        let d = (f64::from(*a) - f64::from(*b)).abs();
+        // `max` would drop a NaN.
+        difference = if d.is_nan() { f64::INFINITY } else { difference.max(d) };
+        if difference.is_infinite() {
+            return difference;
+        }
+    }
+    let largest = golden.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
+    difference / largest
+}
+
+/// Norm of the difference over the golden norm; infinite when the lengths differ.
+fn norm_of_difference(ours: &[f32], golden: &[f32]) -> f64 {
+    if ours.len() != golden.len() {
+        return f64::INFINITY;
+    }
+    let square = |v: f64| v * v;
+    let pairs = ours.iter().zip(golden);
+    let difference: f64 = pairs.map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let norm: f64 = golden.iter().map(|v| square(f64::from(*v))).sum();
+    if norm == 0.0 { difference.sqrt() } else { (difference / norm).sqrt() }
+}
+
+fn engine(error: impl Error + Send + Sync + 'static) -> GoldenError {
+    GoldenError::Engine(Box::new(error))
+}

@@ -1,0 +1,183 @@
+//! Selection and sums against the exact signal, on ordinary and on hostile rows.
+
+use candle_core::{DType, Device};
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::ops::tensor;
+
+/// Scores rows of logits given outright: the output matrix is the identity, with spare rows.
+fn score(
+    logits: &[Vec<f32>],
+    next: &[Option<u32>],
+    temperature: f64,
+    k: usize,
+) -> Result<(TopK, Vec<f32>)> {
+    let classes = logits[0].len();
+    let mut w = vec![9.0f32; (classes + 2) * classes];
+    for (i, w) in w[..classes * classes].iter_mut().enumerate() {
+        *w = if i % (classes + 1) == 0 { 1.0 } else { 0.0 };
+    }
+    let w = tensor(w, (classes + 2, classes))?;
+    let hidden = tensor(logits.concat(), (logits.len(), classes))?;
+    score_head(&hidden, &w, classes, next, temperature, k, Precision::F32)
+}
+
+fn exact(logits: &[Vec<f32>], temperature: f64, k: usize) -> TopK {
+    let mut signal = TopK::new(k);
+    for row in logits {
+        let wide: Vec<f64> = row.iter().map(|&z| f64::from(z)).collect();
+        signal.push_exact(&wide, temperature);
+    }
+    signal
+}
+
+/// Within `f32` rounding of a sum, or both -inf.
+fn near(found: f32, wanted: f32) -> bool {
+    found == wanted || (found - wanted).abs() <= 1e-6 * (1.0 + wanted.abs())
+}
+
+fn check(logits: &[Vec<f32>], temperature: f64, k: usize) {
+    let next: Vec<Option<u32>> = (0..logits.len()).map(|r| (r % 2 == 0).then_some(0)).collect();
+    let (found, next_logprob) = score(logits, &next, temperature, k).expect("a signal");
+    let wanted = exact(logits, temperature, k);
+    assert_eq!(found.ids, wanted.ids);
+    assert_eq!(found.scaled, wanted.scaled);
+    for r in 0..logits.len() {
+        let (z, w) = (found.log_z[r], wanted.log_z[r]);
+        assert!(near(z, w), "log_z {z}, {w}");
+        let (z, w) = (found.log_rest[r], wanted.log_rest[r]);
+        assert!(near(z, w), "log_rest {z}, {w} (k = {k}, T = {temperature})");
+        if r % 2 == 1 {
+            assert!(next_logprob[r].is_nan());
+        } else {
+            let row: Vec<f64> = logits[r].iter().map(|&z| f64::from(z)).collect();
+            let wanted = -distill::reference::cross_entropy(&row, 0).value;
+            assert!(near(next_logprob[r], wanted as f32), "{} {wanted}", next_logprob[r]);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn the_exact_signal(
+        classes in prop_oneof![1usize..60, 300usize..700],
+        rows in 1usize..4,
+        share in 0.0..=1.0f64,
+        size in prop_oneof![Just(0.0f32), Just(0.1), Just(10.0), Just(1e4)],
+        grain in prop_oneof![Just(0.0f32), Just(0.25), Just(3.0)],
+        temperature in prop_oneof![Just(1.0), 0.5..20.0f64],
+        seed in any::<u64>(),
+    ) {
+        // Where there is a grain, logits are multiples of it: many ties.
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut one = || {
+            let z: f32 = rng.random_range(-1.0..=1.0) * size;
+            // The product with the identity makes +0 of -0.
+            0.0 + if grain > 0.0 { (z / grain).round() * grain } else { z }
+        };
+        let logits: Vec<Vec<f32>> =
+            (0..rows).map(|_| (0..classes).map(|_| one()).collect()).collect();
+        let k = 1 + (share * (classes - 1) as f64) as usize;
+        check(&logits, temperature, k);
+    }
+}
+
+#[test]
+fn rows_that_mean_harm() {
+    let n = 2000;
+    let rows = vec![
+        vec![0.0; n],
+        vec![-1e4; n],
+        (0..n).map(|i| if i == 1999 { 1e4 } else { -1e4 }).collect(),
+        (0..n).map(|i| if i % 2 == 0 { 1e4 } else { -1e4 }).collect(),
+        (0..n).map(|i| i as f32 * 1e-3).collect(),
+        (0..n).map(|i| -(i as f32)).collect(),
+    ];
+    for k in [1, 64, 1000, 1001, 1999, 2000] {
+        for temperature in [0.5, 1.0, 5.0, 20.0] {
+            check(&rows, temperature, k);
+        }
+    }
+}
+
+#[test]
+fn many_rows_over_several_chunks_meet_a_product_in_float64() {
+    let (rows, classes, width, k) = (2100, 4099, 4, 5);
+    assert!(chunks(rows, classes).count() > 1);
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut drawn =
+        |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-2.0..2.0)).collect() };
+    let (hidden, w) = (drawn(rows * width), drawn(classes * width));
+    let next: Vec<Option<u32>> = (0..rows).map(|r| Some((r % classes) as u32)).collect();
+    let run = |dtype: DType, precision| {
+        let x = tensor(hidden.clone(), (rows, width)).unwrap();
+        let w = tensor(w.clone(), (classes, width)).unwrap().to_dtype(dtype).unwrap();
+        score_head(&x, &w, classes, &next, 2.0, k, precision).unwrap()
+    };
+    let (signal, next_logprob) = run(DType::F32, Precision::F32);
+    assert_eq!((signal.rows(), signal.ids.len()), (rows, rows * k));
+    for r in (0..rows).step_by(97) {
+        let logits: Vec<f64> = w
+            .chunks(width)
+            .map(|w| {
+                let terms = w.iter().zip(&hidden[r * width..(r + 1) * width]);
+                terms.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+            })
+            .collect();
+        let mut wanted = TopK::new(k);
+        wanted.push_exact(&logits, 2.0);
+        assert_eq!(&signal.ids[r * k..(r + 1) * k], wanted.ids);
+        assert!(near(signal.log_z[r], wanted.log_z[0]));
+        assert!(near(signal.log_rest[r], wanted.log_rest[0]));
+        let ce = distill::reference::cross_entropy(&logits, r % classes).value;
+        assert!(near(next_logprob[r], -ce as f32));
+    }
+    // Weights stored in bf16 are the same as weights rounded to bf16.
+    assert_eq!(run(DType::BF16, Precision::Bf16), run(DType::F32, Precision::Bf16));
+}
+
+#[test]
+fn a_broken_model_does_not_teach() {
+    for (bad, name) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (-f32::INFINITY, "-inf")] {
+        let classes = 100;
+        let hidden = tensor(vec![1.0f32, 2.0, 3.0], (3, 1)).unwrap();
+        let mut w = vec![0.5f32; classes];
+        w[77] = bad;
+        let w = tensor(w, (classes, 1)).unwrap();
+        let score = |classes| score_head(&hidden, &w, classes, &[None; 3], 1.0, 4, Precision::F32);
+        let error = score(classes).unwrap_err().to_string();
+        assert!(error.contains("row 0") && error.contains("class 77") && error.contains(name));
+        // A class that does not take part does no harm.
+        assert!(score(77).is_ok());
+    }
+    let hidden = tensor(vec![1.0f32, f32::NAN], (2, 1)).unwrap();
+    let w = tensor(vec![1.0f32; 4], (4, 1)).unwrap();
+    let error = score_head(&hidden, &w, 4, &[None; 2], 1.0, 4, Precision::F32).unwrap_err();
+    assert!(error.to_string().contains("row 1"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_both_values() {
+    let logits = [vec![0.0f32; 5]];
+    let refused = |next: &[Option<u32>], temperature: f64, k: usize, parts: &[&str]| {
+        let error = score(&logits, next, temperature, k).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    };
+    refused(&[None], 1.0, 0, &["k is 0", "1 to 5"]);
+    refused(&[None], 1.0, 6, &["k is 6", "1 to 5"]);
+    refused(&[None], -1.0, 1, &["temperature is -1"]);
+    refused(&[None], f64::INFINITY, 1, &["temperature is inf"]);
+    refused(&[Some(5)], 1.0, 1, &["row 0", "token 5", "5 classes"]);
+    refused(&[None, None], 1.0, 1, &["next tokens", "2", "1"]);
+    let (hidden, w) = (
+        Tensor::zeros((1, 3), DType::F32, &Device::Cpu).unwrap(),
+        Tensor::zeros((5, 3), DType::F32, &Device::Cpu).unwrap(),
+    );
+    let error = score_head(&hidden, &w, 6, &[None], 1.0, 1, Precision::F32).unwrap_err();
+    assert!(error.to_string().contains('6') && error.to_string().contains('5'), "{error}");
+}

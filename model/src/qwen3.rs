@@ -1,0 +1,265 @@
+//! Qwen3 over packed rows: every position's hidden state, and the gradient of every parameter.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Tensor};
+use distill::batch::TokenBatch;
+
+use crate::block::{self, BlockTape, Shared};
+use crate::config::Qwen3Config;
+use crate::gradients::Gradients;
+use crate::ops::Precision;
+use crate::ops::embed::{gather_rows, scatter_add_rows};
+use crate::ops::norm::{rms_norm, rms_norm_backward};
+use crate::ops::rope::{QkvLayout, RopeTables};
+use crate::parameters::ModelViews;
+use crate::weights::Weights;
+
+/// Positions the rotary tables cover at first; they grow with the rows that come.
+const FIRST_POSITIONS: usize = 1024;
+
+/// Why a batch cannot be computed.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// No tokens at all.
+    #[error("a batch must hold at least one token")]
+    Empty,
+    /// A token the vocabulary does not have.
+    #[error("token id {found} at position {position} of row {row}; the vocabulary has {classes}")]
+    TokenId {
+        /// The id.
+        found: u32,
+        /// Row in the batch, from 0.
+        row: usize,
+        /// Position in the row, from 0.
+        position: usize,
+        /// Number of embeddings.
+        classes: usize,
+    },
+    /// A row longer than the model's positions.
+    #[error("row {row} has {found} tokens; this model takes at most {limit}: truncate it")]
+    TooLong {
+        /// Row in the batch, from 0.
+        row: usize,
+        /// Its length.
+        found: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+    /// An operation failed.
+    #[error(transparent)]
+    Operation(#[from] candle_core::Error),
+}
+
+/// Whether the forward pass keeps what the backward needs, or blocks compute it again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// Everything is kept: fastest.
+    #[default]
+    None,
+    /// Only each block's input is kept; the same bits, a third more arithmetic, far less memory.
+    Blocks,
+}
+
+/// What a training forward pass leaves for its backward.
+pub struct Tape {
+    batch: TokenBatch,
+    tables: Arc<RopeTables>,
+    blocks: Vec<Kept>,
+    /// Residual stream after the last block, `[N, D]`, and its norm's factors.
+    last: Tensor,
+    last_rstd: Tensor,
+}
+
+enum Kept {
+    Everything(BlockTape),
+    Input(Tensor),
+}
+
+/// The network over weights that may be trained in place.
+pub struct Qwen3 {
+    config: Qwen3Config,
+    precision: Precision,
+    weights: Weights,
+    views: ModelViews,
+    tables: Mutex<Arc<RopeTables>>,
+}
+
+impl Qwen3 {
+    /// A network over these weights. It computes with what they hold at each call; 16-bit weights
+    /// are widened inside the products and cannot be trained.
+    ///
+    /// # Errors
+    /// When the weights do not have the layout of the configuration.
+    pub fn new(
+        config: Qwen3Config,
+        weights: Weights,
+        precision: Precision,
+    ) -> candle_core::Result<Self> {
+        let views = weights.views(config.num_hidden_layers)?;
+        let positions = FIRST_POSITIONS.min(config.max_position_embeddings);
+        let tables = Mutex::new(Arc::new(rope_tables(&config, positions)?));
+        Ok(Self { config, precision, weights, views, tables })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Qwen3Config {
+        &self.config
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The type of the products' operands.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The matrix that turns hidden states into logits, `[V, D]`.
+    pub fn head(&self) -> &Tensor {
+        &self.views.head
+    }
+
+    /// Hidden states of every position after the last norm, `[N, D]`; nothing is kept.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming row and position.
+    pub fn forward_hidden(&self, batch: &TokenBatch) -> Result<Tensor, ModelError> {
+        let tables = self.check(batch)?;
+        let shared = self.shared(&tables, batch);
+        let x = gather_rows(&self.views.embedding, batch.ids())?;
+        for weights in &self.views.blocks {
+            block::forward(&x, weights, &shared)?;
+        }
+        Ok(rms_norm(&x, &self.views.norm, self.config.rms_norm_eps)?.0)
+    }
+
+    /// Hidden states as [`Self::forward_hidden`], and what [`Self::backward`] needs.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming row and position.
+    pub fn forward_train(
+        &self,
+        batch: &TokenBatch,
+        recompute: Recompute,
+    ) -> Result<(Tensor, Tape), ModelError> {
+        let tables = self.check(batch)?;
+        let shared = self.shared(&tables, batch);
+        let mut x = gather_rows(&self.views.embedding, batch.ids())?;
+        let mut blocks = Vec::with_capacity(self.views.blocks.len());
+        for weights in &self.views.blocks {
+            let (output, tape) = block::forward_train(&x, weights, &shared)?;
+            blocks.push(match recompute {
+                Recompute::None => Kept::Everything(tape),
+                Recompute::Blocks => Kept::Input(x),
+            });
+            x = output;
+        }
+        let (hidden, last_rstd) = rms_norm(&x, &self.views.norm, self.config.rms_norm_eps)?;
+        let tape = Tape { batch: batch.clone(), tables, blocks, last: x, last_rstd };
+        Ok((hidden, tape))
+    }
+
+    /// Adds to `gradients` the gradient of a loss whose gradient with respect to the hidden states
+    /// is `d_hidden` `[N, D]`. The head's own is the loss's to add ([`Gradients::head`]).
+    ///
+    /// # Errors
+    /// When an operation fails.
+    pub fn backward(
+        &self,
+        tape: Tape,
+        d_hidden: &Tensor,
+        gradients: &Gradients,
+    ) -> Result<(), ModelError> {
+        let Tape { batch, tables, blocks, last, last_rstd } = tape;
+        let shared = self.shared(&tables, &batch);
+        let grads = gradients.views();
+        let d = Tensor::zeros(last.shape(), DType::F32, last.device())?;
+        rms_norm_backward(d_hidden, &last, &last_rstd, &self.views.norm, &d, &grads.norm)?;
+        drop((last, last_rstd));
+        let layers = self.views.blocks.iter().zip(&grads.blocks).zip(blocks).rev();
+        for ((weights, block_grads), kept) in layers {
+            let tape = match kept {
+                Kept::Everything(tape) => tape,
+                Kept::Input(x) => block::forward_train(&x, weights, &shared)?.1,
+            };
+            block::backward(&d, &tape, weights, block_grads, &shared)?;
+        }
+        Ok(self.backward_embedding(batch.ids(), &d, &grads.embedding)?)
+    }
+
+    /// Look-ups of the padding token give its row no gradient, as in `torch.nn.Embedding`.
+    fn backward_embedding(
+        &self,
+        ids: &[u32],
+        d: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<()> {
+        let pad = self.config.pad_token_id;
+        if !ids.iter().any(|id| Some(*id) == pad) {
+            return scatter_add_rows(grad, ids, d);
+        }
+        let kept: Vec<u32> =
+            (0..ids.len()).filter(|&at| Some(ids[at]) != pad).map(|at| at as u32).collect();
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let kept_ids: Vec<u32> = kept.iter().map(|&at| ids[at as usize]).collect();
+        scatter_add_rows(grad, &kept_ids, &gather_rows(d, &kept)?)
+    }
+
+    /// Refuses what the network has no embedding or position for; gives tables that are long
+    /// enough.
+    fn check(&self, batch: &TokenBatch) -> Result<Arc<RopeTables>, ModelError> {
+        let (classes, limit) = (self.config.vocab_size, self.config.max_position_embeddings);
+        let mut longest = 0;
+        for (row, tokens) in batch.rows().enumerate() {
+            if tokens.len() > limit {
+                return Err(ModelError::TooLong { row, found: tokens.len(), limit });
+            }
+            longest = longest.max(tokens.len());
+            let ids = &batch.ids()[tokens];
+            if let Some(position) = ids.iter().position(|&id| id as usize >= classes) {
+                let found = ids[position];
+                return Err(ModelError::TokenId { found, row, position, classes });
+            }
+        }
+        if longest == 0 {
+            return Err(ModelError::Empty);
+        }
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if tables.positions() < longest {
+            let positions = longest.next_power_of_two().min(limit);
+            *tables = Arc::new(rope_tables(&self.config, positions)?);
+        }
+        Ok(Arc::clone(&tables))
+    }
+
+    fn shared<'a>(&self, tables: &'a RopeTables, batch: &'a TokenBatch) -> Shared<'a> {
+        Shared {
+            eps: self.config.rms_norm_eps,
+            precision: self.precision,
+            layout: QkvLayout {
+                heads: self.config.num_attention_heads,
+                kv_heads: self.config.num_key_value_heads,
+                head_dim: self.config.head_dim,
+            },
+            tables,
+            row_ends: batch.row_ends(),
+        }
+    }
+}
+
+fn rope_tables(config: &Qwen3Config, positions: usize) -> candle_core::Result<RopeTables> {
+    RopeTables::new(config.head_dim, config.rope_theta, &config.rope_scaling, positions)
+}
+
+#[cfg(test)]
+#[path = "qwen3_tests.rs"]
+mod tests;
+
+#[cfg(test)]
+#[path = "qwen3_reference_tests.rs"]
+mod reference_tests;

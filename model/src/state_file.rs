@@ -1,0 +1,84 @@
+//! The training state of a student in one safetensors file, so that a resumed run continues with
+//! the same bits.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use serde_json::{Map, json};
+
+use crate::config::Qwen3Config;
+use crate::ops::Precision;
+use crate::ops::adamw::AdamW;
+use crate::parameters::ParameterIndex;
+use crate::save::{Entry, write_tensors};
+use crate::student::{Student, StudentError};
+use crate::tensor_file::{StoredDtype, StoredTensor, TensorFile};
+use crate::weights::{WeightsError, zeros};
+
+/// The rows of the state, in order.
+const ROWS: [&str; 3] = ["master", "exp_avg", "exp_avg_sq"];
+
+/// Writes master weights and moments (`[P]` float32 each) and the step count. The metadata names
+/// the layout ([`ParameterIndex::digest`]).
+///
+/// # Errors
+/// [`StudentError::Save`].
+pub fn save_state(student: &Student, path: &Path) -> Result<(), StudentError> {
+    let index = student.weights().index();
+    let metadata = Map::from_iter([
+        ("format".to_owned(), json!("pt")),
+        ("layout".to_owned(), json!(index.digest())),
+        ("step".to_owned(), json!(student.steps().to_string())),
+    ]);
+    let mut entries = Vec::with_capacity(ROWS.len());
+    for (row, name) in ROWS.iter().enumerate() {
+        entries.push(Entry {
+            name: (*name).to_owned(),
+            shape: vec![index.total()],
+            flat: student.state().narrow(0, row, 1)?.flatten_all()?,
+        });
+    }
+    Ok(write_tensors(path, metadata, &entries, DType::F32)?)
+}
+
+/// A student as [`save_state`] left it.
+///
+/// # Errors
+/// [`StudentError::State`] when the file is another model's or damaged, with what was found and
+/// wanted; [`StudentError::Weights`] when it cannot be read.
+pub fn load_state(
+    path: &Path,
+    config: Qwen3Config,
+    precision: Precision,
+    optimiser: AdamW,
+    device: &Device,
+) -> Result<Student, StudentError> {
+    let file = TensorFile::open(path).map_err(WeightsError::File)?;
+    let index = ParameterIndex::new(&config);
+    let wrong = |reason| StudentError::State { path: path.to_owned(), reason };
+    let layout = file.metadata().get("layout").map_or("none", String::as_str);
+    if layout != index.digest() {
+        let wanted = index.digest();
+        return Err(wrong(format!("its parameter layout is {layout}; wanted {wanted}")));
+    }
+    let step = file.metadata().get("step").map_or("none", String::as_str);
+    let steps =
+        step.parse().map_err(|_| wrong(format!("its step is `{step}`; wanted a number")))?;
+    let total = index.total();
+    let mut state = zeros::<f32>(ROWS.len() * total)?;
+    for (row, name) in ROWS.iter().enumerate() {
+        let found = file.tensor(name).map_err(WeightsError::File)?;
+        let fits =
+            |tensor: &StoredTensor| tensor.dtype == StoredDtype::F32 && tensor.shape == [total];
+        let Some(tensor) = found.filter(fits) else {
+            return Err(wrong(format!("wanted a tensor `{name}` of F32 [{total}]")));
+        };
+        let into = &mut state[row * total..(row + 1) * total];
+        file.read(&tensor, 0, into).map_err(WeightsError::File)?;
+    }
+    Student::from_state(config, index, state, steps, precision, optimiser, device)
+}
+
+#[cfg(test)]
+#[path = "state_file_tests.rs"]
+mod tests;

@@ -1,0 +1,302 @@
+//! A model in training: master weights with both moments, gradients, and the optimiser's step.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use distill::batch::TokenBatch;
+use distill::signal::TopK;
+
+use crate::config::Qwen3Config;
+use crate::gradients::Gradients;
+use crate::load::{StoredWeights, WeightsError};
+use crate::ops::Precision;
+use crate::ops::adamw::{AdamW, adamw_step, clip_scale, grad_norm};
+use crate::ops::embed::{gather_rows, scatter_add_rows};
+use crate::ops::head::{HeadLoss, LossSettings, head_loss};
+use crate::parameters::ParameterIndex;
+use crate::qwen3::{ModelError, Qwen3, Recompute};
+use crate::save::SaveError;
+use crate::weights::{Weights, draw, read};
+
+/// Why a training step stopped. Whatever the reason, weights, moments and the step count are what
+/// they were before, and the gradients are 0.
+#[derive(Debug, thiserror::Error)]
+pub enum StudentError {
+    /// The batch cannot be computed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A loss of a scored position is not a finite number.
+    #[error(
+        "the loss is not finite in rows {rows:?} of the batch (from 0); nothing was updated; \
+         look at these rows, or lower the learning rate"
+    )]
+    LossNotFinite {
+        /// Rows of the batch, from 0.
+        rows: Vec<usize>,
+    },
+    /// A gradient is not a finite number.
+    #[error(
+        "the gradient of `{parameter}` is not finite (norm of all {norm}); nothing was updated; \
+         lower the learning rate"
+    )]
+    GradientNotFinite {
+        /// The first parameter concerned.
+        parameter: String,
+        /// The norm over all parameters.
+        norm: f64,
+    },
+    /// A learning rate that is no number to step by.
+    #[error("the learning rate is {found}; wanted a finite number, 0 or above")]
+    LearningRate {
+        /// What was given.
+        found: f64,
+    },
+    /// The start weights cannot be used.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The training state cannot be written.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// A file holds no training state of this model.
+    #[error("{path} is no training state of this model: {reason}")]
+    State {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it, found and wanted.
+        reason: String,
+    },
+}
+
+impl From<candle_core::Error> for StudentError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(ModelError::Operation(error))
+    }
+}
+
+/// Everything a training step reads and changes.
+pub struct Student {
+    model: Qwen3,
+    /// `[3, P]` float32: master weights, first moments, second moments.
+    state: Tensor,
+    gradients: Gradients,
+    optimiser: AdamW,
+    steps: u64,
+}
+
+impl Student {
+    /// A student that starts from the weights of a model directory, moments 0.
+    ///
+    /// # Errors
+    /// [`StudentError::Weights`], naming file and tensor.
+    pub fn load(
+        dir: &Path,
+        config: Qwen3Config,
+        precision: Precision,
+        optimiser: AdamW,
+        device: &Device,
+    ) -> Result<Self, StudentError> {
+        let index = ParameterIndex::new(&config);
+        let stored = StoredWeights::open(dir, &config, &index)?;
+        let state = read::<f32>(&stored, &index, 3 * index.total())?;
+        Self::from_state(config, index, state, 0, precision, optimiser, device)
+    }
+
+    /// A student that starts from seeded random weights ([`Weights::random`]), moments 0.
+    ///
+    /// # Errors
+    /// [`StudentError::Weights`] when memory does not suffice.
+    pub fn random(
+        config: Qwen3Config,
+        seed: u64,
+        precision: Precision,
+        optimiser: AdamW,
+        device: &Device,
+    ) -> Result<Self, StudentError> {
+        let index = ParameterIndex::new(&config);
+        let state = draw(&config, &index, seed, 3 * index.total())?;
+        Self::from_state(config, index, state, 0, precision, optimiser, device)
+    }
+
+    pub(crate) fn from_state(
+        config: Qwen3Config,
+        index: ParameterIndex,
+        state: Vec<f32>,
+        steps: u64,
+        precision: Precision,
+        optimiser: AdamW,
+        device: &Device,
+    ) -> Result<Self, StudentError> {
+        let (total, index) = (index.total(), Arc::new(index));
+        let state = Tensor::from_vec(state, (3, total), device)?;
+        let master = state.narrow(0, 0, 1)?.reshape(total)?;
+        let weights = Weights::from_flat(master, Arc::clone(&index))?;
+        let gradients = Gradients::new(&index, config.num_hidden_layers, device)?;
+        let model = Qwen3::new(config, weights, precision)?;
+        Ok(Self { model, state, gradients, optimiser, steps })
+    }
+
+    /// The network; it computes with the weights as they are at each call.
+    pub fn model(&self) -> &Qwen3 {
+        &self.model
+    }
+
+    /// The master weights.
+    pub fn weights(&self) -> &Weights {
+        self.model.weights()
+    }
+
+    /// What the backward passes since the last step have added up.
+    pub fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+
+    /// Optimiser steps done.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Master weights, first and second moments, `[3, P]` float32.
+    pub fn state(&self) -> &Tensor {
+        &self.state
+    }
+
+    /// Losses of a batch's scored positions, in the order of [`TokenBatch::scored`], and their
+    /// gradient added to [`Self::gradients`]. `scale` is 1/N, N the scored positions of the whole
+    /// step. The returned `d_hidden` is None: it has been used.
+    ///
+    /// # Errors
+    /// [`StudentError::LossNotFinite`] with the rows concerned; else as [`head_loss`].
+    pub fn backward(
+        &self,
+        batch: &TokenBatch,
+        classes: usize,
+        signal: Option<&TopK>,
+        settings: &LossSettings,
+        scale: f64,
+        recompute: Recompute,
+    ) -> Result<HeadLoss, StudentError> {
+        let result = self.add_gradient(batch, classes, signal, settings, scale, recompute);
+        if result.is_err() {
+            // Half a gradient must not reach the next step.
+            self.gradients.zero()?;
+        }
+        result
+    }
+
+    fn add_gradient(
+        &self,
+        batch: &TokenBatch,
+        classes: usize,
+        signal: Option<&TopK>,
+        settings: &LossSettings,
+        scale: f64,
+        recompute: Recompute,
+    ) -> Result<HeadLoss, StudentError> {
+        let (hidden, tape) = self.model.forward_train(batch, recompute)?;
+        let mut loss = head_loss(
+            &gather_rows(&hidden, batch.scored())?,
+            self.model.head(),
+            classes,
+            batch.targets(),
+            signal,
+            settings,
+            scale,
+            Some(self.gradients.head()),
+        )?;
+        let rows = rows_not_finite(batch, &loss);
+        if !rows.is_empty() {
+            return Err(StudentError::LossNotFinite { rows });
+        }
+        if let Some(d_scored) = loss.d_hidden.take() {
+            let d_hidden = Tensor::zeros(hidden.shape(), DType::F32, hidden.device())?;
+            drop(hidden);
+            scatter_add_rows(&d_hidden, batch.scored(), &d_scored)?;
+            self.model.backward(tape, &d_hidden, &self.gradients)?;
+        }
+        Ok(loss)
+    }
+
+    /// Losses of a batch's scored positions; nothing is kept and no gradient computed.
+    ///
+    /// # Errors
+    /// As [`losses`].
+    pub fn evaluate(
+        &self,
+        batch: &TokenBatch,
+        classes: usize,
+        signal: Option<&TopK>,
+        settings: &LossSettings,
+    ) -> Result<HeadLoss, ModelError> {
+        losses(&self.model, batch, classes, signal, settings)
+    }
+
+    /// One AdamW step with the gradients added up since the last one, clipped to a norm of
+    /// `max_grad_norm` when given; then the gradients are 0. Gives their norm before clipping.
+    ///
+    /// # Errors
+    /// [`StudentError::GradientNotFinite`] or [`StudentError::LearningRate`]: before anything is
+    /// changed.
+    pub fn step(&mut self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, StudentError> {
+        if !(lr.is_finite() && lr >= 0.0) {
+            return Err(StudentError::LearningRate { found: lr });
+        }
+        let grads = self.gradients.flat();
+        let norm = grad_norm(grads)?;
+        if !norm.is_finite() {
+            let parameter = self.first_not_finite()?;
+            self.gradients.zero()?;
+            return Err(StudentError::GradientNotFinite { parameter, norm });
+        }
+        let scale = max_grad_norm.map_or(1.0, |max| clip_scale(norm, max));
+        adamw_step(&self.state, grads, &self.optimiser, lr, self.steps + 1, scale)?;
+        self.steps += 1;
+        self.gradients.zero()?;
+        Ok(norm)
+    }
+
+    fn first_not_finite(&self) -> candle_core::Result<String> {
+        let index = self.gradients.index();
+        for parameter in index.parameters() {
+            let norm =
+                grad_norm(&self.gradients.flat().narrow(0, parameter.offset, parameter.len())?)?;
+            if !norm.is_finite() {
+                return Ok(parameter.name.clone());
+            }
+        }
+        Ok("all parameters together".to_owned())
+    }
+}
+
+/// Losses of a batch's scored positions under any model, in the order of [`TokenBatch::scored`].
+///
+/// # Errors
+/// [`ModelError`]: as [`Qwen3::forward_hidden`] and [`head_loss`].
+pub fn losses(
+    model: &Qwen3,
+    batch: &TokenBatch,
+    classes: usize,
+    signal: Option<&TopK>,
+    settings: &LossSettings,
+) -> Result<HeadLoss, ModelError> {
+    let hidden = gather_rows(&model.forward_hidden(batch)?, batch.scored())?;
+    let targets = batch.targets();
+    Ok(head_loss(&hidden, model.head(), classes, targets, signal, settings, 1.0, None)?)
+}
+
+/// The rows with a scored position whose loss is infinite or no number.
+fn rows_not_finite(batch: &TokenBatch, loss: &HeadLoss) -> Vec<usize> {
+    let mut positions = loss.ce.iter().zip(&loss.kl);
+    let mut rows = Vec::new();
+    for (row, &scored) in batch.scored_per_row().iter().enumerate() {
+        let of_row = positions.by_ref().take(scored);
+        if of_row.filter(|(ce, kl)| !ce.is_finite() || !kl.is_finite()).count() > 0 {
+            rows.push(row);
+        }
+    }
+    rows
+}
+
+#[cfg(test)]
+#[path = "student_tests.rs"]
+mod tests;

@@ -1,0 +1,79 @@
+//! Messages to what is meant by them, and back. All foreign bytes are checked here, and nowhere
+//! else; wire types stop here.
+//!
+//! The server's side: [`facts_to_info`], [`score_job`], [`score_replies`], [`refusal`],
+//! [`text_job`], [`text_reply`]. The client's: [`facts_from_info`], [`score_request`],
+//! [`ReplyAssembler`], [`Reaction`].
+
+use std::ops::Range;
+
+use distill::codec::Codec;
+
+mod info;
+mod reply;
+mod request;
+mod status;
+mod text;
+
+pub use info::{InfoError, facts_from_info, facts_to_info};
+pub use reply::{ReplyAssembler, ReplyError, Scored, Stamp, score_replies};
+pub use request::{RequestError, score_job, score_request};
+pub use status::{Reaction, refusal};
+pub use text::{TextJob, text_job, text_reply};
+
+/// One sequence to score: what a `ScoreRequest` means, every bound checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoreJob {
+    /// The client's name for it.
+    pub id: u64,
+    /// Token ids, at least one, each below `classes`.
+    pub tokens: Vec<u32>,
+    /// Positions wanted, ascending, disjoint, none empty, within the sequence; at least one range.
+    pub ranges: Vec<Range<u32>>,
+    /// The logits are divided by it. Finite and above 0.
+    pub temperature: f32,
+    /// Entries a position, `1..=classes`.
+    pub k: usize,
+    /// Layout of the answer.
+    pub codec: Codec,
+    /// Classes the distribution is taken over: ids below this number.
+    pub classes: usize,
+}
+
+impl ScoreJob {
+    /// Number of positions wanted.
+    pub fn rows(&self) -> usize {
+        self.ranges.iter().map(Range::len).sum()
+    }
+
+    /// The positions wanted, ascending.
+    pub fn positions(&self) -> impl Iterator<Item = u32> + '_ {
+        self.ranges.iter().cloned().flatten()
+    }
+
+    /// For each position wanted the token that really follows it: none at the sequence's last.
+    pub fn next_tokens(&self) -> impl Iterator<Item = Option<u32>> + '_ {
+        self.positions().map(|t| self.tokens.get(t as usize + 1).copied())
+    }
+}
+
+/// Foreign text, made safe to print: control characters could steer a terminal.
+fn printable(text: &str, most: usize) -> String {
+    text.chars().take(most).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A codec as the wire names it.
+fn codec_to_wire(codec: Codec) -> crate::v1::Codec {
+    match codec {
+        Codec::Packed => crate::v1::Codec::Packed,
+        Codec::Raw => crate::v1::Codec::Raw,
+    }
+}
+
+/// A codec from its number on the wire, where unspecified means packed; none when unknown.
+fn codec_from_wire(number: i32) -> Option<Codec> {
+    match crate::v1::Codec::try_from(number).ok()? {
+        crate::v1::Codec::Unspecified | crate::v1::Codec::Packed => Some(Codec::Packed),
+        crate::v1::Codec::Raw => Some(Codec::Raw),
+    }
+}

@@ -1,0 +1,221 @@
+//! Tests of requests: what passes, and every way not to, with both values.
+
+use distill::fingerprint::Fingerprint;
+use distill::handshake::Limits;
+use proptest::prelude::*;
+use tonic::Code;
+
+use super::*;
+use crate::convert::refusal;
+use crate::limits::DEFAULT_LIMITS;
+
+/// A teacher of 96 classes for 90 ids, of which at most 16 are shown.
+pub(crate) fn server() -> TeacherFacts {
+    TeacherFacts {
+        model: "tiny".to_string(),
+        revision: String::new(),
+        model_fingerprint: Fingerprint([7; 32]),
+        tokenizer_fingerprint: Fingerprint([9; 32]),
+        vocab_size: 96,
+        tokenizer_size: 90,
+        limits: Limits { max_sequence_tokens: 12, max_top_k: 16, ..DEFAULT_LIMITS },
+        signals: vec![SignalKind::TopK],
+        codecs: vec![Codec::Packed, Codec::Raw],
+        protocol_version: 1,
+        server_version: "0.1.0".to_string(),
+        dtype: "f32".to_string(),
+        device: "cpu".to_string(),
+        parameters: 1,
+    }
+}
+
+/// Positions 1, 2 and 4 of five tokens.
+pub(crate) fn job() -> ScoreJob {
+    ScoreJob {
+        id: 77,
+        tokens: vec![3, 1, 89, 4, 0],
+        ranges: vec![1..3, 4..5],
+        temperature: 5.0,
+        k: 2,
+        codec: Codec::Raw,
+        classes: 90,
+    }
+}
+
+fn ranges(ranges: &[(u32, u32)]) -> Vec<v1::PositionRange> {
+    ranges.iter().map(|&(first, end)| v1::PositionRange { first, end }).collect()
+}
+
+#[test]
+fn a_job_survives_the_wire() {
+    assert_eq!(score_job(&score_request(&job()), &server()), Ok(job()));
+}
+
+#[test]
+fn fields_left_out_mean_all_positions_all_classes_and_the_packed_codec() {
+    let request = v1::ScoreRequest {
+        id: 1,
+        tokens: vec![95, 0, 0, 0, 2, 0, 0, 0].into(),
+        temperature: 1.0,
+        signal: 1,
+        top_k: 1,
+        ..Default::default()
+    };
+    let job = score_job(&request, &server()).unwrap();
+    assert_eq!((job.positions().collect(), &job.tokens[..]), (vec![0, 1], &[95, 2][..]));
+    assert_eq!((job.codec, job.classes), (Codec::Packed, 96));
+}
+
+#[test]
+fn rows_positions_and_next_tokens_are_those_asked_for() {
+    assert_eq!(job().rows(), 3);
+    assert_eq!(job().positions().collect::<Vec<_>>(), [1, 2, 4]);
+    assert_eq!(job().next_tokens().collect::<Vec<_>>(), [Some(89), Some(4), None]);
+}
+
+#[test]
+fn every_bad_request_is_refused_by_name_with_both_values() {
+    type Change = fn(&mut v1::ScoreRequest);
+    let offered = || "packed, raw".to_string();
+    let top_k = || "top-k".to_string();
+    let cases: Vec<(Change, RequestError)> = vec![
+        (|r| r.tokens.clear(), RequestError::Empty),
+        (|r| r.tokens.truncate(19), RequestError::TokenBytes { found: 19 }),
+        (|r| r.tokens = vec![0; 52].into(), RequestError::TooLong { found: 13, limit: 12 }),
+        // Beyond the bound no token is looked at, not even their number.
+        (|r| r.tokens = vec![9; 53].into(), RequestError::TooLong { found: 13, limit: 12 }),
+        (
+            |r| r.tokens = codec::token_bytes(&[3, u32::MAX]).into(),
+            RequestError::TokenId { position: 1, found: u32::MAX, classes: 90 },
+        ),
+        (
+            |r| r.tokens = codec::token_bytes(&[90, 3]).into(),
+            RequestError::TokenId { position: 0, found: 90, classes: 90 },
+        ),
+        (
+            |r| r.vocab_size = 89,
+            RequestError::Classes { found: 89, tokenizer_size: 90, vocab_size: 96 },
+        ),
+        (
+            |r| r.vocab_size = 97,
+            RequestError::Classes { found: 97, tokenizer_size: 90, vocab_size: 96 },
+        ),
+        (|r| r.top_k = 0, RequestError::ZeroTopK),
+        (|r| r.top_k = 17, RequestError::TopKLimit { found: 17, limit: 16 }),
+        (|r| r.top_k = 91, RequestError::TopKClasses { found: 91, classes: 90 }),
+        (|r| r.temperature = 0.0, RequestError::Temperature { found: 0.0 }),
+        (|r| r.temperature = -0.0, RequestError::Temperature { found: -0.0 }),
+        (|r| r.temperature = -5.0, RequestError::Temperature { found: -5.0 }),
+        (|r| r.temperature = 1e-40, RequestError::Temperature { found: 1e-40 }),
+        (|r| r.temperature = f32::INFINITY, RequestError::Temperature { found: f32::INFINITY }),
+        (|r| r.signal = 0, RequestError::NoSignal),
+        (|r| r.signal = 9, RequestError::UnknownSignal { found: 9, offered: top_k() }),
+        (|r| r.signal = -1, RequestError::UnknownSignal { found: -1, offered: top_k() }),
+        (|r| r.codec = 3, RequestError::UnknownCodec { found: 3, offered: offered() }),
+        (
+            |r| r.positions = ranges(&[(0, 1), (2, 2)]),
+            RequestError::EmptyRange { index: 1, first: 2, end: 2 },
+        ),
+        (
+            |r| r.positions = ranges(&[(3, 1)]),
+            RequestError::EmptyRange { index: 0, first: 3, end: 1 },
+        ),
+        (
+            |r| r.positions = ranges(&[(4, 6)]),
+            RequestError::RangeBounds { index: 0, first: 4, end: 6, length: 5 },
+        ),
+        (
+            |r| r.positions = ranges(&[(0, 3), (2, 4)]),
+            RequestError::RangeOrder { index: 1, first: 2, previous_end: 3 },
+        ),
+        (
+            |r| r.positions = ranges(&[(3, 4), (0, 1)]),
+            RequestError::RangeOrder { index: 1, first: 0, previous_end: 4 },
+        ),
+    ];
+    for (change, wanted) in cases {
+        let mut request = score_request(&job());
+        change(&mut request);
+        let error = score_job(&request, &server()).unwrap_err();
+        assert_eq!(error, wanted);
+        assert_eq!(error.code(), Code::InvalidArgument);
+    }
+    let request = v1::ScoreRequest { temperature: f32::NAN, ..score_request(&job()) };
+    let error = score_job(&request, &server()).unwrap_err();
+    assert!(matches!(error, RequestError::Temperature { found } if found.is_nan()));
+}
+
+#[test]
+fn what_this_server_does_not_offer_is_refused() {
+    let raw_only = TeacherFacts { codecs: vec![Codec::Raw], ..server() };
+    let request = v1::ScoreRequest { codec: 0, ..score_request(&job()) };
+    let offered = "raw".to_string();
+    let wanted = RequestError::CodecNotOffered { found: Codec::Packed, offered };
+    assert_eq!(score_job(&request, &raw_only), Err(wanted));
+    let nothing = TeacherFacts { signals: vec![], ..server() };
+    let wanted = RequestError::SignalNotOffered { found: SignalKind::TopK, offered: String::new() };
+    assert_eq!(score_job(&score_request(&job()), &nothing), Err(wanted));
+}
+
+#[test]
+fn more_classes_than_three_bytes_name_need_the_raw_codec() {
+    let vast = TeacherFacts { vocab_size: (1 << 24) + 1, ..server() };
+    let packed = v1::ScoreRequest { codec: 1, vocab_size: 0, ..score_request(&job()) };
+    let wanted = RequestError::PackedClasses { classes: (1 << 24) + 1 };
+    assert_eq!(score_job(&packed, &vast), Err(wanted));
+    assert!(score_job(&v1::ScoreRequest { codec: 2, ..packed }, &vast).is_ok());
+}
+
+#[test]
+fn a_position_that_fits_no_reply_is_refused_before_it_is_computed() {
+    let limits = Limits { max_top_k: 200_000, ..DEFAULT_LIMITS };
+    let server = TeacherFacts { vocab_size: 151_936, limits, ..server() };
+    let all = v1::ScoreRequest { vocab_size: 0, top_k: 151_936, ..score_request(&job()) };
+    let error = score_job(&all, &server).unwrap_err();
+    let found = 8 + 8 * 151_936 + 4 + 128;
+    let wanted = RequestError::RowTooLarge { k: 151_936, codec: Codec::Raw, found, limit: 1 << 20 };
+    assert_eq!(error, wanted);
+    // The packed codec carries the whole vocabulary of Qwen3 in one message.
+    assert!(score_job(&v1::ScoreRequest { codec: 1, ..all }, &server).is_ok());
+}
+
+#[test]
+fn a_refusal_is_a_last_reply_with_the_code_and_the_words() {
+    let error = score_job(&v1::ScoreRequest::default(), &server()).unwrap_err();
+    let reply = refusal(5, error.code(), error.to_string());
+    assert_eq!((reply.id, reply.last, reply.rows), (5, true, 0));
+    let sent = reply.error.unwrap();
+    assert_eq!(sent.code, 3);
+    assert_eq!(sent.message, "temperature 0: wanted a number from 0.0001 to 1000000");
+    assert_eq!(tonic::Status::from(error).code(), Code::InvalidArgument);
+}
+
+proptest! {
+    #[test]
+    fn no_request_makes_checking_panic_and_what_passes_is_in_bounds(
+        tokens in prop::collection::vec(prop_oneof![9 => Just(0u8), 1 => any::<u8>()], 0..60),
+        positions in prop::collection::vec((0u32..8, 0u32..8), 0..4),
+        wild: (u32, u32),
+        temperature in prop_oneof![any::<f32>(), Just(1.0f32)],
+        signal in -1i32..3,
+        top_k in prop_oneof![0u32..20, any::<u32>()],
+        codec in -1i32..4,
+        vocab_size in prop_oneof![Just(0u32), 85u32..100, any::<u32>()],
+    ) {
+        let mut positions = ranges(&positions);
+        if wild.0 % 4 == 0 {
+            positions.push(v1::PositionRange { first: wild.0, end: wild.1 });
+        }
+        let request = v1::ScoreRequest {
+            id: 1, tokens: tokens.into(), positions, temperature, signal, top_k, codec, vocab_size,
+        };
+        if let Ok(job) = score_job(&request, &server()) {
+            prop_assert!((1..=12).contains(&job.tokens.len()) && (90..=96).contains(&job.classes));
+            prop_assert!(job.tokens.iter().all(|&id| (id as usize) < job.classes));
+            prop_assert!((1..=16).contains(&job.k) && job.temperature > 0.0);
+            let positions: Vec<u32> = job.positions().collect();
+            prop_assert!(!positions.is_empty() && positions.is_sorted_by(|a, b| a < b));
+            prop_assert!((positions[positions.len() - 1] as usize) < job.tokens.len());
+        }
+    }
+}

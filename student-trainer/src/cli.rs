@@ -1,0 +1,290 @@
+//! The command line: built from the table of options, read into settings.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches};
+use student_trainer::config::{
+    Command, Config, DemoConfig, EvalConfig, Layers, OptionSpec, options_of,
+};
+
+/// What a person asked for.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// `train`
+    Train(Box<Config>),
+    /// `eval`
+    Eval(Box<EvalConfig>),
+    /// `demo`
+    Demo(DemoConfig),
+    /// `demo data`: where to write models and rows.
+    DemoData(PathBuf),
+    /// `demo make-models`: where to write them.
+    MakeModels(PathBuf),
+}
+
+/// Why nothing was done.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The command line itself: clap's own message, or its help.
+    Line(clap::Error),
+    /// Faults of the settings, all of them.
+    Settings(Vec<String>),
+}
+
+/// Reads a command line, the environment and the file named with `--config`.
+///
+/// # Errors
+/// [`Refusal`] with everything that is wrong.
+pub(crate) fn read(
+    arguments: impl IntoIterator<Item = impl Into<OsString>>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Asked, Refusal> {
+    let arguments = arguments.into_iter().map(|argument| dashed(argument.into()));
+    let matches = command_line().try_get_matches_from(arguments).map_err(Refusal::Line)?;
+    let settings = |command, matches: &ArgMatches| layers(command, matches, &variable);
+    match matches.subcommand() {
+        Some(("train", m)) => settings(Command::Train, m)
+            .and_then(|layers| Config::from_layers(&layers))
+            .map(|config| Asked::Train(Box::new(config))),
+        Some(("eval", m)) => settings(Command::Eval, m)
+            .and_then(|layers| EvalConfig::from_layers(&layers))
+            .map(|config| Asked::Eval(Box::new(config))),
+        Some(("demo", m)) => match m.subcommand() {
+            Some(("data", m)) => Ok(Asked::DemoData(path_of(m, "dir").unwrap_or_default())),
+            Some(("make-models", m)) => {
+                Ok(Asked::MakeModels(path_of(m, "dir").unwrap_or_default()))
+            }
+            Some(_) | None => settings(Command::Demo, m)
+                .and_then(|layers| DemoConfig::from_layers(&layers))
+                .map(Asked::Demo),
+        },
+        // clap refuses other names itself.
+        Some(_) | None => Err(vec!["no command given".to_owned()]),
+    }
+    .map_err(Refusal::Settings)
+}
+
+/// `--learning_rate` as `--learning-rate`: other trainers spell flags so.
+fn dashed(argument: OsString) -> OsString {
+    match argument.to_str().and_then(|text| text.strip_prefix("--")) {
+        Some(text) => {
+            let name = text.find('=').unwrap_or(text.len());
+            format!("--{}{}", text[..name].replace('_', "-"), &text[name..]).into()
+        }
+        None => argument,
+    }
+}
+
+fn layers(
+    command: Command,
+    matches: &ArgMatches,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Layers, Vec<String>> {
+    let flags: BTreeMap<_, _> = options_of(command)
+        .filter_map(|option| {
+            let values = matches.get_many::<String>(option.name)?;
+            Some((option.name, values.cloned().collect::<Vec<_>>().join(",")))
+        })
+        .collect();
+    let named = path_of(matches, "config")
+        .or_else(|| variable("STUDENT_TRAINER_CONFIG").filter(|p| !p.is_empty()).map(Into::into));
+    let text = named.as_deref().map(read_config).transpose()?;
+    let file = named.as_deref().zip(text.as_deref());
+    Layers::new(command, flags, variable, file)
+}
+
+fn read_config(path: &Path) -> Result<String, Vec<String>> {
+    std::fs::read_to_string(path)
+        .map_err(|e| vec![format!("--config {}: cannot be read: {e}", path.display())])
+}
+
+fn path_of(matches: &ArgMatches, name: &str) -> Option<PathBuf> {
+    matches.get_one::<PathBuf>(name).cloned()
+}
+
+/// The whole command line.
+fn command_line() -> clap::Command {
+    let command = |name, about, command, examples: &'static str| {
+        let empty = clap::Command::new(name).about(about).after_help(examples).arg(config_file());
+        options_of(command).fold(empty, |built, option| built.arg(argument(option)))
+    };
+    clap::Command::new("student-trainer")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(ABOUT)
+        .after_help(GENERAL)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(command("train", TRAIN_ABOUT, Command::Train, TRAIN))
+        .subcommand(command("eval", "Measure a model on held-out rows", Command::Eval, EVAL))
+        .subcommand(demo(command("demo", DEMO_ABOUT, Command::Demo, DEMO)))
+}
+
+fn demo(command: clap::Command) -> clap::Command {
+    let directory = |default, help| {
+        Arg::new("dir")
+            .long("output-dir")
+            .value_name("DIR")
+            .value_parser(clap::value_parser!(PathBuf))
+            .default_value(default)
+            .help(help)
+    };
+    let data = clap::Command::new("data")
+        .about("Write the demonstration's models and rows, for runs of your own")
+        .arg(directory("demo-data", "Receives teacher/, student/, train.jsonl and eval.jsonl"));
+    let make_models = clap::Command::new("make-models")
+        .about("Train the demonstration's own teacher and student anew, from nothing")
+        .arg(directory("student-trainer/demo", "Receives teacher/ and student/"));
+    command.subcommand(data).subcommand(make_models)
+}
+
+fn config_file() -> Arg {
+    Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .value_parser(clap::value_parser!(PathBuf))
+        .help("TOML file of settings; its keys are the flags below with _ for -")
+}
+
+/// The flag of an option. All values are text here; `config` reads them, so that every fault of
+/// every place is found at once and in the same words.
+fn argument(option: &'static OptionSpec) -> Arg {
+    let default = option.default.map(|text| format!(" [default: {text}]")).unwrap_or_default();
+    let several = option.name == "teacher";
+    let argument = Arg::new(option.name)
+        .long(option.name)
+        .value_name(option.value)
+        .help(format!("{}{default}", option.help))
+        .help_heading(option.group)
+        .allow_negative_numbers(true)
+        .action(if several { ArgAction::Append } else { ArgAction::Set });
+    match option.switch {
+        true => argument.num_args(0..=1).default_missing_value("true"),
+        false => argument,
+    }
+}
+
+const ABOUT: &str =
+    "Distils a large language model into a small one, with a teacher that answers over gRPC.";
+
+const GENERAL: &str = "\
+Every option is a flag (--learning-rate), an environment variable (STUDENT_TRAINER_LEARNING_RATE)
+and a key of the TOML file given with --config (learning_rate). Flags beat the environment, the
+environment beats the file, the file beats the default.
+
+Exit status: 0 done, 1 failed, 2 bad usage or configuration. RUST_LOG=debug shows more.
+Start with: student-trainer demo";
+
+const TRAIN_ABOUT: &str = "Train a student on a teacher's signals";
+
+const TRAIN: &str = "\
+Examples:
+  student-trainer train --teacher grpc://127.0.0.1:50051 --student Qwen/Qwen3-0.6B \\
+      --train-file hf://datasets/timdettmers/openassistant-guanaco --output-dir out
+  student-trainer train --config run.toml --learning-rate 1e-4 --output-dir out2
+  student-trainer train --alpha 0 --student DIR --train-file rows.jsonl --output-dir plain
+
+Every option is also a variable (STUDENT_TRAINER_LEARNING_RATE) and a key of the --config file
+(learning_rate). --output-dir receives the model in Hugging Face form, metrics.jsonl, summary.json,
+report.html, TensorBoard events in runs/ and checkpoints/.";
+
+const EVAL: &str = "\
+Examples:
+  student-trainer eval --model out --eval-file test.jsonl
+  student-trainer eval --model out --eval-file test.jsonl --teacher grpc://127.0.0.1:50051 --json
+
+With a teacher: its perplexity on the same positions, KL(teacher || model) at --temperature on the
+signal, and the share of positions where both find the same token most probable.";
+
+const DEMO_ABOUT: &str =
+    "Distil a small student from a real teacher server on this machine, in about a minute";
+
+const DEMO: &str = "\
+Needs no network, no GPU and no arguments. Starts a teacher-server on a loopback port, trains the
+same student with and without the teacher over several seeds, and shows which came nearer to the
+teacher on text neither has seen.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One line a flag: command, name, default.
+    fn flags() -> String {
+        let commands =
+            [("train", Command::Train), ("eval", Command::Eval), ("demo", Command::Demo)];
+        let mut lines = Vec::new();
+        for (name, command) in commands {
+            let built = command_line();
+            let built = built.find_subcommand(name).unwrap();
+            for argument in built.get_arguments().filter(|a| a.get_long() != Some("config")) {
+                let long = argument.get_long().unwrap();
+                let option = options_of(command).find(|option| option.name == long).unwrap();
+                lines.push(format!("{name} --{long} {}", option.default.unwrap_or("-")));
+            }
+        }
+        lines.join("\n") + "\n"
+    }
+
+    #[test]
+    fn the_flag_list_is_the_committed_one() {
+        let committed = include_str!("../flags.txt");
+        assert_eq!(
+            flags(),
+            committed,
+            "names and defaults are promised to other people's scripts; if a flag was added on \
+             purpose, write the list above to student-trainer/flags.txt"
+        );
+    }
+
+    #[test]
+    fn clap_finds_nothing_wrong_with_the_command_line() {
+        command_line().debug_assert();
+    }
+
+    fn asked(line: &str) -> Result<Asked, Refusal> {
+        read(line.split_whitespace().map(str::to_owned), |_| None)
+    }
+
+    #[test]
+    fn a_line_becomes_settings() {
+        let line = "student-trainer train --teacher grpc://a:1 --teacher grpc://b:2 --student s \
+                    --train-file f --output-dir o --overwrite-output-dir --learning_rate 1e-3";
+        let Asked::Train(config) = asked(line).unwrap() else { panic!("not train") };
+        assert_eq!(config.teacher, ["grpc://a:1", "grpc://b:2"]);
+        assert!(config.overwrite_output_dir);
+        assert_eq!(config.learning_rate, 1e-3);
+        let Asked::Eval(config) =
+            asked("student-trainer eval --model m --eval-file f --json").unwrap()
+        else {
+            panic!("not eval")
+        };
+        assert!(config.json && config.teacher.is_empty());
+        let Asked::DemoData(dir) = asked("student-trainer demo data --output-dir d").unwrap()
+        else {
+            panic!("not demo data")
+        };
+        assert_eq!(dir, PathBuf::from("d"));
+        let Asked::Demo(config) = asked("student-trainer demo --seeds 2").unwrap() else {
+            panic!("not demo")
+        };
+        assert_eq!((config.seeds, config.output_dir), (2, "out/demo".into()));
+    }
+
+    #[test]
+    fn negative_numbers_reach_the_range_check() {
+        let line = "student-trainer train --teacher t:1 --student s --train-file f --output-dir o \
+                    --learning-rate -1 --alpha 2";
+        let Err(Refusal::Settings(faults)) = asked(line) else { panic!("not refused") };
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        assert!(matches!(asked("student-trainer train --learnig-rate 1"), Err(Refusal::Line(_))));
+        assert!(matches!(asked("student-trainer trian"), Err(Refusal::Line(_))));
+    }
+
+    #[test]
+    fn a_missing_config_file_is_named() {
+        let line = "student-trainer demo --config /nowhere/run.toml";
+        let Err(Refusal::Settings(faults)) = asked(line) else { panic!("not refused") };
+        assert!(faults[0].contains("/nowhere/run.toml"), "{faults:?}");
+    }
+}

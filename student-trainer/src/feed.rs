@@ -1,0 +1,351 @@
+//! Signals in training order: keeps requests in flight to a teacher while the student computes.
+//!
+//! `distill::window` decides what is sent, tried again and given up; this file is the shell around
+//! it: streams, clock, bytes. A row takes one of `window` places when it is asked for and gives it
+//! back when the training loop takes its answer, so nothing here grows with the data.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use distill::batch::Sequence;
+use distill::codec::Codec;
+use distill::signal::TopK;
+use distill::window::{Command, Event, GiveUp, Window, WindowSettings};
+use prost::Message as _;
+use proto::convert::{self, Reaction, ReplyAssembler, ReplyError, ScoreJob};
+use proto::v1::ScoreReply;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+
+use crate::link::{Link, Said, Word};
+use crate::stop::Stop;
+use crate::teacher::{Network, Teacher, TeacherError};
+
+/// What a teacher says of one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// The signal at the row's scored positions, ascending.
+    pub signal: TopK,
+    /// The teacher's log-probability, at T = 1, of each target.
+    pub next_logprob: Vec<f32>,
+    /// Bytes of requests and replies for this row, encoded.
+    pub wire_bytes: u64,
+}
+
+/// How rows are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// Temperature of the signal.
+    pub temperature: f32,
+    /// Entries a position.
+    pub top_k: usize,
+    /// Layout on the wire.
+    pub codec: Codec,
+    /// Rows asked for and not yet taken by the training loop, at most.
+    pub window: usize,
+    /// How long a lost teacher is looked for.
+    pub give_up_after: Duration,
+}
+
+/// Answers in the order of the rows.
+#[derive(Debug)]
+pub struct Feed {
+    answers: mpsc::UnboundedReceiver<Result<Scored, TeacherError>>,
+    room: Arc<Semaphore>,
+    runtime: tokio::runtime::Handle,
+    task: AbortHandle,
+    waited: Duration,
+}
+
+impl Feed {
+    /// Begins to ask `teacher` for the rows of `set` whose indices `order` gives.
+    pub fn start(
+        network: &Network,
+        teacher: &Teacher,
+        set: Arc<[Sequence]>,
+        order: impl Iterator<Item = usize> + Send + 'static,
+        ask: Ask,
+    ) -> Self {
+        let (sender, answers) = mpsc::unbounded_channel();
+        let room = Arc::new(Semaphore::new(ask.window.max(1)));
+        let runtime = network.handle().clone();
+        let shell = Shell::new(teacher.clone(), set, ask, sender);
+        let task = runtime.spawn(shell.run(order, Arc::clone(&room))).abort_handle();
+        Self { answers, room, runtime, task, waited: Duration::ZERO }
+    }
+
+    /// The next row's answer; none when the order is through or a stop was asked for. Blocks the
+    /// calling thread.
+    ///
+    /// # Errors
+    /// [`TeacherError`] when the teacher was lost for too long, refused a row, or sent something
+    /// that is not what was asked.
+    pub fn next(&mut self, stop: &Stop) -> Result<Option<Scored>, TeacherError> {
+        let begin = Instant::now();
+        let answer = self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                answer = self.answers.recv() => answer,
+                () = stop.wait() => None,
+            }
+        });
+        self.waited += begin.elapsed();
+        self.room.add_permits(1);
+        answer.transpose()
+    }
+
+    /// Time spent in [`Feed::next`] since the last call of this.
+    pub fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A row that was asked for.
+struct Pending {
+    row: usize,
+    assembler: ReplyAssembler,
+    /// Bytes of every request sent and reply received for it.
+    wire_bytes: u64,
+    answer: Option<convert::Scored>,
+}
+
+/// The window's shell.
+struct Shell {
+    teacher: Teacher,
+    set: Arc<[Sequence]>,
+    ask: Ask,
+    window: Window,
+    begin: Instant,
+    link: Option<Link>,
+    links_opened: u64,
+    words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
+    pending: BTreeMap<u64, Pending>,
+    wake: Option<Duration>,
+    answers: mpsc::UnboundedSender<Result<Scored, TeacherError>>,
+}
+
+impl Shell {
+    fn new(
+        teacher: Teacher,
+        set: Arc<[Sequence]>,
+        ask: Ask,
+        answers: mpsc::UnboundedSender<Result<Scored, TeacherError>>,
+    ) -> Self {
+        let settings = WindowSettings {
+            max_requests: ask.window.max(1),
+            // The rows of a window are bounded in number here and in length by --max-length.
+            max_tokens: usize::MAX,
+            // One attempt at least.
+            give_up_after: ask.give_up_after.max(Duration::from_secs(1)),
+            ..WindowSettings::default()
+        };
+        Self {
+            teacher,
+            set,
+            ask,
+            window: Window::new(settings, 1, Duration::ZERO),
+            begin: Instant::now(),
+            link: None,
+            links_opened: 0,
+            words: mpsc::channel(64),
+            pending: BTreeMap::new(),
+            wake: None,
+            answers,
+        }
+    }
+
+    /// Asks for every row of the order and delivers every answer, then ends.
+    async fn run(mut self, order: impl Iterator<Item = usize>, room: Arc<Semaphore>) {
+        if let Err(error) = self.serve(order, room).await {
+            // The loop has gone when this fails, and wants no error.
+            let _ = self.answers.send(Err(error));
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        order: impl Iterator<Item = usize>,
+        room: Arc<Semaphore>,
+    ) -> Result<(), TeacherError> {
+        let mut order = order.peekable();
+        while order.peek().is_some() || !self.window.is_empty() {
+            let until = self.wake.map(|wake| (self.begin + wake).into());
+            let event = tokio::select! {
+                permit = room.acquire(), if order.peek().is_some() => {
+                    // Given back by the loop when it takes the answer.
+                    if let (Ok(permit), Some(row)) = (permit, order.next()) {
+                        permit.forget();
+                        self.submit(row);
+                    }
+                    Some(Event::Tick)
+                }
+                word = self.words.1.recv() => match word {
+                    Some((number, said)) => self.listen(number, said)?,
+                    None => return Err(TeacherError::Ended),
+                },
+                () = sleep_until(until) => Some(Event::Tick),
+            };
+            if let Some(event) = event {
+                self.happen(event)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a row a place in the window.
+    fn submit(&mut self, row: usize) {
+        let sequence = &self.set[row];
+        // There is room: as many permits exist as places.
+        let Some(id) = self.window.submit(sequence.len()) else { return };
+        let agreement = &self.teacher.agreement;
+        let job = ScoreJob {
+            id,
+            tokens: sequence.ids.clone(),
+            ranges: sequence.scored_ranges(),
+            temperature: self.ask.temperature,
+            k: self.ask.top_k,
+            codec: self.ask.codec,
+            classes: agreement.classes,
+        };
+        let assembler = ReplyAssembler::new(job, agreement.model_fingerprint);
+        self.pending.insert(id, Pending { row, assembler, wire_bytes: 0, answer: None });
+    }
+
+    /// What the window should know of a link's word.
+    fn listen(&mut self, number: u64, said: Said) -> Result<Option<Event>, TeacherError> {
+        if self.link.as_ref().is_none_or(|link| link.number != number) {
+            return Ok(None);
+        }
+        let teacher = 0;
+        Ok(Some(match said {
+            Said::Open => {
+                let max_in_flight = self.teacher.agreement.max_in_flight;
+                Event::Connected { teacher, max_in_flight }
+            }
+            Said::Reply(reply) => self.read(&reply)?,
+            Said::Ended(error) => {
+                self.link = None;
+                tracing::warn!(teacher = self.teacher.url(), error, "lost the teacher's stream");
+                Event::Disconnected { teacher, error }
+            }
+            Said::Broken(error) => return Err(error),
+        }))
+    }
+
+    /// Takes a message of an answer.
+    fn read(&mut self, reply: &ScoreReply) -> Result<Event, TeacherError> {
+        let (teacher, id) = (0, reply.id);
+        // An answer to what nobody asks any more is the window's to ignore.
+        let Some(pending) = self.pending.get_mut(&id) else {
+            return Ok(Event::Answered { teacher, id });
+        };
+        pending.wire_bytes += reply.encoded_len() as u64;
+        let source = match pending.assembler.push(reply) {
+            Ok(None) => return Ok(Event::Heard { teacher }),
+            Ok(Some(answer)) => {
+                pending.answer = Some(answer);
+                return Ok(Event::Answered { teacher, id });
+            }
+            Err(error) => error,
+        };
+        match (source.reaction(), source) {
+            (Reaction::Retry, error) => Ok(Event::Failed { teacher, id, error: error.to_string() }),
+            (Reaction::Stop, ReplyError::Refused { message: error, .. }) => {
+                Ok(Event::Refused { teacher, id, error })
+            }
+            (Reaction::Stop, source) => {
+                let url = self.teacher.url().to_owned();
+                Err(TeacherError::Reply { url, row: pending.row, source })
+            }
+        }
+    }
+
+    /// Tells the window, and carries out what it says.
+    fn happen(&mut self, event: Event) -> Result<(), TeacherError> {
+        let now = self.begin.elapsed();
+        self.wake = None;
+        let mut commands = self.window.on(event, now, rand::random());
+        while !commands.is_empty() {
+            let mut lost = None;
+            for command in commands {
+                match command {
+                    Command::Connect { .. } => self.connect(),
+                    Command::Disconnect { .. } => self.link = None,
+                    Command::Send { id, .. } => lost = self.send(id).err().or(lost),
+                    Command::Deliver { id } => self.deliver(id),
+                    Command::Ignore { .. } => {}
+                    Command::Wait { until } => self.wake = Some(until),
+                    Command::GiveUp { reason } => return Err(self.give_up(reason)),
+                }
+            }
+            // A stream that takes no more requests is lost; the window decides what then.
+            let event = lost.map(|error| Event::Disconnected { teacher: 0, error });
+            commands = event.map(|e| self.window.on(e, now, rand::random())).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self) {
+        self.links_opened += 1;
+        let agreement = &self.teacher.agreement;
+        self.link = Some(Link::open(
+            self.links_opened,
+            self.teacher.address.clone(),
+            agreement.model_fingerprint,
+            agreement.max_in_flight,
+            self.words.0.clone(),
+        ));
+    }
+
+    /// Sends the request for a row; what came of an earlier attempt is forgotten.
+    fn send(&mut self, id: u64) -> Result<(), String> {
+        let (Some(pending), Some(link)) = (self.pending.get_mut(&id), &self.link) else {
+            return Ok(());
+        };
+        let request = convert::score_request(pending.assembler.job());
+        pending.assembler.restart();
+        pending.wire_bytes += request.encoded_len() as u64;
+        let sent = link.send(request);
+        if sent.is_err() {
+            self.link = None;
+        }
+        sent
+    }
+
+    fn deliver(&mut self, id: u64) {
+        let Some(Pending { answer: Some(answer), wire_bytes, .. }) = self.pending.remove(&id)
+        else {
+            return;
+        };
+        let (signal, next_logprob) = (answer.signal, answer.next_logprob);
+        // The loop has gone when this fails; the task is about to be ended.
+        let _ = self.answers.send(Ok(Scored { signal, next_logprob, wire_bytes }));
+    }
+
+    fn give_up(&self, reason: GiveUp) -> TeacherError {
+        let id = match &reason {
+            GiveUp::Sequence { id, .. } | GiveUp::Refused { id, .. } => Some(id),
+            GiveUp::Unreachable { .. } => None,
+        };
+        let row = id.and_then(|id| self.pending.get(id)).map(|pending| pending.row);
+        TeacherError::Lost { urls: self.teacher.url().to_owned(), row, reason }
+    }
+}
+
+async fn sleep_until(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+#[path = "feed_tests.rs"]
+mod tests;

@@ -1,0 +1,226 @@
+//! The feed over loopback gRPC with a teacher that misbehaves.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use distill::fingerprint::Fingerprint;
+use distill::handshake::Mismatch;
+
+use super::*;
+use crate::testing::{CLASSES, FakeTeacher, Served, logits, rows, tiny_source};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    network: Network,
+    served: Served,
+    teacher: Teacher,
+    set: Arc<[Sequence]>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let source = tiny_source(dir.path());
+        let network = Network::start().unwrap();
+        let served = FakeTeacher::of(&source).serve();
+        let set = rows(12, 3);
+        let facts = source.student_facts([&set, &[]], 5);
+        let teacher =
+            Teacher::connect(&network, &served.url, &facts, PATIENCE, &Stop::default()).unwrap();
+        Self { _dir: dir, network, served, teacher, set }
+    }
+
+    fn ask() -> Ask {
+        Ask {
+            temperature: 2.0,
+            top_k: 5,
+            codec: Codec::Raw,
+            window: 4,
+            give_up_after: Duration::from_secs(3),
+        }
+    }
+
+    fn feed(&self, order: Vec<usize>) -> Feed {
+        let order = order.into_iter();
+        Feed::start(&self.network, &self.teacher, Arc::clone(&self.set), order, Self::ask())
+    }
+
+    /// Checks that every row of the order comes, in order, with the teacher's own numbers.
+    fn all_come(&self, order: Vec<usize>) {
+        let mut feed = self.feed(order.clone());
+        for row in order {
+            let scored = feed.next(&Stop::default()).unwrap().unwrap();
+            assert_eq!(scored, self.wanted(row, scored.wire_bytes), "row {row}");
+        }
+        assert_eq!(feed.next(&Stop::default()).unwrap(), None);
+    }
+
+    /// What the teacher says of a row, from its logits.
+    fn wanted(&self, row: usize, wire_bytes: u64) -> Scored {
+        let (mut signal, mut next_logprob) = (TopK::new(5), Vec::new());
+        let sequence = &self.set[row];
+        for t in sequence.scored() {
+            let y = logits(sequence.ids[t], CLASSES);
+            signal.push_exact(&y, 2.0);
+            let z = distill::signal::log_sum_exp(y.iter().copied());
+            next_logprob.push((y[sequence.ids[t + 1] as usize] - z) as f32);
+        }
+        Scored { signal, next_logprob, wire_bytes }
+    }
+}
+
+#[test]
+fn answers_come_in_the_order_asked_even_when_the_teacher_reverses_them() {
+    let bench = Bench::new();
+    bench.served.teacher.mischief.reverse.store(4, Relaxed);
+    bench.all_come(vec![5, 0, 11, 3, 3, 7, 1, 2, 10, 9]);
+}
+
+#[test]
+fn streams_that_break_off_again_and_again_cost_no_row() {
+    let bench = Bench::new();
+    bench.served.teacher.mischief.hang_up_after.store(3, Relaxed);
+    bench.all_come((0..12).collect());
+    assert!(bench.served.teacher.mischief.streams.load(Relaxed) >= 4);
+}
+
+#[test]
+fn a_row_refused_for_want_of_room_is_asked_again() {
+    let bench = Bench::new();
+    bench.served.teacher.mischief.refuse_first.store(3, Relaxed);
+    bench.all_come((0..6).collect());
+}
+
+#[test]
+fn a_teacher_that_comes_back_at_the_same_address_is_used_again() {
+    let mut bench = Bench::new();
+    let mut feed = bench.feed((0..12).collect());
+    feed.next(&Stop::default()).unwrap().unwrap();
+    bench.served.end();
+    let address = bench.served.address;
+    let begin = Instant::now();
+    while std::net::TcpListener::bind(address).is_err() {
+        assert!(begin.elapsed() < PATIENCE, "the port stays taken");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bench.served = bench.served.teacher.clone().serve_at(&address.to_string());
+    for row in 1..12 {
+        let scored = feed.next(&Stop::default()).unwrap().unwrap();
+        assert_eq!(scored, bench.wanted(row, scored.wire_bytes));
+    }
+}
+
+#[test]
+fn no_more_rows_are_asked_for_than_there_are_places() {
+    let bench = Bench::new();
+    let mut feed = bench.feed((0..12).collect());
+    let answered = || bench.served.teacher.mischief.answered.load(Relaxed);
+    // The first answer shows that the stream runs; nothing else is taken.
+    feed.next(&Stop::default()).unwrap().unwrap();
+    let begin = Instant::now();
+    while answered() < 5 {
+        assert!(begin.elapsed() < PATIENCE, "only {} asked", answered());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(answered(), 5, "one taken, four places");
+}
+
+#[test]
+fn the_wait_is_measured_and_a_stop_ends_it() {
+    let bench = Bench::new();
+    bench.served.teacher.mischief.delay_ms.store(300, Relaxed);
+    let mut feed = bench.feed(vec![0]);
+    feed.next(&Stop::default()).unwrap().unwrap();
+    assert!(feed.take_waited() >= Duration::from_millis(290));
+    assert_eq!(feed.take_waited(), Duration::ZERO);
+
+    bench.served.teacher.mischief.delay_ms.store(60_000, Relaxed);
+    let mut feed = bench.feed(vec![0]);
+    let stop = Stop::default();
+    let wish = stop.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        wish.request();
+    });
+    assert_eq!(feed.next(&stop).unwrap(), None);
+}
+
+#[test]
+fn another_model_behind_the_address_stops_the_run_with_both_fingerprints() {
+    let bench = Bench::new();
+    bench.served.teacher.facts.lock().unwrap().model_fingerprint = Fingerprint([9; 32]);
+    let error = bench.feed(vec![0]).next(&Stop::default()).unwrap_err().to_string();
+    assert!(error.contains(&"09".repeat(32)) && error.contains(&"07".repeat(32)), "{error}");
+}
+
+#[test]
+fn a_model_exchanged_under_an_open_stream_stops_the_run() {
+    let bench = Bench::new();
+    let mut feed = bench.feed((0..12).collect());
+    feed.next(&Stop::default()).unwrap().unwrap();
+    bench.served.teacher.facts.lock().unwrap().model_fingerprint = Fingerprint([9; 32]);
+    let last = (1..12).find_map(|_| feed.next(&Stop::default()).err()).unwrap();
+    assert!(matches!(last, TeacherError::Reply { source: ReplyError::Model { .. }, .. }), "{last}");
+}
+
+#[test]
+fn a_row_refused_for_good_is_named() {
+    let bench = Bench::new();
+    bench.served.teacher.facts.lock().unwrap().limits.max_sequence_tokens = 4;
+    let error = bench.feed(vec![7]).next(&Stop::default()).unwrap_err().to_string();
+    assert!(error.contains("row 7") && error.contains(&bench.served.url), "{error}");
+}
+
+#[test]
+fn shifted_targets_fail_the_proof() {
+    let bench = Bench::new();
+    let prove = || {
+        crate::proof::prove(
+            &bench.network,
+            &bench.teacher,
+            &bench.set,
+            Bench::ask(),
+            &Stop::default(),
+        )
+    };
+    prove().unwrap();
+    bench.served.teacher.mischief.shift.store(1, Relaxed);
+    let error = prove().unwrap_err().to_string();
+    assert!(error.contains("shifted") && error.contains("position"), "{error}");
+}
+
+#[test]
+fn a_teacher_that_does_not_answer_is_named_with_the_attempts_and_the_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = tiny_source(dir.path());
+    let network = Network::start().unwrap();
+    // A port nobody listens on: taken, then let go.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("grpc://127.0.0.1:{port}");
+    let facts = source.student_facts([&[], &[]], 5);
+    let limit = Duration::from_millis(700);
+    let error = Teacher::connect(&network, &url, &facts, limit, &Stop::default()).unwrap_err();
+    let TeacherError::Unreachable { attempts, tried_for, .. } = &error else { panic!("{error}") };
+    assert!(*attempts >= 2 && *tried_for >= limit);
+    let text = error.to_string();
+    assert!(text.contains(&url) && text.contains("refused"), "{text}");
+}
+
+#[test]
+fn a_teacher_of_another_tokenizer_is_refused_with_both_fingerprints() {
+    let bench = Bench::new();
+    let mut facts = bench.teacher.facts().clone();
+    facts.tokenizer_fingerprint = Fingerprint([1; 32]);
+    *bench.served.teacher.facts.lock().unwrap() = facts;
+    let dir = tempfile::tempdir().unwrap();
+    let student = tiny_source(dir.path()).student_facts([&[], &[]], 5);
+    let stop = Stop::default();
+    let error = Teacher::connect(&bench.network, &bench.served.url, &student, PATIENCE, &stop);
+    let error = error.unwrap_err();
+    assert!(
+        matches!(error, TeacherError::Mismatch { source: Mismatch::Tokenizer { .. }, .. }),
+        "{error}"
+    );
+}

@@ -1,0 +1,108 @@
+//! `student-trainer`: reads what was asked for and does it.
+//!
+//! Reading order: `cli` (the command line), `progress` (what a person sees; the one place that
+//! prints), `recorder` with `metrics`, `tensorboard` and `report` (what is kept of a run), `demo`.
+//! The training itself is the library.
+
+mod cli;
+mod demo;
+mod metrics;
+mod progress;
+mod recorder;
+mod report;
+mod table;
+mod tensorboard;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use student_trainer::config::{Config, EvalConfig, ProgressKind};
+use student_trainer::stop::Stop;
+use tracing_subscriber::EnvFilter;
+
+use cli::{Asked, Refusal};
+use progress::Console;
+use recorder::Recorder;
+
+fn main() -> ExitCode {
+    model::malloc::tune();
+    let asked = match cli::read(std::env::args_os(), |name| std::env::var(name).ok()) {
+        Ok(asked) => asked,
+        Err(refusal) => return refuse(refusal),
+    };
+    let console = Console::new(match &asked {
+        Asked::Train(config) => config.progress,
+        Asked::Eval(config) => config.progress,
+        Asked::Demo(config) => config.progress,
+        Asked::DemoData(_) | Asked::MakeModels(_) => ProgressKind::Auto,
+    });
+    listen_to_logs(&console);
+    match carry_out(asked, &console) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console.stop_bar();
+            console.say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what is wrong with the command line or the settings: status 2 (help: 0).
+fn refuse(refusal: Refusal) -> ExitCode {
+    match refusal {
+        Refusal::Line(error) => error.exit(),
+        Refusal::Settings(faults) => {
+            let console = Console::new(ProgressKind::None);
+            faults.iter().for_each(|fault| console.say(&format!("error: {fault}")));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Log lines go to stderr, around the progress bar; `RUST_LOG` says which, warnings by default.
+fn listen_to_logs(console: &Console) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let (writer, colour) = (console.clone(), console.colour());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(move || writer.clone())
+        .init();
+}
+
+fn carry_out(asked: Asked, console: &Console) -> anyhow::Result<()> {
+    let stop = Stop::default();
+    stop.on_signals().context("listening for signals")?;
+    match asked {
+        Asked::Train(config) => train(&config, console, &stop),
+        Asked::Eval(config) => evaluate(&config, console, &stop),
+        Asked::Demo(config) => demo::run(&config, console, &stop),
+        Asked::DemoData(dir) => demo::write_data(&dir).map(|_| ()),
+        Asked::MakeModels(dir) => demo::make_models(&dir, console, &stop),
+    }
+}
+
+fn train(config: &Config, console: &Console, stop: &Stop) -> anyhow::Result<()> {
+    let mut recorder = Recorder::new(config, console);
+    let done = student_trainer::train::train(config, &mut recorder, stop);
+    recorder.ended();
+    let summary = done?;
+    let table = progress::results(&summary);
+    if !table.rows.is_empty() && !summary.stopped_early {
+        console.result(&format!("\n{}\n", table.to_text()));
+    }
+    let outputs = config.output_dir.display();
+    console.tell(&format!("wrote {outputs}  (report.html shows the run)"));
+    Ok(())
+}
+
+fn evaluate(config: &EvalConfig, console: &Console, stop: &Stop) -> anyhow::Result<()> {
+    let mut note = |text: &str| console.tell(text);
+    let measured = student_trainer::measure::measure(config, &mut note, stop)?;
+    if config.json {
+        console.result(&format!("{}\n", serde_json::to_string_pretty(&measured)?));
+    } else {
+        console.result(&format!("{}\n", progress::measurement(&measured).to_text()));
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! `student-trainer eval`: one model on held-out rows, with or without a teacher. The numbers come
+//! from the functions training uses.
+
+use std::time::Duration;
+
+use model::load::WeightsError;
+use model::qwen3::Qwen3;
+use model::weights::Weights;
+use serde::Serialize;
+
+use crate::config::EvalConfig;
+use crate::data::TokenizeOptions;
+use crate::error::TrainError;
+use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
+use crate::feed::Ask;
+use crate::observer::TeacherLine;
+use crate::setup::{self, Source};
+use crate::stop::Stop;
+use crate::teacher::Network;
+
+/// What `eval` reports.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measurement {
+    /// The model's name as it was given.
+    pub model: String,
+    /// Its parameters.
+    pub parameters: u64,
+    /// Held-out rows.
+    pub rows: usize,
+    /// Scored positions.
+    pub positions: u64,
+    /// Token-weighted perplexity of the model.
+    pub perplexity: f64,
+    /// The same as the mean over rows.
+    pub perplexity_row_mean: f64,
+    /// Token-weighted perplexity of the teacher on the same positions.
+    pub teacher_perplexity: Option<f64>,
+    /// The same as the mean over rows.
+    pub teacher_perplexity_row_mean: Option<f64>,
+    /// Mean KL(teacher ‖ model) of the signal at the temperature, without T².
+    pub kl: Option<f64>,
+    /// Share of positions where both find the same token most probable.
+    pub agreement: Option<f64>,
+    /// Temperature of `kl`.
+    pub temperature: f64,
+    /// Entries a position `kl` is taken over.
+    pub top_k: usize,
+    /// The teacher.
+    pub teacher: Option<TeacherLine>,
+    /// Wall time of the evaluation.
+    pub seconds: f64,
+}
+
+/// Measures a model as `config` says; `note` is told what became of the rows.
+///
+/// # Errors
+/// [`TrainError`].
+pub fn measure(
+    config: &EvalConfig,
+    note: &mut dyn FnMut(&str),
+    stop: &Stop,
+) -> Result<Measurement, TrainError> {
+    let source = Source::open(&config.model, config.revision.as_deref())?;
+    let options = TokenizeOptions {
+        loss_on: config.loss_on,
+        chat_template: config.chat_template,
+        max_length: config.max_length,
+    };
+    let limit = config.max_eval_samples;
+    let rows = source.rows("held-out", &config.eval_file, limit, options, note)?;
+    let network = Network::start()?;
+    let facts = source.student_facts([&rows, &[]], config.top_k);
+    let ask = Ask {
+        temperature: config.temperature as f32,
+        top_k: config.top_k,
+        codec: facts.codec,
+        window: config.teacher_window,
+        give_up_after: Duration::from_secs_f64(config.teacher_timeout),
+    };
+    let teacher = setup::join_teacher(&network, &config.teacher, &facts, ask, &rows, stop)?;
+    let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
+    let model = load(&source, config)?;
+    let settings = EvalSettings {
+        classes,
+        rows_at_once: config.per_device_train_batch_size,
+        loss: setup::loss(0.0, config.temperature, config.tail, model.precision()),
+    };
+    let count = rows.len();
+    let held_out = HeldOut::new(rows, teacher.as_ref(), &network, stop)?;
+    let found = evaluate(&model, &held_out, &settings, &network, stop)?;
+    Ok(report(config, &source, &model, count, found, teacher.map(|(t, _)| t.line())))
+}
+
+fn load(source: &Source, config: &EvalConfig) -> Result<Qwen3, TrainError> {
+    let device = model::device::choose(&config.device)?;
+    let precision = setup::precision(config.dtype, &device);
+    let weights: Result<Weights, WeightsError> =
+        Weights::load(&source.dir, &source.config, precision.dtype(), &device);
+    Ok(Qwen3::new(source.config.clone(), weights?, precision)?)
+}
+
+fn report(
+    config: &EvalConfig,
+    source: &Source,
+    model: &Qwen3,
+    rows: usize,
+    found: Evaluation,
+    teacher: Option<TeacherLine>,
+) -> Measurement {
+    Measurement {
+        model: source.id.clone(),
+        parameters: model.weights().index().total() as u64,
+        rows,
+        positions: found.positions,
+        perplexity: found.student.token,
+        perplexity_row_mean: found.student.row_mean,
+        teacher_perplexity: found.teacher.map(|p| p.token),
+        teacher_perplexity_row_mean: found.teacher.map(|p| p.row_mean),
+        kl: found.kl,
+        agreement: found.agreement,
+        temperature: config.temperature,
+        top_k: config.top_k,
+        teacher,
+        seconds: found.seconds,
+    }
+}

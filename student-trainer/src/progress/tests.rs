@@ -1,0 +1,102 @@
+//! The words and numbers a person sees.
+
+use std::path::Path;
+
+use student_trainer::config::{Command, Layers};
+use student_trainer::observer::TeacherLine;
+
+use super::*;
+
+/// The settings of a run with everything at its default.
+pub(crate) fn config() -> Config {
+    let flags = [
+        ("teacher", "grpc://10.0.0.7:50051"),
+        ("student", "small"),
+        ("train-file", "rows.jsonl"),
+        ("output-dir", "out"),
+    ];
+    let flags = flags.map(|(name, text)| (name, text.to_owned())).into_iter().collect();
+    Config::from_layers(&Layers::new(Command::Train, flags, |_| None, None).unwrap()).unwrap()
+}
+
+/// The facts of a run that writes to `dir`.
+pub(crate) fn facts(dir: &Path) -> RunFacts {
+    RunFacts {
+        teacher: Some(TeacherLine {
+            url: "grpc://10.0.0.7:50051".into(),
+            model: "Qwen/Qwen3-4B".into(),
+            revision: "1cfa9a7".into(),
+            fingerprint: "0123456789abcdef".repeat(4),
+            parameters: 4_022_468_096,
+            dtype: "bf16".into(),
+            device: "cuda:0".into(),
+        }),
+        student: "Qwen/Qwen3-0.6B".into(),
+        student_parameters: 596_049_920,
+        classes: 151_936,
+        device: "cuda:0".into(),
+        dtype: "bf16".into(),
+        train_rows: 9846,
+        train_tokens: 4_500_000,
+        eval_rows: 100,
+        steps_per_epoch: 2462,
+        total_steps: 7386,
+        start_step: 0,
+        output_dir: dir.to_owned(),
+    }
+}
+
+/// A summary with the numbers of a table.
+pub(crate) fn summary() -> Summary {
+    let json = serde_json::json!({
+        "teacher_perplexity": 8.25, "teacher_perplexity_row_mean": 8.5,
+        "student_perplexity_before": 77.6, "student_perplexity_before_row_mean": 80.0,
+        "student_perplexity_after": 42.625, "student_perplexity_after_row_mean": 43.5,
+        "eval_kl_before": 1.5, "eval_kl_after": 0.75,
+        "agreement_before": 0.3125, "agreement_after": 0.5,
+        "evaluations": [], "epoch_loss": [3.5], "steps": 5, "tokens": 2560,
+        "train_seconds": 0.5, "tokens_per_second": 5120.0, "teacher_wait_fraction": 0.25,
+        "wire_bytes_per_token": 396.0, "peak_rss_bytes": null, "fingerprint_teacher": null,
+        "seed": 42, "stopped_early": false, "config": {},
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+#[test]
+fn the_table_compares_teacher_before_and_after() {
+    let wanted = "                   perplexity   row mean   KL to teacher   agreement\n  \
+                  -----------------------------------------------------------------\n  \
+                  teacher               8.250      8.500\n  \
+                  student before        77.60      80.00           1.500      31.2 %\n  \
+                  student after         42.62      43.50          0.7500      50.0 %\n";
+    assert_eq!(results(&summary()).to_text(), wanted);
+    let alone = Summary { teacher_perplexity: None, ..summary() };
+    assert_eq!(results(&alone).rows.len(), 2);
+}
+
+#[test]
+fn the_banner_names_both_models_and_what_matters() {
+    let console = Console::new(ProgressKind::Plain);
+    let text = banner(&console, &facts(Path::new("out")), &config());
+    for piece in [
+        "Qwen/Qwen3-0.6B  (596.0 M parameters, bf16 on cuda:0)",
+        "Qwen/Qwen3-4B 1cfa9a7  (4.02 B parameters, bf16 on cuda:0) at grpc://10.0.0.7:50051",
+        "fingerprint 0123456789ab",
+        "9,846 rows, 4.5 M tokens an epoch; 100 held-out rows",
+        "alpha 0.7, temperature 5, top-k 64 + bucket",
+        "7386 of 4 rows, learning rate 5e-5 constant",
+    ] {
+        assert!(text.contains(piece), "{piece} is not in\n{text}");
+    }
+}
+
+#[test]
+fn a_line_tells_loss_speed_waiting_and_time_left() {
+    let mut progress = Progress::new(Console::new(ProgressKind::None), "");
+    progress.started(&facts(Path::new("out")));
+    let step = crate::metrics::tests::step(6);
+    progress.step(&step);
+    // 512 tokens at 4096 a second, a quarter of it waiting; 7380 steps of 0.125 s are left.
+    let wanted = "loss 3.125  4,096 tokens/s  wait for teacher 25 %  15 min 23 s left";
+    assert_eq!(progress.line(&step), wanted);
+}

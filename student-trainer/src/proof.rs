@@ -1,0 +1,165 @@
+//! The alignment proof: before any update, a sample goes through the wire and is held against what
+//! the student's own tokens say.
+//!
+//! A teacher whose positions were off by one, whose targets were not shifted, or that forgot the
+//! temperature would give a loss that looks healthy. Checksums cannot see that; this does: at
+//! T = 1 the log-probability of the token that really follows, which the teacher computes from
+//! *its* idea of the next token, must be the signal's entry for *our* next token, or lie below
+//! every entry when ours is not among them; and logits must be the same at both temperatures.
+
+use std::sync::Arc;
+
+use distill::batch::Sequence;
+
+use crate::feed::{Ask, Feed, Scored};
+use crate::stop::Stop;
+use crate::teacher::{Network, Teacher, TeacherError};
+
+/// Rows of the sample.
+const SAMPLE_ROWS: usize = 2;
+/// Allowed difference of two log-probabilities beyond what the codec costs, in nats.
+const TOLERANCE: f64 = 2e-3;
+/// Largest error of an entry by the packed codec, as a share of the row's range.
+const CODEC_ERROR: f64 = 1.0 / 65_535.0;
+/// Allowed difference of a logit between two requests. They may be computed in batches of
+/// different sizes, which in 16-bit arithmetic changes the last digits; a temperature forgotten
+/// changes logits by whole numbers.
+const LOGIT_TOLERANCE: f64 = 0.5;
+
+/// Scores a sample of `set` and compares positions, targets and temperature.
+///
+/// # Errors
+/// [`TeacherError::Alignment`] with row, position and both values; or the feed's own.
+pub fn prove(
+    network: &Network,
+    teacher: &Teacher,
+    set: &Arc<[Sequence]>,
+    ask: Ask,
+    stop: &Stop,
+) -> Result<(), TeacherError> {
+    let rows = 0..set.len().min(SAMPLE_ROWS);
+    let score = |temperature: f32| {
+        let ask = Ask { temperature, ..ask };
+        let mut feed = Feed::start(network, teacher, Arc::clone(set), rows.clone(), ask);
+        let mut answers = Vec::new();
+        while let Some(scored) = feed.next(stop)? {
+            answers.push(scored);
+        }
+        Ok(answers)
+    };
+    let plain = score(1.0)?;
+    let softened = score(ask.temperature)?;
+    let t = f64::from(ask.temperature);
+    for (row, (plain, softened)) in plain.iter().zip(&softened).enumerate() {
+        let found = targets_agree(&set[row], plain).or_else(|| logits_agree(plain, softened, t));
+        if let Some((index, reason)) = found {
+            let position = set[row].scored().nth(index).unwrap_or(index);
+            let url = teacher.url().to_owned();
+            return Err(TeacherError::Alignment { url, row, position, reason });
+        }
+    }
+    Ok(())
+}
+
+/// The first scored position whose next-token log-probability contradicts the signal at T = 1.
+fn targets_agree(sequence: &Sequence, plain: &Scored) -> Option<(usize, String)> {
+    let signal = &plain.signal;
+    for (index, position) in sequence.scored().enumerate() {
+        let next = sequence.ids[position + 1];
+        let entries = index * signal.k..(index + 1) * signal.k;
+        let ids = &signal.ids[entries.clone()];
+        let log_p = |scaled: f32| f64::from(scaled) - f64::from(signal.log_z[index]);
+        let values = &signal.scaled[entries];
+        let (largest, smallest) = (log_p(values[0]), log_p(values[values.len() - 1]));
+        let tolerance = TOLERANCE + (largest - smallest) * CODEC_ERROR;
+        let found = f64::from(*plain.next_logprob.get(index)?);
+        match ids.iter().position(|&id| id == next) {
+            Some(rank) => {
+                let wanted = log_p(values[rank]);
+                if (found - wanted).abs() > tolerance {
+                    let reason = format!(
+                        "the log-probability of the next token {next} is {found:.5}, but its \
+                         entry in the signal says {wanted:.5}: positions or targets are shifted"
+                    );
+                    return Some((index, reason));
+                }
+            }
+            None if found > smallest + tolerance => {
+                let reason = format!(
+                    "the next token {next} is not among the {} most probable, yet its \
+                     log-probability {found:.5} is above theirs ({smallest:.5}): positions or \
+                     targets are shifted",
+                    signal.k
+                );
+                return Some((index, reason));
+            }
+            None => {}
+        }
+    }
+    None
+}
+
+/// The first position whose logits differ between temperature 1 and `t` (after `z = scaled · t`).
+fn logits_agree(plain: &Scored, softened: &Scored, t: f64) -> Option<(usize, String)> {
+    let k = plain.signal.k;
+    let rows = plain.signal.scaled.chunks_exact(k).zip(softened.signal.scaled.chunks_exact(k));
+    for (index, (at_one, at_t)) in rows.enumerate() {
+        let (wanted, found) = (f64::from(at_one[0]), f64::from(at_t[0]) * t);
+        if (wanted - found).abs() > LOGIT_TOLERANCE {
+            let reason = format!(
+                "the largest logit is {wanted:.4} when asked at temperature 1 and {found:.4} when \
+                 asked at {t}: the temperature was not applied as it was echoed"
+            );
+            return Some((index, reason));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use distill::signal::TopK;
+
+    /// Logits over 8 classes that depend on the position.
+    fn logits(position: usize) -> Vec<f64> {
+        (0..8).map(|class| ((class * 5 + position * 3) % 8) as f64).collect()
+    }
+
+    fn scored(sequence: &Sequence, k: usize, temperature: f64, shift: usize) -> Scored {
+        let mut signal = TopK::new(k);
+        let mut next_logprob = Vec::new();
+        for position in sequence.scored() {
+            let y = logits(position);
+            signal.push_exact(&y, temperature);
+            let next = sequence.ids[(position + 1 + shift).min(sequence.len() - 1)] as usize;
+            let z = distill::signal::log_sum_exp(y.iter().copied());
+            next_logprob.push((y[next] - z) as f32);
+        }
+        Scored { signal, next_logprob, wire_bytes: 0 }
+    }
+
+    #[test]
+    fn a_right_answer_passes_and_a_shifted_one_is_found_for_every_k() {
+        // Each token is the most probable one after the position before it.
+        let most_probable = |t: usize| {
+            let y = logits(t);
+            (0..8).max_by(|&a, &b| y[a].total_cmp(&y[b])).unwrap_or(0) as u32
+        };
+        let ids = std::iter::once(3).chain((0..9).map(most_probable)).collect();
+        let sequence = Sequence::all_scored(ids).unwrap();
+        for k in 1..=8 {
+            assert_eq!(targets_agree(&sequence, &scored(&sequence, k, 1.0, 0)), None);
+            let (_, reason) = targets_agree(&sequence, &scored(&sequence, k, 1.0, 1)).unwrap();
+            assert!(reason.contains("shifted"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_forgotten_temperature_is_found() {
+        let sequence = Sequence::all_scored(vec![3, 1, 6, 0]).unwrap();
+        let plain = scored(&sequence, 4, 1.0, 0);
+        assert_eq!(logits_agree(&plain, &scored(&sequence, 4, 5.0, 0), 5.0), None);
+        assert!(logits_agree(&plain, &plain, 5.0).is_some());
+    }
+}

@@ -1,0 +1,159 @@
+//! What is kept and shown of one run: metrics, TensorBoard events, progress, report.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use student_trainer::config::Config;
+use student_trainer::observer::{EvalReport, Observer, RunFacts, StepReport};
+use student_trainer::summary::Summary;
+
+use crate::metrics::{self, Metrics};
+use crate::progress::{Console, Progress, banner};
+use crate::report;
+use crate::tensorboard::EventFile;
+
+/// The observer of a run. What it cannot write it says once and goes on: a full disk must not cost
+/// the training that a later checkpoint may still save.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    config: Config,
+    console: Console,
+    progress: Progress,
+    metrics: Option<Metrics>,
+    board: Option<EventFile>,
+    facts: Option<RunFacts>,
+    /// Whether this run stands alone: then it has a banner and says everything.
+    alone: bool,
+}
+
+impl Recorder {
+    /// Records a run that begins now, under its own banner.
+    pub(crate) fn new(config: &Config, console: &Console) -> Self {
+        let progress = Progress::new(console.clone(), "");
+        Self { alone: true, ..Self::with_progress(config, console, progress) }
+    }
+
+    /// Records one of several runs: `label` stands before its lines.
+    pub(crate) fn labelled(config: &Config, console: &Console, label: &str) -> Self {
+        Self::with_progress(config, console, Progress::new(console.clone(), label))
+    }
+
+    fn with_progress(config: &Config, console: &Console, progress: Progress) -> Self {
+        Self {
+            config: config.clone(),
+            console: console.clone(),
+            progress,
+            metrics: None,
+            board: None,
+            facts: None,
+            alone: false,
+        }
+    }
+
+    /// Takes the bar off the terminal; to be called when the run has ended, well or not.
+    pub(crate) fn ended(&self) {
+        self.progress.ended();
+    }
+
+    fn kept<T>(&self, what: &str, result: std::io::Result<T>) -> Option<T> {
+        let said = |e| self.console.say(&format!("{what} is no longer written: {e}"));
+        result.map_err(said).ok()
+    }
+}
+
+impl Observer for Recorder {
+    fn started(&mut self, facts: &RunFacts) {
+        let every = self.config.logging_steps as u64;
+        let path = facts.output_dir.join("metrics.jsonl");
+        self.metrics = self.kept("metrics.jsonl", Metrics::open(&path, facts.start_step, every));
+        let runs = facts.output_dir.join("runs");
+        self.board = self.kept("runs/", EventFile::create(&runs, facts.start_step, now()));
+        if self.alone {
+            self.console.tell(&banner(&self.console, facts, &self.config));
+        }
+        self.progress.started(facts);
+        self.facts = Some(facts.clone());
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        if let Some(mut metrics) = self.metrics.take() {
+            let done = metrics.record(report);
+            self.metrics = self.kept("metrics.jsonl", done).map(|()| metrics);
+        }
+        if report.step.is_multiple_of(self.config.logging_steps as u64)
+            && let Some(mut board) = self.board.take()
+        {
+            let done = board.step(report, now());
+            self.board = self.kept("runs/", done).map(|()| board);
+        }
+        self.progress.step(report);
+    }
+
+    fn evaluated(&mut self, report: &EvalReport) {
+        if let Some(mut board) = self.board.take() {
+            let done = board.evaluation(report, now());
+            self.board = self.kept("runs/", done).map(|()| board);
+        }
+        self.progress.evaluated(report);
+    }
+
+    fn finished(&mut self, summary: &Summary) {
+        self.progress.ended();
+        let Some(facts) = &self.facts else { return };
+        let steps = metrics::read(&facts.output_dir.join("metrics.jsonl")).unwrap_or_default();
+        let page = report::of_run(facts, summary, &steps).to_html();
+        let written = std::fs::write(facts.output_dir.join("report.html"), page);
+        let _ = self.kept("report.html", written);
+    }
+
+    fn note(&mut self, text: &str) {
+        if self.alone {
+            self.console.tell(text);
+        } else {
+            self.console.tell_once(text);
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::tests::step;
+    use crate::progress::tests::{config, facts, summary};
+    use student_trainer::config::ProgressKind;
+
+    #[test]
+    fn a_run_leaves_metrics_events_and_a_report_and_a_resumed_one_goes_on_with_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let console = Console::new(ProgressKind::None);
+        let mut facts = facts(dir.path());
+        let mut first = Recorder::new(&config(), &console);
+        first.started(&facts);
+        (1..=3).for_each(|n| first.step(&step(n)));
+        drop(first);
+        facts.start_step = 2;
+        let mut second = Recorder::labelled(&config(), &console, "again");
+        second.started(&facts);
+        (3..=5).for_each(|n| second.step(&step(n)));
+        second.finished(&summary());
+        let steps = metrics::read(&dir.path().join("metrics.jsonl")).unwrap();
+        assert_eq!(steps, [1, 2, 3, 4, 5].map(step));
+        assert_eq!(std::fs::read_dir(dir.path().join("runs")).unwrap().count(), 2);
+        let page = std::fs::read_to_string(dir.path().join("report.html")).unwrap();
+        assert!(page.contains("Training loss") && page.contains("77.60"), "{page}");
+    }
+
+    #[test]
+    fn what_cannot_be_written_does_not_end_the_run() {
+        let mut facts = facts(std::path::Path::new("/nowhere/at/all"));
+        facts.start_step = 0;
+        let mut recorder = Recorder::new(&config(), &Console::new(ProgressKind::None));
+        recorder.started(&facts);
+        recorder.step(&step(1));
+        recorder.finished(&summary());
+    }
+}

@@ -1,0 +1,292 @@
+//! A run made ready: everything it needs, found, proved and loaded before the first update.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use candle_core::DType;
+use distill::batch::Sequence;
+use distill::schedule::{LrSchedule, ScheduleKind};
+use model::ops::head::LossSettings;
+use model::save::save_model;
+use model::state_file::save_state;
+use model::student::Student;
+
+use crate::checkpoint;
+use crate::config::{Config, Resume, SaveDtype, SchedulerKind};
+use crate::error::TrainError;
+use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
+use crate::feed::{Ask, Feed};
+use crate::observer::{EvalReport, Moment, Observer, RunFacts};
+use crate::outputs::{self, OutputError};
+use crate::plan::{Plan, PlannedStep};
+use crate::setup::{self, Material};
+use crate::state::{self, Identity, Progress};
+use crate::stop::Stop;
+use crate::summary::{Summary, peak_rss_bytes, split};
+use crate::teacher::{Network, Teacher};
+
+/// The training state's file within a checkpoint.
+pub(crate) const STATE_FILE: &str = "training_state.safetensors";
+
+/// A run between two steps.
+pub(crate) struct Run {
+    pub(crate) rows: Arc<[Sequence]>,
+    pub(crate) student: Student,
+    pub(crate) plan: Plan,
+    pub(crate) progress: Progress,
+    pub(crate) schedule: LrSchedule,
+    pub(crate) loss: LossSettings,
+    pub(crate) classes: usize,
+    /// Rows of a micro-batch.
+    pub(crate) rows_at_once: usize,
+    pub(crate) max_grad_norm: Option<f64>,
+    pub(crate) output_dir: PathBuf,
+    /// Step of the newest checkpoint written or resumed from.
+    pub(crate) saved_step: u64,
+    config: Config,
+    model_dir: PathBuf,
+    model_id: String,
+    held_out: Option<HeldOut>,
+    teacher: Option<(Teacher, Ask)>,
+    network: Network,
+    identity: Identity,
+}
+
+impl Run {
+    /// Finds, proves and loads everything a run needs. Nothing is written but the claim on the
+    /// output directory, and with `overwrite_output_dir` nothing of an earlier run is removed
+    /// before all else is known to be right.
+    pub(crate) fn prepare(
+        config: &Config,
+        observer: &mut dyn Observer,
+        stop: &Stop,
+    ) -> Result<Self, TrainError> {
+        let resuming = config.resume_from_checkpoint != Resume::Off;
+        outputs::claim(&config.output_dir, config.overwrite_output_dir || resuming)?;
+        let material = Material::gather(config, observer)?;
+        Self::assemble(config, material, observer, stop)
+    }
+
+    /// Makes a run of rows and a model already at hand.
+    pub(crate) fn assemble(
+        config: &Config,
+        material: Material,
+        observer: &mut dyn Observer,
+        stop: &Stop,
+    ) -> Result<Self, TrainError> {
+        let Material { source, rows, held_out: held_out_rows } = material;
+        let network = Network::start()?;
+        let facts = source.student_facts([&rows, &held_out_rows], config.top_k);
+        let ask = Ask {
+            temperature: config.temperature as f32,
+            top_k: config.top_k,
+            codec: facts.codec,
+            window: config.teacher_window,
+            give_up_after: Duration::from_secs_f64(config.teacher_timeout),
+        };
+        let teacher = setup::join_teacher(&network, &config.teacher, &facts, ask, &rows, stop)?;
+        let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
+        let fingerprint = teacher.as_ref().map(|(t, _)| t.facts().model_fingerprint.to_string());
+        let identity = Identity::new(config, &rows, fingerprint);
+        let (student, progress) =
+            setup::student(config, &source, &config.output_dir, &identity, observer)?;
+        let plan = plan(config, rows.len());
+        let schedule = schedule(config, plan.total_steps)?;
+        let held_out = match held_out_rows.is_empty() {
+            true => None,
+            false => Some(HeldOut::new(held_out_rows, teacher.as_ref(), &network, stop)?),
+        };
+        if config.overwrite_output_dir {
+            outputs::clear(&config.output_dir)?;
+        }
+        let precision = student.model().precision();
+        Ok(Self {
+            rows,
+            student,
+            plan,
+            saved_step: progress.step,
+            progress,
+            schedule,
+            loss: setup::loss(config.alpha, config.temperature, config.tail, precision),
+            classes,
+            rows_at_once: config.per_device_train_batch_size,
+            max_grad_norm: Some(config.max_grad_norm).filter(|norm| norm.is_finite()),
+            output_dir: config.output_dir.clone(),
+            config: config.clone(),
+            model_dir: source.dir,
+            model_id: source.id,
+            held_out,
+            teacher,
+            network,
+            identity,
+        })
+    }
+
+    /// What is known before the first step.
+    pub(crate) fn facts(&self) -> RunFacts {
+        let weights = self.student.weights();
+        RunFacts {
+            teacher: self.teacher.as_ref().map(|(teacher, _)| teacher.line()),
+            student: self.model_id.clone(),
+            student_parameters: weights.index().total() as u64,
+            classes: self.classes,
+            device: setup::device_name(weights.device()),
+            dtype: self.student.model().precision().to_string(),
+            train_rows: self.rows.len(),
+            train_tokens: self.rows.iter().map(|row| row.len() as u64).sum(),
+            eval_rows: self.held_out.as_ref().map_or(0, HeldOut::len),
+            steps_per_epoch: self.plan.steps_per_epoch(),
+            total_steps: self.plan.total_steps,
+            start_step: self.progress.step,
+            output_dir: self.output_dir.clone(),
+        }
+    }
+
+    /// Begins to ask for the signals of the steps that are left; none when they need no teacher.
+    pub(crate) fn open_feed(&self) -> Option<Feed> {
+        let (teacher, ask) = self.teacher.as_ref().filter(|_| self.loss.alpha > 0.0)?;
+        let order = self.plan.steps_after(self.progress.step).flat_map(|step| step.rows);
+        Some(Feed::start(&self.network, teacher, Arc::clone(&self.rows), order, *ask))
+    }
+
+    /// The student on the held-out rows; none without such rows.
+    pub(crate) fn measure(&self, stop: &Stop) -> Result<Option<Evaluation>, TrainError> {
+        let Some(held_out) = &self.held_out else { return Ok(None) };
+        let settings = EvalSettings {
+            classes: self.classes,
+            rows_at_once: self.rows_at_once,
+            loss: self.loss,
+        };
+        evaluate(self.student.model(), held_out, &settings, &self.network, stop).map(Some)
+    }
+
+    /// Whether an evaluation follows this step. The last step's is made when all is over.
+    pub(crate) fn evaluation_is_due(&self, planned: &PlannedStep) -> bool {
+        let due = match self.config.eval_steps {
+            Some(every) => planned.step.is_multiple_of(every as u64),
+            None => planned.ends_epoch,
+        };
+        due && planned.step < self.plan.total_steps
+    }
+
+    /// Whether a checkpoint follows this step.
+    pub(crate) fn checkpoint_is_due(&self, step: u64) -> bool {
+        self.saves() && step.is_multiple_of(self.config.save_steps as u64)
+    }
+
+    /// Whether checkpoints are written without being asked for by a stop.
+    pub(crate) fn saves(&self) -> bool {
+        self.config.save_steps > 0
+    }
+
+    /// Writes a checkpoint, then removes those beyond the limit.
+    pub(crate) fn save_checkpoint(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let root = self.output_dir.join("checkpoints");
+        let dir = checkpoint::write(&root, self.progress.step, |dir| {
+            self.save_model(dir)?;
+            save_state(&self.student, &dir.join(STATE_FILE))?;
+            state::save(dir, &self.progress, &self.identity)?;
+            Ok::<(), TrainError>(())
+        })?;
+        self.saved_step = self.progress.step;
+        checkpoint::prune(&root, self.config.save_total_limit)?;
+        observer.note(&format!("checkpoint {}", dir.display()));
+        Ok(())
+    }
+
+    /// Writes the model as it stands: config, weights and the tokenizer's files.
+    pub(crate) fn save_model(&self, dir: &Path) -> Result<(), TrainError> {
+        let dtype = match self.config.save_dtype {
+            SaveDtype::F32 => DType::F32,
+            SaveDtype::Bf16 => DType::BF16,
+        };
+        let model = self.student.model();
+        save_model(dir, model.config(), model.weights(), dtype)?;
+        hub::files::copy_tokenizer_files(&self.model_dir, dir).map_err(|source| {
+            OutputError::Io { action: "copy the tokenizer to", path: dir.to_owned(), source }
+        })?;
+        Ok(())
+    }
+
+    /// What to type to go on.
+    pub(crate) fn how_to_resume(&self) -> String {
+        format!(
+            "stopped after step {} of {}; to go on, run the same command with \
+             --resume-from-checkpoint auto",
+            self.progress.step, self.plan.total_steps
+        )
+    }
+
+    /// The numbers of the run so far.
+    pub(crate) fn summary(&self, stopped_early: bool) -> Summary {
+        let progress = &self.progress;
+        let at = |moment| progress.evaluations.iter().rev().find(|e| e.moment == moment);
+        let (before, after) = (at(Moment::Before), at(Moment::After));
+        let teacher = progress.evaluations.iter().find_map(|e| e.teacher);
+        let student = |report: Option<&EvalReport>| split(report.map(|e| e.student));
+        let (teacher_perplexity, teacher_perplexity_row_mean) = split(teacher);
+        let (student_perplexity_before, student_perplexity_before_row_mean) = student(before);
+        let (student_perplexity_after, student_perplexity_after_row_mean) = student(after);
+        let mut epoch_loss = progress.epoch_loss.clone();
+        epoch_loss.extend(progress.begun_epoch());
+        let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+        let tokens = progress.tokens as f64;
+        Summary {
+            teacher_perplexity,
+            teacher_perplexity_row_mean,
+            student_perplexity_before,
+            student_perplexity_before_row_mean,
+            student_perplexity_after,
+            student_perplexity_after_row_mean,
+            eval_kl_before: before.and_then(|e| e.kl),
+            eval_kl_after: after.and_then(|e| e.kl),
+            agreement_before: before.and_then(|e| e.agreement),
+            agreement_after: after.and_then(|e| e.agreement),
+            evaluations: progress.evaluations.clone(),
+            epoch_loss,
+            steps: progress.step,
+            tokens: progress.tokens,
+            train_seconds: progress.train_seconds,
+            tokens_per_second: share(tokens, progress.train_seconds),
+            teacher_wait_fraction: share(progress.wait_seconds, progress.train_seconds),
+            wire_bytes_per_token: share(progress.wire_bytes as f64, tokens),
+            peak_rss_bytes: peak_rss_bytes(),
+            fingerprint_teacher: self.teacher.as_ref().map(|(t, _)| t.line().fingerprint),
+            seed: self.config.seed,
+            stopped_early,
+            config: serde_json::to_value(&self.config).unwrap_or_default(),
+        }
+    }
+
+    /// Writes `summary.json`.
+    pub(crate) fn write_summary(&self, summary: &Summary) -> Result<(), TrainError> {
+        let path = self.output_dir.join("summary.json");
+        Ok(outputs::at("write", &path, summary.write(&path))?)
+    }
+}
+
+fn plan(config: &Config, rows: usize) -> Plan {
+    let rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps;
+    let of_epochs = Plan::steps_of_epochs(rows, rows_per_step, config.num_train_epochs);
+    Plan {
+        rows,
+        rows_per_step,
+        total_steps: config.max_steps.map_or(of_epochs, |steps| steps as u64),
+        shuffle: config.shuffle,
+        seed: config.seed,
+    }
+}
+
+fn schedule(config: &Config, steps: u64) -> Result<LrSchedule, TrainError> {
+    let kind = match config.lr_scheduler_type {
+        SchedulerKind::Constant => ScheduleKind::Constant,
+        SchedulerKind::Linear => ScheduleKind::Linear,
+        SchedulerKind::Cosine => ScheduleKind::Cosine,
+        SchedulerKind::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
+    };
+    Ok(LrSchedule::new(kind, config.learning_rate, config.warmup_steps as f64, steps)?)
+}

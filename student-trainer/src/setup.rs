@@ -1,0 +1,243 @@
+//! Pieces that training and evaluation are both made ready from: a model's folder, rows, a
+//! teacher, and the student.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+use distill::batch::Sequence;
+use distill::codec::{Codec, MAX_PACKED_CLASSES};
+use distill::fingerprint::Fingerprint;
+use distill::handshake::{SignalKind, StudentFacts};
+use hub::chat::ChatTemplate;
+use hub::settings::HubSettings;
+use hub::source::resolve_model;
+use hub::tokenizer::Tokenizer;
+use model::config::Qwen3Config;
+use model::ops::Precision;
+use model::ops::adamw::AdamW;
+use model::ops::head::{LossSettings, Tail};
+use model::state_file::load_state;
+use model::student::Student;
+
+use crate::checkpoint;
+use crate::config::{Config, DtypeChoice, Resume, StudentInit, TailKind};
+use crate::data::{self, TokenizeOptions, Tokenized};
+use crate::error::TrainError;
+use crate::feed::Ask;
+use crate::observer::Observer;
+use crate::proof::prove;
+use crate::run::STATE_FILE;
+use crate::state::{self, Identity, Progress};
+use crate::stop::Stop;
+use crate::teacher::{Network, Teacher};
+
+/// A model's folder, its small files read.
+pub(crate) struct Source {
+    /// The folder.
+    pub(crate) dir: PathBuf,
+    /// The name it was given by.
+    pub(crate) id: String,
+    pub(crate) config: Qwen3Config,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: Option<ChatTemplate>,
+}
+
+/// What a run is made of before anybody is asked anything.
+pub(crate) struct Material {
+    pub(crate) source: Source,
+    /// Training rows, each with a scored position.
+    pub(crate) rows: Arc<[Sequence]>,
+    /// Held-out rows; may be none.
+    pub(crate) held_out: Arc<[Sequence]>,
+}
+
+impl Material {
+    /// Finds the student's folder and reads all rows; tells what became of them.
+    pub(crate) fn gather(config: &Config, observer: &mut dyn Observer) -> Result<Self, TrainError> {
+        let source = Source::open(&config.student, config.student_revision.as_deref())?;
+        let options = TokenizeOptions {
+            loss_on: config.loss_on,
+            chat_template: config.chat_template,
+            max_length: config.max_length,
+        };
+        let mut note = |text: &str| observer.note(text);
+        let rows = source.rows(
+            "training",
+            &config.train_file,
+            config.max_train_samples,
+            options,
+            &mut note,
+        )?;
+        let held_out = match &config.eval_file {
+            Some(file) => {
+                source.rows("held-out", file, config.max_eval_samples, options, &mut note)?
+            }
+            None => Arc::default(),
+        };
+        Ok(Self { source, rows, held_out })
+    }
+}
+
+impl Source {
+    /// Reads rows and makes them tokens; tells what became of them.
+    pub(crate) fn rows(
+        &self,
+        what: &str,
+        files: &str,
+        limit: Option<usize>,
+        options: TokenizeOptions,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Arc<[Sequence]>, TrainError> {
+        let rows = data::load(files, limit)?;
+        let Tokenized { sequences, report } =
+            data::tokenize(&rows, &self.tokenizer, self.template.as_ref(), &options)?;
+        note(&format!(
+            "{what}: {} rows, {} tokens, {} of them learned; {} rows cut to {} tokens, {} left \
+             out (nothing to learn in them)",
+            sequences.len(),
+            report.tokens,
+            report.scored,
+            report.truncated,
+            options.max_length,
+            report.skipped
+        ));
+        Ok(sequences.into())
+    }
+
+    /// Finds a model and reads its small files.
+    pub(crate) fn open(spec: &str, revision: Option<&str>) -> Result<Self, TrainError> {
+        let found = resolve_model(spec, revision, &HubSettings::from_env())?;
+        Ok(Self {
+            config: Qwen3Config::from_dir(&found.dir)?,
+            tokenizer: Tokenizer::load(&found.dir)?,
+            template: ChatTemplate::load(&found.dir)?,
+            dir: found.dir,
+            id: found.id,
+        })
+    }
+
+    /// What this model states of itself to a teacher, for these rows.
+    pub(crate) fn student_facts(&self, sets: [&[Sequence]; 2], top_k: usize) -> StudentFacts {
+        let vocab_size = self.config.vocab_size;
+        StudentFacts {
+            tokenizer_fingerprint: Fingerprint(self.tokenizer.fingerprint()),
+            vocab_size,
+            tokenizer_size: self.tokenizer.size(),
+            max_length: sets.into_iter().flatten().map(Sequence::len).max().unwrap_or(0),
+            signal: SignalKind::TopK,
+            top_k,
+            codec: codec(vocab_size),
+        }
+    }
+}
+
+/// The denser layout, where its ids are wide enough.
+pub(crate) fn codec(classes: usize) -> Codec {
+    if classes > MAX_PACKED_CLASSES { Codec::Raw } else { Codec::Packed }
+}
+
+/// Reaches the teacher, where there is one, checks that it fits the student, and proves on `rows`
+/// that both speak of the same positions. `ask` says how it will be asked.
+pub(crate) fn join_teacher(
+    network: &Network,
+    urls: &[String],
+    facts: &StudentFacts,
+    ask: Ask,
+    rows: &Arc<[Sequence]>,
+    stop: &Stop,
+) -> Result<Option<(Teacher, Ask)>, TrainError> {
+    let url = match urls {
+        [] => return Ok(None),
+        [url] => url,
+        several => return Err(TrainError::SeveralTeachers { found: several.len() }),
+    };
+    let teacher = Teacher::connect(network, url, facts, ask.give_up_after, stop)?;
+    prove(network, &teacher, rows, ask, stop)?;
+    Ok(Some((teacher, ask)))
+}
+
+/// The loss these options mean.
+pub(crate) fn loss(
+    alpha: f64,
+    temperature: f64,
+    tail: TailKind,
+    precision: Precision,
+) -> LossSettings {
+    let tail = match tail {
+        TailKind::Bucket => Tail::Bucket,
+        TailKind::Renormalise => Tail::Renormalise,
+    };
+    LossSettings { alpha, temperature, tail, precision }
+}
+
+/// The arithmetic a choice means on a device.
+pub(crate) fn precision(choice: DtypeChoice, device: &Device) -> Precision {
+    match choice {
+        DtypeChoice::Auto if device.is_cpu() => Precision::F32,
+        DtypeChoice::Auto | DtypeChoice::Bf16 => Precision::Bf16,
+        DtypeChoice::F32 => Precision::F32,
+        DtypeChoice::F16 => Precision::F16,
+    }
+}
+
+/// A device in the words of the flags.
+pub(crate) fn device_name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// The student and what it has done: from a checkpoint, from its files, or drawn.
+pub(crate) fn student(
+    config: &Config,
+    source: &Source,
+    output_dir: &Path,
+    identity: &Identity,
+    observer: &mut dyn Observer,
+) -> Result<(Student, Progress), TrainError> {
+    let device = model::device::choose(&config.device)?;
+    let precision = precision(config.dtype, &device);
+    let optimiser = AdamW {
+        beta1: config.adam_beta1,
+        beta2: config.adam_beta2,
+        epsilon: config.adam_epsilon,
+        weight_decay: config.weight_decay,
+    };
+    let shape = source.config.clone();
+    if let Some(dir) = checkpoint_of(config, output_dir, observer)? {
+        let progress = state::load(&dir, identity)?;
+        let student = load_state(&dir.join(STATE_FILE), shape, precision, optimiser, &device)?;
+        observer.note(&format!("goes on from {} (step {})", dir.display(), progress.step));
+        return Ok((student, progress));
+    }
+    let student = match config.student_init {
+        StudentInit::Pretrained => {
+            Student::load(&source.dir, shape, precision, optimiser, &device)?
+        }
+        StudentInit::Random => Student::random(shape, config.seed, precision, optimiser, &device)?,
+    };
+    Ok((student, Progress::default()))
+}
+
+/// The checkpoint to go on from, verified; none to begin anew.
+fn checkpoint_of(
+    config: &Config,
+    output_dir: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Option<PathBuf>, TrainError> {
+    match &config.resume_from_checkpoint {
+        Resume::Off => Ok(None),
+        Resume::Path(dir) => {
+            checkpoint::verify(dir)?;
+            Ok(Some(dir.clone()))
+        }
+        Resume::Auto => {
+            let (found, notes) = checkpoint::newest_valid(&output_dir.join("checkpoints"))?;
+            notes.iter().for_each(|note| observer.note(note));
+            Ok(found.map(|(dir, _)| dir))
+        }
+    }
+}

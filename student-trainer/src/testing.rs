@@ -1,0 +1,304 @@
+//! For tests: a teacher in this process, over real gRPC on a loopback port, that can misbehave;
+//! and a student small enough to train in milliseconds.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use distill::batch::Sequence;
+use distill::codec::Codec;
+use distill::fingerprint::Fingerprint;
+use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, TeacherFacts};
+use distill::signal::{TopK, log_sum_exp};
+use model::config::Qwen3Config;
+use proto::convert::{self, ScoreJob, Stamp};
+use proto::v1::teacher_server::{Teacher, TeacherServer};
+use proto::v1::{
+    GetInfoReply, GetInfoRequest, ScoreReply, ScoreRequest, ScoreTextReply, ScoreTextRequest,
+};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::config::{Command, Config, Layers};
+use crate::setup::{Material, Source};
+
+/// Classes of the tiny student.
+pub(crate) const CLASSES: usize = 24;
+
+/// How a fake teacher misbehaves. All numbers may be changed while it serves.
+#[derive(Debug, Default)]
+pub(crate) struct Mischief {
+    /// Replies after which each stream ends; 0 for never.
+    pub(crate) hang_up_after: AtomicUsize,
+    /// Added to the index of the token that is taken for the next one.
+    pub(crate) shift: AtomicUsize,
+    /// Whether answers go out in the reverse order of a small group.
+    pub(crate) reverse: AtomicUsize,
+    /// Requests refused as overloaded before any is answered.
+    pub(crate) refuse_first: AtomicUsize,
+    /// Streams opened so far.
+    pub(crate) streams: AtomicU32,
+    /// Requests answered so far.
+    pub(crate) answered: AtomicUsize,
+    /// Milliseconds an answer takes.
+    pub(crate) delay_ms: AtomicUsize,
+}
+
+/// A teacher whose logits depend on the token at the position alone.
+#[derive(Clone)]
+pub(crate) struct FakeTeacher {
+    pub(crate) facts: Arc<Mutex<TeacherFacts>>,
+    pub(crate) mischief: Arc<Mischief>,
+}
+
+/// A served teacher; dropping it ends it at once.
+pub(crate) struct Served {
+    pub(crate) url: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) teacher: FakeTeacher,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Served {
+    /// Ends it at once, as a killed process would.
+    pub(crate) fn end(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl FakeTeacher {
+    /// A teacher with the tokenizer of `source`.
+    pub(crate) fn of(source: &Source) -> Self {
+        let facts = TeacherFacts {
+            model: "fake".to_owned(),
+            revision: String::new(),
+            model_fingerprint: Fingerprint([7; 32]),
+            tokenizer_fingerprint: Fingerprint(source.tokenizer.fingerprint()),
+            vocab_size: CLASSES,
+            tokenizer_size: source.tokenizer.size(),
+            limits: Limits { max_top_k: CLASSES, ..proto::limits::DEFAULT_LIMITS },
+            signals: vec![SignalKind::TopK],
+            codecs: vec![Codec::Packed, Codec::Raw],
+            protocol_version: PROTOCOL_VERSION,
+            server_version: "test".to_owned(),
+            dtype: "f32".to_owned(),
+            device: "cpu".to_owned(),
+            parameters: 1,
+        };
+        Self { facts: Arc::new(Mutex::new(facts)), mischief: Arc::default() }
+    }
+
+    /// Serves it on `address` (port 0: any).
+    pub(crate) fn serve_at(self, address: &str) -> Served {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = TeacherServer::new(self.clone());
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        runtime.spawn(
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
+        );
+        Served { url: format!("grpc://{address}"), address, teacher: self, runtime: Some(runtime) }
+    }
+
+    /// Serves it on any port.
+    pub(crate) fn serve(self) -> Served {
+        self.serve_at("127.0.0.1:0")
+    }
+
+    fn answer(&self, job: &ScoreJob) -> (TopK, Vec<f32>) {
+        let shift = self.mischief.shift.load(Ordering::Relaxed);
+        let (mut signal, mut next_logprob) = (TopK::new(job.k), Vec::new());
+        for position in job.positions() {
+            let logits = logits(job.tokens[position as usize], job.classes);
+            signal.push_exact(&logits, f64::from(job.temperature));
+            let next = job.tokens.get(position as usize + 1 + shift).or(job.tokens.first());
+            let last = position as usize + 1 == job.tokens.len();
+            let log_z = log_sum_exp(logits.iter().copied());
+            next_logprob.push(match next {
+                Some(&next) if !last => (logits[next as usize] - log_z) as f32,
+                _ => f32::NAN,
+            });
+        }
+        (signal, next_logprob)
+    }
+
+    fn reply(&self, request: &ScoreRequest) -> Result<Vec<ScoreReply>, Status> {
+        let facts = self.facts.lock().unwrap().clone();
+        let job = convert::score_job(request, &facts)?;
+        let refused =
+            self.mischief
+                .refuse_first
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if refused.is_ok() {
+            return Ok(vec![convert::refusal(
+                job.id,
+                tonic::Code::ResourceExhausted,
+                "the queue is full",
+            )]);
+        }
+        let (signal, next_logprob) = self.answer(&job);
+        let stamp = Stamp {
+            model_fingerprint: facts.model_fingerprint,
+            max_reply_bytes: proto::limits::MIN_REPLY_BYTES,
+            queued: Duration::ZERO,
+            computed: Duration::ZERO,
+        };
+        self.mischief.answered.fetch_add(1, Ordering::Relaxed);
+        convert::score_replies(&job, &signal, &next_logprob, &stamp)
+            .map_err(|e| Status::internal(e.to_string()))
+    }
+}
+
+/// The fake teacher's logits after a token: a fixed function of it.
+pub(crate) fn logits(token: u32, classes: usize) -> Vec<f64> {
+    let class = |c: usize| ((token as usize * 7 + c * 5) % classes) as f64 * 0.3;
+    (0..classes).map(class).collect()
+}
+
+type Replies = Pin<Box<dyn Stream<Item = Result<ScoreReply, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Teacher for FakeTeacher {
+    type ScoreStream = Replies;
+
+    async fn get_info(&self, _: Request<GetInfoRequest>) -> Result<Response<GetInfoReply>, Status> {
+        Ok(Response::new(convert::facts_to_info(&self.facts.lock().unwrap())))
+    }
+
+    async fn score(
+        &self,
+        request: Request<Streaming<ScoreRequest>>,
+    ) -> Result<Response<Replies>, Status> {
+        self.mischief.streams.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let teacher = self.clone();
+        tokio::spawn(async move {
+            let mut requests = request.into_inner();
+            let mut sent = 0;
+            loop {
+                let mut group = Vec::new();
+                let reverse = teacher.mischief.reverse.load(Ordering::Relaxed).max(1);
+                // A group closes when full, or when nothing more comes for a moment.
+                while group.len() < reverse {
+                    let next = tokio::time::timeout(Duration::from_millis(20), requests.next());
+                    match next.await {
+                        Ok(Some(Ok(request))) => group.push(teacher.reply(&request)),
+                        Ok(Some(Err(_)) | None) => return,
+                        Err(_) if group.is_empty() => {}
+                        Err(_) => break,
+                    }
+                }
+                let delay = teacher.mischief.delay_ms.load(Ordering::Relaxed) as u64;
+                tokio::time::sleep(Duration::from_millis(delay)).await;
+                for replies in group.into_iter().rev() {
+                    let bound = teacher.mischief.hang_up_after.load(Ordering::Relaxed);
+                    if bound > 0 && sent >= bound {
+                        let _ = sender.send(Err(Status::unavailable("going away"))).await;
+                        return;
+                    }
+                    sent += 1;
+                    for reply in replies.unwrap_or_default() {
+                        if sender.send(Ok(reply)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+
+    async fn score_text(
+        &self,
+        _: Request<ScoreTextRequest>,
+    ) -> Result<Response<ScoreTextReply>, Status> {
+        Err(Status::unimplemented("not in tests"))
+    }
+}
+
+/// Writes a tiny model's config and tokenizer into `dir` and opens it.
+pub(crate) fn tiny_source(dir: &Path) -> Source {
+    let config = serde_json::json!({
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": CLASSES,
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "hidden_act": "silu", "tie_word_embeddings": true, "attention_bias": false,
+        "initializer_range": 0.2, "torch_dtype": "float32",
+    });
+    let words: serde_json::Map<_, _> =
+        (0..CLASSES).map(|id| (format!("w{id}"), id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+        "decoder": null,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+    });
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(dir.join("tokenizer_config.json"), "{}").unwrap();
+    Source {
+        dir: dir.to_owned(),
+        id: "tiny".to_owned(),
+        config: Qwen3Config::from_dir(dir).unwrap(),
+        tokenizer: hub::tokenizer::Tokenizer::load(dir).unwrap(),
+        template: None,
+    }
+}
+
+/// `count` rows of different lengths, the first tokens of each masked out.
+pub(crate) fn rows(count: usize, seed: usize) -> Arc<[Sequence]> {
+    let row = |r: usize| {
+        let length = 5 + (r * 3 + seed) % 7;
+        let ids: Vec<u32> =
+            (0..length).map(|t| ((r * 11 + t * t + seed) % CLASSES) as u32).collect();
+        let mask = (0..length).map(|t| t >= 2).collect();
+        Sequence::new(ids, mask).unwrap()
+    };
+    (0..count).map(row).collect()
+}
+
+/// A run's material: 10 training rows, 4 held-out ones, a tiny model.
+pub(crate) fn material(dir: &Path) -> Material {
+    Material { source: tiny_source(dir), rows: rows(10, 1), held_out: rows(4, 2) }
+}
+
+/// The defaults with these options over them: a random tiny student, batches of 3.
+pub(crate) fn config(output_dir: &Path, options: &[(&'static str, &str)]) -> Config {
+    let mut flags: std::collections::BTreeMap<&'static str, String> = [
+        ("student", "tiny"),
+        ("student-init", "random"),
+        ("train-file", "none"),
+        ("top-k", "6"),
+        ("temperature", "2"),
+        ("learning-rate", "0.01"),
+        ("per-device-train-batch-size", "3"),
+        ("teacher-timeout", "5"),
+        ("teacher-window", "4"),
+        ("output-dir", output_dir.to_str().unwrap()),
+    ]
+    .into_iter()
+    .chain(options.iter().copied())
+    .map(|(name, value)| (name, value.to_owned()))
+    .collect();
+    flags.retain(|_, value| !value.is_empty());
+    let layers = Layers::new(Command::Train, flags, |_| None, None).unwrap();
+    Config::from_layers(&layers).unwrap()
+}

@@ -1,0 +1,226 @@
+//! The training loop. Read this file first.
+//!
+//! Letters: N scored positions of a step, T temperature, alpha the teacher's weight. The loop is a
+//! plain thread that owns the student and its device; the network lives in tasks of its own and
+//! hands over answers through the feed.
+
+use std::time::Instant;
+
+use distill::batch::{Sequence, TokenBatch};
+use model::ops::head::HeadLoss;
+use model::qwen3::Recompute;
+use model::student::StudentError;
+
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::eval::{joined, take};
+use crate::feed::Scored;
+use crate::observer::{EvalReport, Moment, Observer, StepReport};
+use crate::plan::PlannedStep;
+use crate::run::Run;
+use crate::stop::Stop;
+use crate::summary::Summary;
+
+/// Trains a student as `config` says, tells `observer` of it, and leaves the outputs in the output
+/// directory. A wish to stop ends it after the step in hand with a checkpoint and a summary marked
+/// as stopped early; then the root of the output directory holds no model yet.
+///
+/// # Errors
+/// [`TrainError`]; steps done by then are in a checkpoint.
+pub fn train(
+    config: &Config,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<Summary, TrainError> {
+    let run = Run::prepare(config, observer, stop)?;
+    carry_out(run, observer, stop)
+}
+
+/// Carries out a prepared run: evaluate, step until the end, evaluate, write what remains.
+pub(crate) fn carry_out(
+    mut run: Run,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<Summary, TrainError> {
+    observer.started(&run.facts());
+    if run.progress.step == 0 {
+        evaluate(&mut run, Moment::Before, observer, stop)?;
+    }
+    let outcome = steps(&mut run, observer, stop);
+    // Whatever ended the steps, those done are kept.
+    if run.progress.step > run.saved_step && (outcome.is_err() || stop.requested()) {
+        run.save_checkpoint(observer)?;
+    }
+    outcome?;
+    if run.progress.step < run.plan.total_steps {
+        observer.note(&run.how_to_resume());
+        return Ok(run.summary(true));
+    }
+    finish(run, observer, stop)
+}
+
+/// Every step that is left, and the things done now and then.
+fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), TrainError> {
+    let mut feed = run.open_feed();
+    for planned in run.plan.steps_after(run.progress.step) {
+        let begin = Instant::now();
+        let answers = match &mut feed {
+            Some(feed) => take(feed, planned.rows.len(), stop),
+            None => Ok(Vec::new()),
+        };
+        if stop.requested() {
+            return Ok(());
+        }
+        let mut report = train_step(run, &planned, &answers?)?;
+        let waited = feed.as_mut().map(|feed| feed.take_waited().as_secs_f64());
+        let seconds = begin.elapsed().as_secs_f64();
+        report.teacher_wait_seconds = waited.unwrap_or_default();
+        report.tokens_per_second = report.tokens as f64 / seconds;
+        run.progress.count(&report, seconds, planned.ends_epoch);
+        observer.step(&report);
+        if run.evaluation_is_due(&planned) {
+            evaluate(run, Moment::During, observer, stop)?;
+        }
+        if run.checkpoint_is_due(planned.step) {
+            run.save_checkpoint(observer)?;
+        }
+    }
+    Ok(())
+}
+
+/// One optimiser step: rows and answers in, report out. The mean is over the N scored positions of
+/// all its micro-batches, so it does not matter how rows are grouped.
+fn train_step(
+    run: &mut Run,
+    planned: &PlannedStep,
+    answers: &[Scored],
+) -> Result<StepReport, TrainError> {
+    let rows: Vec<&Sequence> = planned.rows.iter().map(|&row| &run.rows[row]).collect();
+    let positions: usize = rows.iter().map(|row| row.scored().count()).sum();
+    let at_once = run.rows_at_once;
+    let mut sums = Sums::default();
+    for (index, micro) in rows.chunks(at_once).enumerate() {
+        let batch = TokenBatch::pack(micro.iter().copied());
+        let of_micro = index * at_once..(index * at_once + micro.len()).min(answers.len());
+        let signal = answers.get(of_micro).and_then(joined);
+        let loss = run
+            .student
+            .backward(
+                &batch,
+                run.classes,
+                signal.as_ref(),
+                &run.loss,
+                1.0 / positions as f64,
+                Recompute::None,
+            )
+            .map_err(|error| not_finite(error, planned, index * at_once))?;
+        sums.add(&loss);
+    }
+    let learning_rate = run.schedule.lr(planned.step - 1);
+    let grad_norm = run
+        .student
+        .step(learning_rate, run.max_grad_norm)
+        .map_err(|error| not_finite(error, planned, 0))?;
+    let taught = !answers.is_empty();
+    let mean = |sum: f64| sum / positions as f64;
+    let kl = mean(sums.kl) * run.loss.temperature * run.loss.temperature;
+    let ce = mean(sums.ce);
+    Ok(StepReport {
+        step: planned.step,
+        epoch: run.plan.epochs_after(planned.step),
+        loss: run.loss.alpha * kl + (1.0 - run.loss.alpha) * ce,
+        kl: taught.then_some(kl),
+        ce,
+        learning_rate,
+        grad_norm,
+        tokens: rows.iter().map(|row| row.len() as u64).sum(),
+        tokens_per_second: 0.0,
+        teacher_wait_seconds: 0.0,
+        teacher_mass: taught.then(|| mean(sums.teacher_mass)),
+        student_mass: taught.then(|| mean(sums.student_mass)),
+        wire_bytes: answers.iter().map(|scored| scored.wire_bytes).sum(),
+    })
+}
+
+/// Measures the student on the held-out rows, where there are any.
+fn evaluate(
+    run: &mut Run,
+    moment: Moment,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<(), TrainError> {
+    let Some(found) = run.measure(stop)? else { return Ok(()) };
+    let step = run.progress.step;
+    let epoch = run.plan.epochs_after(step);
+    let report = EvalReport {
+        moment,
+        step,
+        epoch,
+        student: found.student,
+        teacher: found.teacher,
+        kl: found.kl,
+        agreement: found.agreement,
+        positions: found.positions,
+        seconds: found.seconds,
+    };
+    observer.evaluated(&report);
+    run.progress.evaluations.push(report);
+    Ok(())
+}
+
+/// The last evaluation, the model at the root of the output directory, the summary.
+fn finish(mut run: Run, observer: &mut dyn Observer, stop: &Stop) -> Result<Summary, TrainError> {
+    let measured = run.progress.evaluations.last();
+    if measured.is_none_or(|last| last.moment != Moment::After) {
+        evaluate(&mut run, Moment::After, observer, stop)?;
+    }
+    if run.saves() && run.progress.step > run.saved_step {
+        run.save_checkpoint(observer)?;
+    }
+    run.save_model(&run.output_dir)?;
+    let summary = run.summary(false);
+    run.write_summary(&summary)?;
+    observer.finished(&summary);
+    Ok(summary)
+}
+
+/// Names the rows of the training set when a loss or gradient is no number; `first` is where the
+/// micro-batch begins in the step.
+fn not_finite(error: StudentError, planned: &PlannedStep, first: usize) -> TrainError {
+    let step = planned.step;
+    match error {
+        StudentError::LossNotFinite { ref rows } => {
+            let rows = rows.iter().map(|row| planned.rows[first + row]).collect();
+            TrainError::NotFinite { step, rows, source: error }
+        }
+        StudentError::GradientNotFinite { .. } => {
+            TrainError::NotFinite { step, rows: planned.rows.clone(), source: error }
+        }
+        other => other.into(),
+    }
+}
+
+/// Sums over scored positions, in float64 and in row order.
+#[derive(Debug, Default)]
+struct Sums {
+    ce: f64,
+    kl: f64,
+    teacher_mass: f64,
+    student_mass: f64,
+}
+
+impl Sums {
+    fn add(&mut self, loss: &HeadLoss) {
+        let add = |into: &mut f64, values: &[f32]| {
+            values.iter().for_each(|&value| *into += f64::from(value));
+        };
+        add(&mut self.ce, &loss.ce);
+        add(&mut self.kl, &loss.kl);
+        add(&mut self.teacher_mass, &loss.teacher_mass);
+        add(&mut self.student_mass, &loss.student_mass);
+    }
+}
+
+#[cfg(test)]
+#[path = "train_tests.rs"]
+mod tests;

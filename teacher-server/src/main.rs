@@ -1,0 +1,97 @@
+//! The teacher server's program: flags, logging, signals; the service is in the library.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use teacher_server::config::{Cli, Command, HealthArgs, ServeArgs};
+use teacher_server::qwen3_scorer::ModelSource;
+use teacher_server::{Listeners, ServeError, banner, health, output, serve, shutdown};
+
+/// Exit status for flags that cannot be followed; clap uses the same.
+const BAD_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    model::malloc::tune();
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    match cli.command {
+        Command::Health(args) => end(probe(&args)),
+        Command::Serve(args) => {
+            start_log();
+            if let Err(error) = args.check_exposure() {
+                output::complain(&format!("error: {error}"));
+                return ExitCode::from(BAD_USAGE);
+            }
+            end(run(*args))
+        }
+    }
+}
+
+fn end(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&format!("error: {error:#}"));
+            match error.downcast_ref() {
+                Some(ServeError::Settings(_)) => ExitCode::from(BAD_USAGE),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    // The network needs little; the processors are the model's.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().context("starting the network's threads")
+}
+
+fn run(args: ServeArgs) -> anyhow::Result<()> {
+    if let Some(threads) = args.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
+        pool.build_global().context("starting the threads for computing")?;
+    }
+    let runtime = runtime()?;
+    let result = runtime.block_on(serve_model(args));
+    // Connections that were cut, and the device in the middle of a batch, are not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve_model(args: ServeArgs) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let stop = shutdown::signals().context("listening for signals")?;
+    let listeners = Listeners::bind(args.listen, args.http_listen).await?;
+    let (grpc, http) = (listeners.grpc.local_addr()?, listeners.http.local_addr()?);
+    if args.insecure_allow_remote {
+        tracing::warn!("plaintext, and nobody is asked who calls: for networks you trust only");
+    }
+    let source = ModelSource {
+        model: args.model,
+        revision: args.revision,
+        device: args.device,
+        dtype: args.dtype,
+    };
+    let ready = |facts: &_| {
+        banner::log(facts, began.elapsed());
+        output::line(&format!("listening grpc={grpc} http={http}"));
+    };
+    let settings = (&args.bounds).into();
+    serve(listeners, move || source.load(), settings, ready, stop).await?;
+    Ok(())
+}
+
+fn probe(args: &HealthArgs) -> anyhow::Result<()> {
+    let patience = Duration::from_secs(args.timeout);
+    runtime()?.block_on(health::probe(&args.addr, patience))?;
+    output::line("SERVING");
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! The real model: one packed forward pass a batch, logits at the wanted positions only.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use distill::batch::{Sequence, TokenBatch};
+use distill::fingerprint::Fingerprint;
+use hub::settings::HubSettings;
+use hub::source::resolve_model;
+use hub::tokenizer::Tokenizer;
+use model::config::Qwen3Config;
+use model::ops::Precision;
+use model::ops::embed::gather_rows;
+use model::ops::topk::score_head;
+use model::qwen3::Qwen3;
+use model::weights::Weights;
+use proto::convert::ScoreJob;
+
+use crate::config::Dtype;
+use crate::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, ScorerError, Scores, TextCodec};
+
+/// Which model, and how it computes.
+#[derive(Clone, Debug)]
+pub struct ModelSource {
+    /// Hub id or directory.
+    pub model: String,
+    /// Branch, tag or commit on the hub.
+    pub revision: Option<String>,
+    /// `auto`, `cpu` or `cuda:N`.
+    pub device: String,
+    /// Arithmetic.
+    pub dtype: Dtype,
+}
+
+impl ModelSource {
+    /// Finds, checks and loads the model. Meant to run on the thread that will own the device.
+    ///
+    /// # Errors
+    /// What is wrong with the place, its configuration, tokenizer or weights, or with the device.
+    pub fn load(self) -> Result<Loaded, LoadError> {
+        let device = model::device::choose(&self.device)?;
+        let precision = precision(self.dtype, &device);
+        let settings = HubSettings::from_env();
+        let resolved = resolve_model(&self.model, self.revision.as_deref(), &settings)?;
+        tracing::info!(model = resolved.id, dir = %resolved.dir.display(), "loading");
+        let began = Instant::now();
+        let config = Qwen3Config::from_dir(&resolved.dir)?;
+        let tokenizer = Tokenizer::load(&resolved.dir)?;
+        let model_fingerprint = model::fingerprint::of_dir(&resolved.dir, &config)?;
+        let weights = Weights::load(&resolved.dir, &config, precision.dtype(), &device)?;
+        tracing::debug!(seconds = began.elapsed().as_secs_f64(), "weights are loaded");
+        let facts = Facts {
+            model: display_name(&self.model, &resolved.id),
+            revision: resolved.revision.unwrap_or_default(),
+            model_fingerprint,
+            tokenizer_fingerprint: Fingerprint(tokenizer.fingerprint()),
+            vocab_size: config.vocab_size as u32,
+            tokenizer_size: tokenizer.size() as u32,
+            max_positions: u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX),
+            dtype: precision.dtype().as_str().to_owned(),
+            device: device_name(&device),
+            parameters: weights.index().total() as u64,
+        };
+        let network = Qwen3::new(config, weights, precision)?;
+        let scorer = Box::new(Qwen3Scorer::new(network));
+        Ok(Loaded { scorer, text: Arc::new(tokenizer), facts })
+    }
+}
+
+/// A Qwen3 on its device.
+pub struct Qwen3Scorer {
+    network: Qwen3,
+}
+
+impl Qwen3Scorer {
+    /// Scores with this network.
+    pub fn new(network: Qwen3) -> Self {
+        Self { network }
+    }
+
+    fn score_batch(&self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, LoadError> {
+        let rows = jobs.iter().map(|job| Sequence::all_scored(job.tokens.clone()));
+        let rows: Vec<Sequence> = rows.collect::<Result<_, _>>()?;
+        let batch = TokenBatch::pack(&rows);
+        let hidden = self.network.forward_hidden(&batch)?;
+        // Job by job: each has its own k, temperature and classes, and what is computed for one
+        // cannot depend on the others.
+        let starts = batch.rows().map(|row| row.start as u32);
+        jobs.iter().zip(starts).map(|(job, start)| self.score_job(job, &hidden, start)).collect()
+    }
+
+    /// `hidden` `[N, D]` of the batch; the job's first token is at `start`.
+    fn score_job(
+        &self,
+        job: &ScoreJob,
+        hidden: &Tensor,
+        start: u32,
+    ) -> Result<JobScores, LoadError> {
+        let rows: Vec<u32> = job.positions().map(|t| start + t).collect();
+        let next: Vec<Option<u32>> = job.next_tokens().collect();
+        let wanted = gather_rows(hidden, &rows)?;
+        let (head, precision) = (self.network.head(), self.network.precision());
+        let temperature = f64::from(job.temperature);
+        match score_head(&wanted, head, job.classes, &next, temperature, job.k, precision) {
+            Ok((signal, next_logprob)) => Ok(Ok(Scores { signal, next_logprob })),
+            // candle's errors are text; this is the one that speaks of the model's own numbers.
+            Err(error) => match first_line(&error) {
+                text if text.contains(NOT_FINITE) => Ok(Err(NotFinite(text))),
+                _ => Err(error.into()),
+            },
+        }
+    }
+}
+
+/// What a job came to.
+type JobScores = Result<Scores, NotFinite>;
+
+/// How `score_head` says that a logit is NaN or infinite.
+const NOT_FINITE: &str = "not a finite number";
+
+impl Scorer for Qwen3Scorer {
+    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, ScorerError> {
+        self.score_batch(jobs).map_err(|error| ScorerError(first_line(error.as_ref())))
+    }
+}
+
+/// candle appends a stack trace to its errors where RUST_BACKTRACE is set; a client needs none.
+fn first_line(error: &dyn std::error::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+impl TextCodec for Tokenizer {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, ScorerError> {
+        Self::encode(self, text).map_err(|error| ScorerError(error.to_string()))
+    }
+
+    fn text_of(&self, id: u32) -> String {
+        self.id_to_text(id).unwrap_or_default()
+    }
+}
+
+/// `auto` means what suits the device: 16-bit products are slower than 32-bit ones on most
+/// processors, and many times faster on a GPU.
+fn precision(dtype: Dtype, device: &Device) -> Precision {
+    match dtype {
+        Dtype::Auto if device.is_cpu() => Precision::F32,
+        Dtype::Auto | Dtype::Bf16 => Precision::Bf16,
+        Dtype::F32 => Precision::F32,
+        Dtype::F16 => Precision::F16,
+    }
+}
+
+fn device_name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// A directory shows by its own name: clients have no use for where it lies.
+fn display_name(given: &str, id: &str) -> String {
+    let path = PathBuf::from(given);
+    let own = path.is_dir().then(|| path.canonicalize().ok()).flatten();
+    own.and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| id.to_owned())
+}
+
+#[cfg(test)]
+#[path = "qwen3_scorer_tests.rs"]
+mod tests;

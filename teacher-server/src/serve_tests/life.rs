@@ -1,0 +1,217 @@
+//! From the first connection to the last: loading, health, reflection, drain.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use proto::v1::{GetInfoRequest, ScoreTextRequest};
+use tokio::net::TcpStream;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1::{ListServiceResponse, ServerReflectionRequest};
+
+use super::harness::{CLASSES, PATIENCE, Server, assembler, assert_right, job};
+use crate::health::{ProbeError, probe};
+use crate::scorer::Facts;
+use crate::settings::Settings;
+use crate::testing::{FakeScorer, facts};
+use crate::{Listeners, ServeError};
+
+async fn health(server: &Server, service: &str) -> ServingStatus {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = HealthClient::new(server.channel().await).check(request).await.unwrap();
+    answer.into_inner().status()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_served_before_the_model_is_there_and_everything_after() {
+    let (leave, wait) = mpsc::channel::<()>();
+    let load = move || {
+        wait.recv().unwrap();
+        Ok(FakeScorer::new(CLASSES).loaded())
+    };
+    let mut server = Server::start_loading(load, Settings::DEFAULT).await;
+    let mut client = server.client().await;
+    for service in ["", "distill.v1.Teacher"] {
+        assert_eq!(health(&server, service).await, ServingStatus::NotServing);
+    }
+    let refused = client.get_info(GetInfoRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("loading"), "{refused}");
+    let refused = client.score(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    let (status, body) = server.get("/health").await;
+    assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 503 Service Unavailable", "loading\n"));
+    let asked = probe(&server.grpc.to_string(), PATIENCE).await;
+    assert!(matches!(asked, Err(ProbeError::NotServing { .. })), "{asked:?}");
+
+    leave.send(()).unwrap();
+    let facts = server.ready().await;
+    for service in ["", "distill.v1.Teacher"] {
+        assert_eq!(health(&server, service).await, ServingStatus::Serving);
+    }
+    let info = client.get_info(GetInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(proto::convert::facts_from_info(&info).unwrap(), facts);
+    assert_eq!(server.get("/health").await.1, "serving\n");
+    probe(&server.grpc.to_string(), PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn info_states_the_facts_and_every_limit() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let info = server.client().await.get_info(GetInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!((info.model.as_str(), info.revision.as_str()), ("fake", ""));
+    assert_eq!(info.model_fingerprint, "a5".repeat(32));
+    assert_eq!(info.tokenizer_fingerprint, "5a".repeat(32));
+    assert_eq!((info.vocab_size, info.tokenizer_size, info.protocol_version), (32, 32, 1));
+    assert_eq!((info.signals, info.codecs), (vec![1], vec![1, 2]));
+    assert_eq!((info.dtype.as_str(), info.device.as_str()), ("f32", "cpu"));
+    let limits = info.limits.unwrap();
+    assert_eq!(limits.max_sequence_tokens, 4096);
+    assert_eq!((limits.max_top_k, limits.max_in_flight_per_stream), (1024, 64));
+    assert_eq!((limits.max_reply_bytes, limits.max_request_bytes), (1 << 20, 4 << 20));
+    assert_eq!((limits.max_batch_tokens, limits.max_queued_tokens), (16_384, 65_536));
+    assert_eq!(limits.max_queued_sequences, 512);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_cannot_be_loaded_or_served_ends_the_server() {
+    let load = || Err("model.safetensors is cut short".into());
+    let failed = Server::start_loading(load, Settings::DEFAULT).await.end().await.unwrap_err();
+    let ServeError::Load(why) = failed else { panic!("{failed}") };
+    assert_eq!(why.to_string(), "model.safetensors is cut short");
+
+    let load = || panic!("a bug in loading");
+    let failed = Server::start_loading(load, Settings::DEFAULT).await.end().await.unwrap_err();
+    assert!(matches!(failed, ServeError::LoadPanicked), "{failed}");
+
+    let load = || {
+        let loaded = FakeScorer::new(CLASSES).loaded();
+        Ok(crate::scorer::Loaded { facts: Facts { tokenizer_size: 99, ..facts(32) }, ..loaded })
+    };
+    let failed = Server::start_loading(load, Settings::DEFAULT).await.end().await.unwrap_err();
+    assert!(matches!(failed, ServeError::Settings(_)), "{failed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_in_use_is_named_with_its_flag() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (taken, free) = (taken.local_addr().unwrap(), "127.0.0.1:0".parse().unwrap());
+    let refused = Listeners::bind(free, taken).await.unwrap_err().to_string();
+    assert!(refused.contains("--http-listen") && refused.contains(&taken.to_string()), "{refused}");
+    let refused = Listeners::bind(taken, free).await.unwrap_err().to_string();
+    assert!(refused.contains("(--listen)"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_lists_the_services() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let request =
+        |request| ServerReflectionRequest { host: String::new(), message_request: Some(request) };
+    let requests = [
+        request(MessageRequest::ListServices(String::new())),
+        request(MessageRequest::FileContainingSymbol("distill.v1.Teacher".into())),
+    ];
+    let mut client = ServerReflectionClient::new(server.channel().await);
+    let stream = client.server_reflection_info(tokio_stream::iter(requests)).await.unwrap();
+    let mut answers = stream.into_inner();
+    let listed = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(ListServiceResponse { service }) = listed else {
+        panic!("{listed:?}")
+    };
+    let names: Vec<&str> = service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"distill.v1.Teacher"), "{names:?}");
+    assert!(names.contains(&"grpc.health.v1.Health"), "{names:?}");
+    let found = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    assert!(matches!(found, MessageResponse::FileDescriptorResponse(_)), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_answers_what_was_admitted_refuses_the_rest_and_ends() {
+    let (mut server, leave) = Server::gated(Settings::DEFAULT).await;
+    let mut stream = server.score().await;
+    let admitted = job(7, vec![1, 2, 3]);
+    stream.send(proto::convert::score_request(&admitted)).await;
+    let mut client = server.client().await;
+    server.until_metric("teacher_streams", 1.0).await;
+    // The one job is on the device, so the queue is empty again; what counts is that it is read.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.stop();
+    server.until_metric("teacher_serving", 0.0).await;
+    assert_eq!(server.get("/health").await.1, "draining\n");
+    assert_eq!(health(&server, "distill.v1.Teacher").await, ServingStatus::NotServing);
+    let request = ScoreTextRequest { text: "a".into(), ..Default::default() };
+    let refused = client.score_text(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    leave.send(()).unwrap();
+    let scored = assembler(&admitted).push(&stream.next().await).unwrap().unwrap();
+    assert_right(&admitted, &scored);
+    let end = stream.replies.message().await.unwrap_err();
+    assert_eq!(end.code(), Code::Unavailable);
+    assert!(end.message().contains("shutting down"), "{end}");
+    let began = Instant::now();
+    server.end().await.unwrap();
+    assert!(began.elapsed() < PATIENCE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_and_idle_streams_do_not_delay_the_end() {
+    let mut server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let silent = [
+        TcpStream::connect(server.grpc).await.unwrap(),
+        TcpStream::connect(server.http).await.unwrap(),
+    ];
+    let idle = server.score().await;
+    let watch = HealthCheckRequest { service: String::new() };
+    let _watch = HealthClient::new(server.channel().await).watch(watch).await.unwrap();
+    server.until_metric("teacher_streams", 1.0).await;
+    let began = Instant::now();
+    server.stop();
+    server.end().await.unwrap();
+    // The drain timeout is 45 s; nothing was left to do.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // And the connections really are closed.
+    for mut connection in silent {
+        let mut goodbye = Vec::new();
+        let read = tokio::io::AsyncReadExt::read_to_end(&mut connection, &mut goodbye);
+        assert!(tokio::time::timeout(PATIENCE, read).await.is_ok(), "the connection is open");
+    }
+    drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_drain_timeout_holds_when_the_device_hangs() {
+    let settings = Settings { drain_timeout: Duration::from_millis(300), ..Settings::DEFAULT };
+    let (mut server, leave) = Server::gated(settings).await;
+    let stream = server.score().await;
+    stream.send(proto::convert::score_request(&job(1, vec![1]))).await;
+    server.until_metric("teacher_streams", 1.0).await;
+    let began = Instant::now();
+    server.stop();
+    server.end().await.unwrap();
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(3), "{took:?}");
+    drop(leave);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_over_the_limit_are_closed_at_once_and_counted() {
+    let settings = Settings { max_connections: 2, ..Settings::DEFAULT };
+    let server = Server::start(FakeScorer::new(CLASSES), settings).await;
+    let kept = server.score().await;
+    let silent = TcpStream::connect(server.grpc).await.unwrap();
+    let mut refused = TcpStream::connect(server.grpc).await.unwrap();
+    let mut byte = [0];
+    let read = tokio::io::AsyncReadExt::read(&mut refused, &mut byte);
+    let read = tokio::time::timeout(PATIENCE, read).await.expect("the connection is open");
+    assert!(matches!(read, Ok(0) | Err(_)));
+    assert_eq!(server.metric("teacher_refused_connections_total").await, 1.0);
+    drop((kept, silent));
+    // Room again once one has left.
+    server.until_metric("teacher_connections", 1.0).await;
+    server.client().await.get_info(GetInfoRequest {}).await.unwrap();
+}

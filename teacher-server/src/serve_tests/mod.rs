@@ -1,0 +1,8 @@
+//! The server over real loopback sockets, with a fake model: one file a subject.
+
+mod bad_input;
+mod flow;
+pub(crate) mod harness;
+mod life;
+mod replies;
+mod text;

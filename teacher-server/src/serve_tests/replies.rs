@@ -1,0 +1,138 @@
+//! What comes back for a good request.
+
+use distill::codec::Codec;
+use prost::Message as _;
+use proto::convert::{ScoreJob, score_request};
+
+use super::harness::{CLASSES, Server, assembler, assert_right, job};
+use crate::settings::Settings;
+use crate::testing::FakeScorer;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_what_the_model_says_at_every_position_and_setting() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let mut stream = server.score().await;
+    let tokens: Vec<u32> = (0..40).map(|t| t * 7 % 32).collect();
+    let all = job(1, tokens);
+    let cases = [
+        all.clone(),
+        ScoreJob { ranges: vec![0..1, 5..9, 39..40], ..all.clone() },
+        ScoreJob { k: 1, temperature: 0.5, ..all.clone() },
+        ScoreJob { k: CLASSES, temperature: 20.0, ..all.clone() },
+        job(u64::MAX, vec![31]),
+    ];
+    for case in &cases {
+        let scored = stream.ask(case).await;
+        assert_right(case, &scored);
+        assert_eq!(scored.id, case.id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_positions_means_all_and_no_codec_means_packed() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let mut stream = server.score().await;
+    let wanted = ScoreJob { codec: Codec::Packed, ..job(3, vec![1, 2, 3, 4]) };
+    let mut request = score_request(&wanted);
+    request.positions.clear();
+    request.codec = 0;
+    request.vocab_size = 0;
+    stream.send(request).await;
+    let scored = assembler(&wanted).push(&stream.next().await).unwrap().unwrap();
+    let exact = FakeScorer::scores(&wanted).signal;
+    assert_eq!((&scored.signal.ids, scored.signal.rows()), (&exact.ids, 4));
+    assert_eq!(scored.signal.log_z, exact.log_z);
+    for (row, values) in exact.scaled.chunks(4).enumerate() {
+        let bound = (values[0] - values[3]) / 131_070.0 + 1e-6;
+        for (found, wanted) in scored.signal.scaled[row * 4..].iter().zip(values) {
+            assert!((found - wanted).abs() <= bound, "row {row}: {found} for {wanted}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_answers_are_cut_into_messages_of_the_agreed_size() {
+    let settings = Settings { max_reply_bytes: 4096, ..Settings::DEFAULT };
+    let server = Server::start(FakeScorer::new(CLASSES), settings).await;
+    let mut stream = server.score().await;
+    let job = ScoreJob { ranges: vec![2..90, 95..300], ..job(5, vec![9; 300]) };
+    stream.send(score_request(&job)).await;
+    let mut assembler = assembler(&job);
+    let (mut messages, mut rows) = (0, 0);
+    let scored = loop {
+        let reply = stream.next().await;
+        assert!(reply.encoded_len() <= 4096, "{} bytes", reply.encoded_len());
+        (messages, rows) = (messages + 1, rows + reply.rows);
+        assert_eq!(reply.last, rows == 293);
+        if let Some(scored) = assembler.push(&reply).unwrap() {
+            break scored;
+        }
+    };
+    // 44 bytes a row; 293 rows do not fit into three messages.
+    assert!(messages >= 4, "{messages} messages");
+    assert_right(&job, &scored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_requests_share_a_stream_and_many_streams_a_server() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let one_client = async |name: u64| {
+        let stream = server.score().await;
+        let jobs: Vec<ScoreJob> = (0..50)
+            .map(|id| job(id, vec![(name * 50 + id) as u32 % 32; 1 + id as usize]))
+            .collect();
+        let (requests, mut replies) = (stream.requests, stream.replies);
+        let send = async {
+            for job in &jobs {
+                requests.send(score_request(job)).await.unwrap();
+            }
+            drop(requests);
+        };
+        let receive = async {
+            let mut assemblers: Vec<_> = jobs.iter().map(assembler).collect();
+            let mut answered = 0;
+            while let Some(reply) = replies.message().await.unwrap() {
+                let id = reply.id as usize;
+                if let Some(scored) = assemblers[id].push(&reply).unwrap() {
+                    assert_right(&jobs[id], &scored);
+                    answered += 1;
+                }
+            }
+            assert_eq!(answered, jobs.len());
+        };
+        futures::join!(send, receive);
+    };
+    futures::join!(one_client(1), one_client(2), one_client(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_is_counted() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let mut stream = server.score().await;
+    let scored = ScoreJob { ranges: vec![1..2, 2..3], ..job(1, vec![4; 10]) };
+    stream.ask(&scored).await;
+    stream.send(score_request(&job(2, vec![]))).await;
+    stream.next().await;
+    let counts = [
+        ("teacher_requests_total{method=\"Score\",code=\"OK\"}", 1.0),
+        ("teacher_requests_total{method=\"Score\",code=\"INVALID_ARGUMENT\"}", 1.0),
+        ("teacher_tokens_total", 10.0),
+        ("teacher_positions_total", 2.0),
+        // Two rows of 4 raw entries, and 4 bytes each for the token that follows.
+        ("teacher_payload_bytes_total", 2.0 * (4.0 * 8.0 + 8.0 + 4.0)),
+        ("teacher_batches_total", 1.0),
+        ("teacher_batch_tokens_count", 1.0),
+        ("teacher_batch_tokens_sum", 10.0),
+        ("teacher_compute_seconds_count", 1.0),
+        ("teacher_queue_seconds_count", 1.0),
+        ("teacher_streams", 1.0),
+        ("teacher_queued_sequences", 0.0),
+        ("teacher_serving", 1.0),
+        ("teacher_panics_total", 0.0),
+    ];
+    for (name, value) in counts {
+        assert_eq!(server.metric(name).await, value, "{name}");
+    }
+    assert!(server.get("/metrics").await.1.ends_with("# EOF\n"));
+    assert_eq!(server.get("/nothing").await.0, "HTTP/1.1 404 Not Found");
+}

@@ -1,0 +1,147 @@
+//! The tonic side: takes requests in, hands them on, gives replies out. No maths.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::{FutureExt, Stream};
+use proto::convert;
+use proto::v1::{
+    GetInfoReply, GetInfoRequest, ScoreReply, ScoreRequest, ScoreTextReply, ScoreTextRequest,
+    teacher_server::Teacher,
+};
+use tokio::sync::{mpsc, watch};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::engine::Engine;
+use crate::error::{TeacherError, panic_text};
+use crate::metrics::Metrics;
+use crate::score_stream::ScoreStream;
+use crate::shutdown::{Call, Calls};
+use crate::state::{Serving, State};
+use crate::text::score_text;
+
+/// The service. One for all connections.
+pub struct TeacherService {
+    engine: Engine,
+    state: watch::Receiver<State>,
+    calls: Calls,
+    metrics: Metrics,
+}
+
+impl TeacherService {
+    /// A service over an engine; it accepts work while `state` says so.
+    pub fn new(
+        engine: Engine,
+        state: watch::Receiver<State>,
+        calls: Calls,
+        metrics: Metrics,
+    ) -> Self {
+        Self { engine, state, calls, metrics }
+    }
+
+    /// Lets a call in: what it needs to be served, and its mark among the running calls.
+    fn enter(&self) -> Result<(Arc<Serving>, Call), TeacherError> {
+        // In this order: a drain first changes the state, then waits for the calls.
+        let call = self.calls.begin().ok_or(TeacherError::Draining)?;
+        let serving = self.state.borrow().serving()?;
+        Ok((serving, call))
+    }
+
+    /// Counts how a unary call ended.
+    fn counted<T>(
+        &self,
+        method: &'static str,
+        result: Result<T, TeacherError>,
+    ) -> Result<Response<T>, Status> {
+        let code = result.as_ref().map_or_else(TeacherError::code, |_| Code::Ok);
+        self.metrics.answered(method, code);
+        result.map(Response::new).map_err(Status::from)
+    }
+}
+
+#[tonic::async_trait]
+impl Teacher for TeacherService {
+    async fn get_info(
+        &self,
+        _request: Request<GetInfoRequest>,
+    ) -> Result<Response<GetInfoReply>, Status> {
+        let serving = self.state.borrow().serving();
+        let reply = serving.map(|serving| convert::facts_to_info(&serving.facts));
+        self.counted("GetInfo", reply)
+    }
+
+    type ScoreStream = Replies;
+
+    async fn score(
+        &self,
+        request: Request<Streaming<ScoreRequest>>,
+    ) -> Result<Response<Replies>, Status> {
+        let entered =
+            self.enter().inspect_err(|error| self.metrics.answered("Score", error.code()));
+        let (serving, call) = entered?;
+        // One message waits here while the next one is packed; the rest of the results wait as
+        // they came from the device.
+        let (sender, replies) = mpsc::channel(1);
+        let stream = ScoreStream {
+            serving,
+            engine: self.engine.clone(),
+            metrics: self.metrics.clone(),
+            out: sender.clone(),
+        };
+        let state = self.state.clone();
+        let metrics = self.metrics.clone();
+        tokio::spawn(async move {
+            metrics.streams.inc();
+            let run = stream.run(request.into_inner(), state);
+            if let Err(error) = without_panic(&metrics, run).await {
+                // Without this the stream would seem to have ended well.
+                let _ = sender.send(Err(error.into())).await;
+            }
+            metrics.streams.dec();
+        });
+        Ok(Response::new(Replies { replies, _call: call }))
+    }
+
+    async fn score_text(
+        &self,
+        request: Request<ScoreTextRequest>,
+    ) -> Result<Response<ScoreTextReply>, Status> {
+        let answer = async {
+            let (serving, _call) = self.enter()?;
+            score_text(request.into_inner(), &serving, &self.engine).await
+        };
+        let reply = without_panic(&self.metrics, answer).await;
+        self.counted("ScoreText", reply.unwrap_or_else(Err))
+    }
+}
+
+/// The replies of one `Score` call, as tonic takes them; the call counts as running until the
+/// transport has taken the last one.
+pub struct Replies {
+    replies: mpsc::Receiver<Result<ScoreReply, Status>>,
+    _call: Call,
+}
+
+impl Stream for Replies {
+    type Item = Result<ScoreReply, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.replies.poll_recv(cx)
+    }
+}
+
+/// A handler's future whose panic is an error of this one call.
+async fn without_panic<T>(
+    metrics: &Metrics,
+    future: impl Future<Output = T>,
+) -> Result<T, TeacherError> {
+    AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
+        metrics.panics.inc();
+        let text = panic_text(panic.as_ref());
+        tracing::error!(text, "a handler panicked");
+        TeacherError::Panicked(text)
+    })
+}
