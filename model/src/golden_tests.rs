@@ -10,7 +10,7 @@ fn passes(name: &str) {
     let counts = |kind| report.worst.iter().find(|worst| worst.kind == kind).unwrap().count;
     // Two models, three signals of four settings, two runs of ten steps.
     assert_eq!((counts(Kind::Logits), counts(Kind::Losses)), (2, 36));
-    assert_eq!((counts(Kind::StepLosses), counts(Kind::StepParts)), (20, 60));
+    assert_eq!((counts(Kind::StepLosses), counts(Kind::StepNorms)), (60, 20));
 }
 
 #[test]

@@ -169,8 +169,14 @@ fn a_model_exchanged_under_an_open_stream_stops_the_run() {
 fn a_row_refused_for_good_is_named() {
     let bench = Bench::new();
     bench.served.teacher.facts.lock().unwrap().limits.max_sequence_tokens = 4;
-    let error = bench.feed(vec![7]).next(&Stop::default()).unwrap_err().to_string();
-    assert!(error.contains("row 7") && error.contains(&bench.served.url), "{error}");
+    let error = bench.feed(vec![7]).next(&Stop::default()).unwrap_err();
+    let refused = matches!(error, TeacherError::Lost { reason: GiveUp::Refused { .. }, .. });
+    assert!(refused, "{error}");
+    let text = error.to_string();
+    let length = bench.set[7].len().to_string();
+    for wanted in ["row 7", bench.served.url.as_str(), length.as_str(), "4"] {
+        assert!(text.contains(wanted), "{text} lacks {wanted}");
+    }
 }
 
 #[test]

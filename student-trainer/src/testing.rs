@@ -138,19 +138,24 @@ impl FakeTeacher {
         (signal, next_logprob)
     }
 
-    fn reply(&self, request: &ScoreRequest) -> Result<Vec<ScoreReply>, Status> {
+    fn reply(&self, request: &ScoreRequest) -> Vec<ScoreReply> {
         let facts = self.facts.lock().unwrap().clone();
-        let job = convert::score_job(request, &facts)?;
+        let job = match convert::score_job(request, &facts) {
+            Ok(job) => job,
+            Err(error) => {
+                return vec![convert::refusal(request.id, error.code(), error.to_string())];
+            }
+        };
         let refused =
             self.mischief
                 .refuse_first
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         if refused.is_ok() {
-            return Ok(vec![convert::refusal(
+            return vec![convert::refusal(
                 job.id,
                 tonic::Code::ResourceExhausted,
                 "the queue is full",
-            )]);
+            )];
         }
         let (signal, next_logprob) = self.answer(&job);
         let stamp = Stamp {
@@ -160,8 +165,7 @@ impl FakeTeacher {
             computed: Duration::ZERO,
         };
         self.mischief.answered.fetch_add(1, Ordering::Relaxed);
-        convert::score_replies(&job, &signal, &next_logprob, &stamp)
-            .map_err(|e| Status::internal(e.to_string()))
+        convert::score_replies(&job, &signal, &next_logprob, &stamp).unwrap()
     }
 }
 
@@ -213,7 +217,7 @@ impl Teacher for FakeTeacher {
                         return;
                     }
                     sent += 1;
-                    for reply in replies.unwrap_or_default() {
+                    for reply in replies {
                         if sender.send(Ok(reply)).await.is_err() {
                             return;
                         }

@@ -114,6 +114,7 @@ impl Engine {
         }
         inner.queue.push(tokens, Work { job, reply, since: Instant::now() });
         self.shared.gauge(&inner);
+        self.shared.metrics.admitted.inc();
         drop(inner);
         self.shared.changed.notify_one();
         Ok(receiver)

@@ -25,6 +25,8 @@ pub struct RequestLabels {
 pub struct Metrics {
     /// Requests answered, by method and status.
     pub requests: Family<RequestLabels, Counter>,
+    /// Sequences that joined the queue.
+    pub admitted: Counter,
     /// Tokens of the sequences scored.
     pub tokens: Counter,
     /// Positions sent to clients.
@@ -67,6 +69,7 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             requests: Family::default(),
+            admitted: Counter::default(),
             tokens: Counter::default(),
             positions: Counter::default(),
             payload_bytes: Counter::default(),
@@ -109,6 +112,7 @@ impl Metrics {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         all.register("build", "The server program", build);
         all.register("requests", "Requests answered, by method and gRPC status", m.requests);
+        all.register("admitted", "Sequences that joined the queue", m.admitted);
         all.register("tokens", "Tokens of the sequences scored", m.tokens);
         all.register("positions", "Positions sent to clients", m.positions);
         all.register("payload_bytes", "Bytes of packed arrays sent", m.payload_bytes);

@@ -51,9 +51,9 @@ pub fn run(dir: &Path) -> Result<Report, GoldenError> {
             let loss = case.backward(&student, *mode, adamw.alpha, adamw.temperature)?;
             let norm = student.step(adamw.lr, Some(adamw.clip_grad_norm)).map_err(engine)?;
             report.add_relative(Kind::StepLosses, loss.total, step.losses.total, place);
-            report.add_relative(Kind::StepParts, loss.kl, step.losses.kl, || kl(place()));
-            report.add_relative(Kind::StepParts, loss.ce, step.losses.ce, || ce(place()));
-            report.add_relative(Kind::StepParts, norm, step.grad_norm, || {
+            report.add_relative(Kind::StepLosses, loss.kl, step.losses.kl, || kl(place()));
+            report.add_relative(Kind::StepLosses, loss.ce, step.losses.ce, || ce(place()));
+            report.add_relative(Kind::StepNorms, norm, step.grad_norm, || {
                 format!("gradient norm, {}", place())
             });
         }

@@ -1,7 +1,8 @@
 //! Rotary position embedding: angles, and the ways their frequencies are scaled for long texts.
 //!
-//! Formulas: `modeling_rope_utils.py` of transformers, computed here in `f64`. What is done with
-//! the tables is beside: [`prepare_qkv`].
+//! Formulas: `modeling_rope_utils.py` of transformers, and its rounding: models were trained with
+//! frequencies and angles that it rounds to `f32`, whatever type they compute in, so exact angles
+//! would be the less exact model. What is done with the tables is beside: [`prepare_qkv`].
 
 use std::f64::consts::PI;
 
@@ -62,7 +63,11 @@ impl RopeScaling {
     /// The frequency of every pair of a head, `[E/2]` in radians a position, and the factor of
     /// cosines and sines.
     pub fn frequencies(&self, head_dim: usize, theta: f64) -> (Vec<f64>, f64) {
-        let pairs = (0..head_dim / 2).map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64));
+        let pairs = (0..head_dim / 2).map(|pair| {
+            let exponent = (2 * pair) as f32 / head_dim as f32;
+            let wavelength = f64::from(theta as f32).powf(f64::from(exponent)) as f32;
+            f64::from(1.0 / wavelength)
+        });
         match *self {
             Self::Default => (pairs.collect(), 1.0),
             Self::Linear { factor } => (pairs.map(|f| f / factor).collect(), 1.0),
@@ -160,8 +165,9 @@ impl RopeTables {
         let size = max_positions * half;
         let (mut cos, mut sin) = (Vec::with_capacity(size), Vec::with_capacity(size));
         for position in 0..max_positions {
-            for frequency in &frequencies {
-                let (s, c) = (position as f64 * frequency).sin_cos();
+            for &frequency in &frequencies {
+                let angle = position as f32 * frequency as f32;
+                let (s, c) = f64::from(angle).sin_cos();
                 cos.push((c * factor) as f32);
                 sin.push((s * factor) as f32);
             }

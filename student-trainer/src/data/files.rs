@@ -84,8 +84,7 @@ enum Packing {
 }
 
 fn open(path: &Path, packing: Packing) -> Result<BufReader<Box<dyn Read>>, DataError> {
-    let fail =
-        |source| DataError::Read { path: path.to_owned(), after: String::new(), source };
+    let fail = |source| DataError::Read { path: path.to_owned(), after: String::new(), source };
     let file = File::open(path).map_err(fail)?;
     let reader: Box<dyn Read> = match packing {
         Packing::None => Box::new(file),

@@ -93,8 +93,7 @@ pub(super) fn read_json(
     max_line_bytes: usize,
     rows: &mut Vec<Row>,
 ) -> Result<(), DataError> {
-    let fail =
-        |source| DataError::Read { path: path.to_owned(), after: String::new(), source };
+    let fail = |source| DataError::Read { path: path.to_owned(), after: String::new(), source };
     let head = reader.fill_buf().map_err(fail)?;
     let bom = if head.starts_with(BOM) { BOM.len() } else { 0 };
     let is_array = head[bom..].trim_ascii_start().first() == Some(&b'[');
@@ -121,9 +120,7 @@ fn array_error(
 ) -> Result<(), DataError> {
     let place = Place { file: path.into(), number: error.line() as u64, unit: "line" };
     match error.io_error_kind() {
-        Some(ErrorKind::FileTooLarge) => {
-            Err(DataError::TooLong { place, limit: max_line_bytes })
-        }
+        Some(ErrorKind::FileTooLarge) => Err(DataError::TooLong { place, limit: max_line_bytes }),
         Some(kind) => Err(DataError::Read {
             path: path.to_owned(),
             after: format!(" at line {}", error.line()),

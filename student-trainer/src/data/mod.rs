@@ -68,4 +68,6 @@ pub fn load_with(spec: &str, options: &LoadOptions) -> Result<Vec<Row>, DataErro
 }
 
 #[cfg(test)]
-mod tests;
+mod load_tests;
+#[cfg(test)]
+mod tokenize_tests;

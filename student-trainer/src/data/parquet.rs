@@ -49,9 +49,8 @@ fn read_records(
         let place = Place { file: place, number: 1, unit: "row" };
         return Err(DataError::Columns { place, found: found.join(", ") });
     }
-    let roots: Vec<usize> = (0..schema.fields().len())
-        .filter(|&i| known(schema.field(i).name()))
-        .collect();
+    let roots: Vec<usize> =
+        (0..schema.fields().len()).filter(|&i| known(schema.field(i).name())).collect();
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
     let reader = builder.with_projection(mask).with_batch_size(BATCH).with_limit(limit);
     let mut number = 0;

@@ -131,9 +131,9 @@ fn message(turn: &Value, at: &str, place: &Place) -> Result<Message, DataError> 
     let content = content_text(content)
         .ok_or_else(|| wrong(place, &format!("{at}.{content_key}"), content, "text"))?;
     // Parquet writes a column nobody filled as null.
-    let others = turn.iter().filter(|(key, value)| {
-        *key != role_key && *key != content_key && !value.is_null()
-    });
+    let others = turn
+        .iter()
+        .filter(|(key, value)| *key != role_key && *key != content_key && !value.is_null());
     let extra = others.map(|(key, value)| (key.clone(), value.clone())).collect();
     Ok(Message { role: role.to_owned(), content, extra })
 }

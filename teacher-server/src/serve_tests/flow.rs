@@ -38,9 +38,9 @@ async fn a_full_queue_refuses_at_once_and_the_stream_lives() {
     let (server, leave) = Server::gated(settings).await;
     let mut stream = server.score().await;
     stream.send(score_request(&job(0, vec![1]))).await;
-    server.until_metric("teacher_streams", 1.0).await;
-    // Until the device has the first, so that exactly two can wait.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // The device has the first, so exactly two can wait.
+    server.until_admitted(1).await;
+    server.until_metric("teacher_queued_sequences", 0.0).await;
     for id in 1..5 {
         stream.send(score_request(&job(id, vec![1]))).await;
     }

@@ -119,6 +119,11 @@ impl Server {
         line.unwrap_or_else(|| panic!("{name} is not in\n{page}")).parse().unwrap()
     }
 
+    /// Waits until this many sequences have joined the queue, since the server started.
+    pub(crate) async fn until_admitted(&self, sequences: u32) {
+        self.until_metric("teacher_admitted_total", f64::from(sequences)).await;
+    }
+
     /// Waits until a metric has a value.
     pub(crate) async fn until_metric(&self, name: &str, value: f64) {
         let wait = async {

@@ -134,12 +134,12 @@ async fn reflection_lists_the_services() {
 async fn a_drain_answers_what_was_admitted_refuses_the_rest_and_ends() {
     let (mut server, leave) = Server::gated(Settings::DEFAULT).await;
     let mut stream = server.score().await;
-    let admitted = job(7, vec![1, 2, 3]);
-    stream.send(proto::convert::score_request(&admitted)).await;
+    let admitted = [job(7, vec![1, 2, 3]), job(8, vec![4])];
+    for job in &admitted {
+        stream.send(proto::convert::score_request(job)).await;
+    }
     let mut client = server.client().await;
-    server.until_metric("teacher_streams", 1.0).await;
-    // The one job is on the device, so the queue is empty again; what counts is that it is read.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.until_admitted(2).await;
     server.stop();
     server.until_metric("teacher_serving", 0.0).await;
     assert_eq!(server.get("/health").await.1, "draining\n");
@@ -147,9 +147,11 @@ async fn a_drain_answers_what_was_admitted_refuses_the_rest_and_ends() {
     let request = ScoreTextRequest { text: "a".into(), ..Default::default() };
     let refused = client.score_text(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
-    leave.send(()).unwrap();
-    let scored = assembler(&admitted).push(&stream.next().await).unwrap().unwrap();
-    assert_right(&admitted, &scored);
+    for job in &admitted {
+        leave.send(()).unwrap();
+        let scored = assembler(job).push(&stream.next().await).unwrap().unwrap();
+        assert_right(job, &scored);
+    }
     let end = stream.replies.message().await.unwrap_err();
     assert_eq!(end.code(), Code::Unavailable);
     assert!(end.message().contains("shutting down"), "{end}");
@@ -189,7 +191,7 @@ async fn the_drain_timeout_holds_when_the_device_hangs() {
     let (mut server, leave) = Server::gated(settings).await;
     let stream = server.score().await;
     stream.send(proto::convert::score_request(&job(1, vec![1]))).await;
-    server.until_metric("teacher_streams", 1.0).await;
+    server.until_admitted(1).await;
     let began = Instant::now();
     server.stop();
     server.end().await.unwrap();

@@ -116,6 +116,7 @@ async fn what_was_done_is_counted() {
     let counts = [
         ("teacher_requests_total{method=\"Score\",code=\"OK\"}", 1.0),
         ("teacher_requests_total{method=\"Score\",code=\"INVALID_ARGUMENT\"}", 1.0),
+        ("teacher_admitted_total", 1.0),
         ("teacher_tokens_total", 10.0),
         ("teacher_positions_total", 2.0),
         // Two rows of 4 raw entries, and 4 bytes each for the token that follows.

@@ -42,6 +42,21 @@ fn the_lower_id_is_the_argmax_among_equals() {
         log_rest: vec![-0.7],
     };
     assert_eq!(case.run(1.0, None).unwrap().argmax, [0]);
+    case.logits = vec![1.0, 1.0, 2.0, 2.0];
+    assert_eq!(case.run(1.0, None).unwrap().argmax, [2]);
+}
+
+#[test]
+fn a_student_that_rules_out_all_others_has_an_infinite_loss_and_a_finite_gradient() {
+    let signal =
+        TopK { k: 1, ids: vec![0], scaled: vec![0.0], log_z: vec![0.2], log_rest: vec![-1.7] };
+    let mut logits = [3.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
+    let loss =
+        Row::new(0, Some((&signal, 0)), &DEFAULTS).losses_and_gradient(&mut logits, &mut [0.0; 3]);
+    assert_eq!((loss.ce, loss.kl), (0.0, f64::INFINITY));
+    let wanted = 0.7 * 5.0 * (1.0 - signal.probabilities(0).0[0]);
+    assert!((f64::from(logits[0]) - wanted).abs() < 1e-6, "{logits:?}, {wanted}");
+    assert_eq!(logits[1..], [0.0; 2]);
 }
 
 #[test]

@@ -123,6 +123,18 @@ mod tests {
     }
 
     #[test]
+    fn one_step_above_the_worst_kept_is_still_wanted_after_the_buffer_was_cut_back() {
+        // 64 large values in few groups: the zeros reach the floor too, and fill the buffer.
+        let mut values = vec![0.0f32; 700];
+        values[..32].fill(1.0);
+        values[256..288].fill(1.0);
+        values[512] = 1.0 + f32::EPSILON;
+        let found = largest(&values, 64);
+        assert_eq!(found.as_ref().map(|ids| (ids[0], ids[63])), Some((512, 286)));
+        assert_eq!(found, Some(slow(&values, 64)));
+    }
+
+    #[test]
     fn what_is_not_finite_is_found_wherever_it_hides() {
         let mut values = vec![1.0f32; 300];
         for at in [0, 63, 64, 255, 256, 299] {
