@@ -37,6 +37,9 @@ pub struct FileRecord {
     pub blake3: String,
 }
 
+/// A checkpoint directory and its manifest.
+pub type Found = (PathBuf, Manifest);
+
 /// Why a checkpoint could not be written or is not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -175,9 +178,7 @@ pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
 ///
 /// # Errors
 /// When `root` cannot be listed; a missing `root` holds no checkpoints.
-pub fn newest_valid(
-    root: &Path,
-) -> Result<(Option<(PathBuf, Manifest)>, Vec<String>), CheckpointError> {
+pub fn newest_valid(root: &Path) -> Result<(Option<Found>, Vec<String>), CheckpointError> {
     let mut notes = Vec::new();
     for (_, dir) in list(root)?.into_iter().rev() {
         match verify(&dir) {

@@ -72,7 +72,7 @@ pub enum TrainError {
         /// Indices of the rows, in the training set.
         rows: Vec<usize>,
         /// What is not finite.
-        source: StudentError,
+        source: Box<StudentError>,
     },
     /// More than one teacher.
     #[error("--teacher names {found} teachers; several are not offered yet: give one address")]

@@ -34,7 +34,7 @@ enum Answers {
     /// In memory.
     Kept(Vec<Scored>),
     /// Asked for each time.
-    Asked(Teacher, Ask),
+    Asked(Box<(Teacher, Ask)>),
 }
 
 /// What an evaluation found.
@@ -84,7 +84,7 @@ impl HeldOut {
         // In memory an entry takes 8 bytes and a position 12 more: the raw codec's size.
         let bytes = positions.saturating_mul(row_bytes(ask.top_k, distill::codec::Codec::Raw) + 4);
         if bytes > KEPT_BYTES {
-            return Ok(Self { rows, answers: Answers::Asked(teacher.clone(), *ask) });
+            return Ok(Self { rows, answers: Answers::Asked(Box::new((teacher.clone(), *ask))) });
         }
         let mut feed = Feed::start(network, teacher, Arc::clone(&rows), 0..rows.len(), *ask);
         let mut kept = Vec::with_capacity(rows.len());
@@ -122,7 +122,8 @@ pub fn evaluate(
     let begin = Instant::now();
     let rows = &held_out.rows;
     let mut feed = match &held_out.answers {
-        Answers::Asked(teacher, ask) => {
+        Answers::Asked(asked) => {
+            let (teacher, ask) = asked.as_ref();
             Some(Feed::start(network, teacher, Arc::clone(rows), 0..rows.len(), *ask))
         }
         Answers::None | Answers::Kept(_) => None,

@@ -2,10 +2,11 @@
 //! student learns from both.
 //!
 //! Reading order: [`mod@train`] (the loop, the file to read first), `run` and `setup` (what a run
-//! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`feed`], `link` and [`teacher`] (signals in training
-//! order from a service), [`proof`] (that they are about the right tokens), [`eval`],
-//! [`checkpoint`] and `state`, [`outputs`] and [`summary`] (what remains), [`observer`] (what is
-//! told meanwhile), [`config`] (every option), [`error`].
+//! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`feed`], `link` and
+//! [`teacher`] (signals in training order from a service), [`proof`] (that they are about the right
+//! tokens), [`eval`] and [`measure`], [`checkpoint`] and [`state`], [`outputs`] and [`summary`]
+//! (what remains), [`observer`] (what is told meanwhile), [`stop`], [`config`] (every option),
+//! [`error`].
 
 pub mod checkpoint;
 pub mod config;

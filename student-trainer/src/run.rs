@@ -87,11 +87,11 @@ impl Run {
         };
         let teacher = setup::join_teacher(&network, &config.teacher, &facts, ask, &rows, stop)?;
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
+        let plan = plan(config, rows.len());
         let fingerprint = teacher.as_ref().map(|(t, _)| t.facts().model_fingerprint.to_string());
-        let identity = Identity::new(config, &rows, fingerprint);
+        let identity = Identity::new(config, &rows, fingerprint, plan.total_steps);
         let (student, progress) =
             setup::student(config, &source, &config.output_dir, &identity, observer)?;
-        let plan = plan(config, rows.len());
         let schedule = schedule(config, plan.total_steps)?;
         let held_out = match held_out_rows.is_empty() {
             true => None,

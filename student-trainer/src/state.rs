@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CheckpointError;
-use crate::config::Config;
+use crate::config::{Config, SchedulerKind};
 use crate::observer::{EvalReport, StepReport};
 
 /// The file of it within a checkpoint.
@@ -92,11 +92,19 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of a run with these settings, rows and teacher.
-    pub fn new(config: &Config, rows: &[Sequence], teacher: Option<String>) -> Self {
+    /// Of a run with these settings, rows and teacher. Its number of steps belongs to it where the
+    /// learning rate falls towards the last one.
+    pub fn new(config: &Config, rows: &[Sequence], teacher: Option<String>, steps: u64) -> Self {
         let all = serde_json::to_value(config).unwrap_or_default();
         let pick = |key: &&str| ((*key).to_owned(), all[*key].clone());
         let mut values: Map<_, _> = DECISIVE.iter().map(pick).collect();
+        let falls = match config.lr_scheduler_type {
+            SchedulerKind::Linear | SchedulerKind::Cosine => true,
+            SchedulerKind::Constant | SchedulerKind::ConstantWithWarmup => false,
+        };
+        if falls {
+            values.insert("steps of the schedule".to_owned(), steps.into());
+        }
         values.insert("training rows (digest)".to_owned(), digest(rows).into());
         values.insert("teacher (fingerprint)".to_owned(), teacher.into());
         Self { values }

@@ -187,17 +187,18 @@ fn finish(mut run: Run, observer: &mut dyn Observer, stop: &Stop) -> Result<Summ
 /// Names the rows of the training set when a loss or gradient is no number; `first` is where the
 /// micro-batch begins in the step.
 fn not_finite(error: StudentError, planned: &PlannedStep, first: usize) -> TrainError {
-    let step = planned.step;
-    match error {
-        StudentError::LossNotFinite { ref rows } => {
-            let rows = rows.iter().map(|row| planned.rows[first + row]).collect();
-            TrainError::NotFinite { step, rows, source: error }
+    let rows = match &error {
+        StudentError::LossNotFinite { rows } => {
+            rows.iter().map(|row| planned.rows[first + row]).collect()
         }
-        StudentError::GradientNotFinite { .. } => {
-            TrainError::NotFinite { step, rows: planned.rows.clone(), source: error }
-        }
-        other => other.into(),
-    }
+        StudentError::GradientNotFinite { .. } => planned.rows.clone(),
+        StudentError::Model(_)
+        | StudentError::LearningRate { .. }
+        | StudentError::Weights(_)
+        | StudentError::Save(_)
+        | StudentError::State { .. } => return error.into(),
+    };
+    TrainError::NotFinite { step: planned.step, rows, source: Box::new(error) }
 }
 
 /// Sums over scored positions, in float64 and in row order.

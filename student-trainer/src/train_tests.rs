@@ -206,6 +206,22 @@ fn a_checkpoint_of_another_run_is_refused_with_the_option_that_differs() {
     let resume = [("max-steps", "4"), ("resume-from-checkpoint", "auto"), ("alpha", "0.5")];
     let error = go(&resume).unwrap_err().to_string();
     assert!(error.contains("alpha = 0.7") && error.contains("0.5"), "{error}");
+    // More steps of a constant rate are the same run; of a rate that falls to the end, another.
+    go(&[("max-steps", "3"), ("resume-from-checkpoint", "auto")]).unwrap();
+    let linear = ("lr-scheduler-type", "linear");
+    run(
+        root.path(),
+        "linear",
+        &served.url,
+        &[linear, ("max-steps", "2")],
+        &mut Silent,
+        &Stop::default(),
+    )
+    .unwrap();
+    let longer = [linear, ("max-steps", "3"), ("resume-from-checkpoint", "auto")];
+    let error = run(root.path(), "linear", &served.url, &longer, &mut Silent, &Stop::default())
+        .unwrap_err();
+    assert!(error.to_string().contains("steps of the schedule = 2"), "{error}");
 }
 
 #[test]

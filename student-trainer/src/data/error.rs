@@ -194,7 +194,7 @@ pub enum DataError {
         /// The row.
         place: Place,
         /// Why.
-        source: hub::tokenizer::TokenizerError,
+        source: Box<hub::tokenizer::TokenizerError>,
     },
     /// Rows, but none with a token to learn from.
     #[error(

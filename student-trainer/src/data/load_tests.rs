@@ -57,10 +57,8 @@ fn load_bounded(
 }
 
 fn text_of(row: Row) -> String {
-    match row.content {
-        RowContent::Text(text) => text,
-        other => panic!("not a text row: {other:?}"),
-    }
+    let RowContent::Text(text) = row.content else { panic!("not a text row: {row:?}") };
+    text
 }
 
 fn content(line: &str) -> RowContent {

@@ -81,10 +81,8 @@ pub(super) fn row_of(record: Value, place: Place) -> Result<Row, DataError> {
     } else if has("text") {
         RowContent::Text(text("text")?)
     } else {
-        let names = record.iter().map(|(name, value)| match value {
-            Value::Null => format!("{name} (null)"),
-            _ => name.clone(),
-        });
+        let null = |value: &Value| if value.is_null() { " (null)" } else { "" };
+        let names = record.iter().map(|(name, value)| format!("{name}{}", null(value)));
         let found = names.collect::<Vec<_>>().join(", ");
         return Err(DataError::Columns { place, found });
     };
@@ -92,21 +90,22 @@ pub(super) fn row_of(record: Value, place: Place) -> Result<Row, DataError> {
 }
 
 fn text_of(record: &Map<String, Value>, column: &str, place: &Place) -> Result<String, DataError> {
-    match &record[column] {
-        Value::String(text) => Ok(text.clone()),
-        other => Err(wrong(place, column, other, "text")),
+    let value = &record[column];
+    match value.as_str() {
+        Some(text) => Ok(text.to_owned()),
+        None => Err(wrong(place, column, value, "text")),
     }
 }
 
 fn messages(value: &Value, column: &str, place: &Place) -> Result<Vec<Message>, DataError> {
     let wanted = "a list of {\"role\": ..., \"content\": ...}";
-    match value {
-        Value::Array(turns) if !turns.is_empty() => turns
+    match value.as_array() {
+        Some(turns) if !turns.is_empty() => turns
             .iter()
             .enumerate()
             .map(|(i, turn)| message(turn, &format!("{column}[{i}]"), place))
             .collect(),
-        other => Err(wrong(place, column, other, wanted)),
+        Some(_) | None => Err(wrong(place, column, value, wanted)),
     }
 }
 
@@ -158,7 +157,9 @@ fn wrong(place: &Place, column: &str, value: &Value, wanted: &'static str) -> Da
             format!("an object with [{}]", keys.join(", "))
         }
         Value::Array(items) if items.is_empty() => "an empty list".to_owned(),
-        other => kind_of(other).to_owned(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            kind_of(value).to_owned()
+        }
     };
     DataError::Value { place: place.clone(), column: column.to_owned(), found, wanted }
 }

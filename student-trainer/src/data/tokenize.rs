@@ -104,9 +104,9 @@ fn tokenize_share(
     share.report.rows = rows.len();
     for row in rows {
         let marked = marked_text(row, tokenizer, template, options)?;
-        let encoded = tokenizer
-            .encode_with_offsets(&marked.text)
-            .map_err(|source| DataError::Tokenizer { place: row.place.clone(), source })?;
+        let encoded = tokenizer.encode_with_offsets(&marked.text).map_err(|source| {
+            DataError::Tokenizer { place: row.place.clone(), source: source.into() }
+        })?;
         let mut mask = marked.mask(&encoded.offsets);
         let mut ids = encoded.ids;
         share.report.truncated += usize::from(ids.len() > options.max_length);

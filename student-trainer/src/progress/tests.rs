@@ -65,7 +65,7 @@ pub(crate) fn summary() -> Summary {
 #[test]
 fn the_table_compares_teacher_before_and_after() {
     let wanted = "                   perplexity   row mean   KL to teacher   agreement\n  \
-                  -----------------------------------------------------------------\n  \
+                  ------------------------------------------------------------------\n  \
                   teacher               8.250      8.500\n  \
                   student before        77.60      80.00           1.500      31.2 %\n  \
                   student after         42.62      43.50          0.7500      50.0 %\n";
