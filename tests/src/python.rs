@@ -13,14 +13,18 @@ pub struct Python {
 /// A Python (`$LIMBECK_PYTHON`, else `python3`) that imports all of `modules`; `None`, with a word,
 /// where there is none.
 pub fn python(modules: &[&str], test: &str) -> Option<Python> {
-    let program = std::env::var_os("LIMBECK_PYTHON").map_or_else(|| "python3".into(), PathBuf::from);
+    let program =
+        std::env::var_os("LIMBECK_PYTHON").map_or_else(|| "python3".into(), PathBuf::from);
     let imports = format!("import {}", modules.join(", "));
     let found = Command::new(&program).args(["-c", &imports]).output();
     match found {
         Ok(output) if output.status.success() => Some(Python { program }),
         _ => {
             let wanted = modules.join(" and ");
-            skip(test, &format!("{} cannot import {wanted} (set LIMBECK_PYTHON)", program.display()));
+            skip(
+                test,
+                &format!("{} cannot import {wanted} (set LIMBECK_PYTHON)", program.display()),
+            );
             None
         }
     }

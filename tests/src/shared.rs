@@ -10,8 +10,8 @@ pub fn root() -> PathBuf {
 /// A folder of the material beside the repository (`../shared`, or `$DISTILL_SHARED`): golden
 /// values, real text, small trained models. `None`, with a word, where it is absent.
 pub fn shared(folder: &str, test: &str) -> Option<PathBuf> {
-    let base = std::env::var_os("DISTILL_SHARED")
-        .map_or_else(|| root().join("../shared"), PathBuf::from);
+    let base =
+        std::env::var_os("DISTILL_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
     let path = base.join(folder);
     if path.exists() {
         return Some(path);

@@ -15,6 +15,9 @@ use serde_json::Value;
 
 use crate::run::{cargo, read, root, run, say};
 
+/// One row of the table: a figure of a run.
+type Figure = fn(&Run) -> f64;
+
 /// What one run of the whole job took.
 struct Run {
     whole_seconds: f64,
@@ -64,7 +67,9 @@ fn settings(arguments: &[&str]) -> Result<Settings> {
             "--rounds" => settings.rounds = value.parse().context("--rounds wants a number")?,
             "--rows" => settings.rows = (*value).to_owned(),
             "--python" => settings.python = (*value).to_owned(),
-            other => anyhow::bail!("unknown option {other}: bench takes --rounds, --rows, --python"),
+            other => {
+                anyhow::bail!("unknown option {other}: bench takes --rounds, --rows, --python")
+            }
         }
     }
     let models = settings.shared.join("models");
@@ -74,7 +79,8 @@ fn settings(arguments: &[&str]) -> Result<Settings> {
 
 fn peer(settings: &Settings) -> bool {
     let script = settings.shared.join("bench/torch_seed_loop.py");
-    let imports = Command::new(&settings.python).args(["-c", "import torch, transformers"]).output();
+    let imports =
+        Command::new(&settings.python).args(["-c", "import torch, transformers"]).output();
     let found = script.exists() && imports.is_ok_and(|output| output.status.success());
     if !found {
         say("peer skipped: no Python with torch and transformers (--python), or no peer script");
@@ -186,9 +192,11 @@ fn peer_run(settings: &Settings, dtype: &str) -> Result<Run> {
     let line: Value = serde_json::from_str(last)?;
     let number = |name: &str| line[name].as_f64().with_context(|| format!("no {name}"));
     let mut scoring = Command::new(&settings.python);
-    scoring
-        .arg(root().join("tests/python/score_rate.py"))
-        .args([&shared("models/gsm8k-teacher"), &shared("data/gsm8k/train.jsonl"), dtype]);
+    scoring.arg(root().join("tests/python/score_rate.py")).args([
+        &shared("models/gsm8k-teacher"),
+        &shared("data/gsm8k/train.jsonl"),
+        dtype,
+    ]);
     Ok(Run {
         whole_seconds,
         train_tokens_per_second: number("tokens_per_s")?,
@@ -202,7 +210,7 @@ fn peer_run(settings: &Settings, dtype: &str) -> Result<Run> {
 fn table(ours: &[Run], f32s: &[Run], bf16s: &[Run]) {
     say("\nmedians; in brackets the median over rounds of ours / theirs");
     say(format!("{:<34}{:>12}{:>24}{:>24}", "", "ours f32", "torch f32", "torch bf16"));
-    let rows: [(&str, fn(&Run) -> f64); 6] = [
+    let rows: [(&str, Figure); 6] = [
         ("whole job, s", |run| run.whole_seconds),
         ("training, tokens/s", |run| run.train_tokens_per_second),
         ("teacher scoring, tokens/s", |run| run.score_tokens_per_second),

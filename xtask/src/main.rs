@@ -15,7 +15,7 @@ usage: cargo xtask COMMAND
   verify        everything CI checks: formatting, tidy, clippy, documentation, tests
   fix           formats, and applies clippy's machine-applicable suggestions
   tidy          the checks of the repository's own shape alone
-  oracle DIR    runs a golden-value folder (see docs/architecture.md, Proof) and prints the worst
+  oracle DIR…   runs golden-value folders (see docs/architecture.md, Proof) and prints the worst
                 error of each kind beside its tolerance; exit status 1 beyond one
   bench         training, scoring and the whole job beside PyTorch, in one alternating run";
 

@@ -90,7 +90,8 @@ fn sources() -> Result<Vec<(String, String)>> {
 }
 
 fn is_test(path: &str) -> bool {
-    let tested = path.starts_with("tests/") || path.contains("/tests/") || path.contains("/benches/");
+    let tested =
+        path.starts_with("tests/") || path.contains("/tests/") || path.contains("/benches/");
     tested || path.ends_with("_tests.rs") || path.ends_with("/tests.rs")
 }
 

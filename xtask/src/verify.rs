@@ -29,7 +29,6 @@ pub(crate) fn fix() -> Result<()> {
 /// Hands golden-value folders to the program that checks them: xtask itself imports no crate of
 /// the workspace.
 pub(crate) fn oracle(folders: &[&str]) -> Result<()> {
-    run(cargo()
-        .args(["run", "--quiet", "--release", "--package", "model", "--bin", "oracle", "--"])
-        .args(folders))
+    let program = ["run", "--quiet", "--release", "--package", "model", "--bin", "oracle", "--"];
+    folders.iter().try_for_each(|folder| run(cargo().args(program).arg(folder)))
 }

@@ -2,7 +2,7 @@
 //!
 //! Candle supplies storage ([`Tensor`]) and devices; there is no autograd. Every operation takes
 //! and returns contiguous `f32` tensors (weights may be stored in `bf16` or `f16`), and every
-//! gradient is *added* to the tensor it is meant for. [`reference`] holds each of them again,
+//! gradient is *added* to the tensor it is meant for. [`mod@reference`] holds each of them again,
 //! slowly and in `f64`.
 //!
 //! What holds for all of them, and is tested:

@@ -9,7 +9,7 @@ use super::matmul::converted;
 use super::parallel::{in_chunks, rows_of_task, sum_in_order};
 use super::{Precision, add_values, expect_len, expect_shape, read, tensor, write_f32};
 
-/// `y = x·rstd·w` with `rstd = 1/√(mean(x²) + eps)` of each row: `x` [N, D] and `w` [D] (of any
+/// `y = x·rstd·w` with `rstd = 1/√(mean(x²) + eps)` of each row: `x` `[N, D]` and `w` `[D]` (of any
 /// floating-point type) give `(y [N, D], rstd [N])`.
 ///
 /// # Errors
@@ -29,7 +29,7 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     Ok((tensor(y, (n, d))?, tensor(rstd, n)?))
 }
 
-/// The gradients of [`rms_norm`], added to `dx` [N, D] and `dw` [D]; `rstd` is what it returned.
+/// The gradients of [`rms_norm`], added to `dx` `[N, D]` and `dw` `[D]`; `rstd` is what it returned.
 ///
 /// # Errors
 /// When a shape, an element type or the device does not fit.

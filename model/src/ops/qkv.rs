@@ -61,7 +61,7 @@ impl QkvLayout {
     }
 }
 
-/// `x[n, c] += b[c]` in place: `x` [N, C], `b` [C] of any floating-point type.
+/// `x[n, c] += b[c]` in place: `x` `[N, C]`, `b` `[C]` of any floating-point type.
 ///
 /// # Errors
 /// When a shape, an element type or the device does not fit.
@@ -143,7 +143,7 @@ pub fn prepare_qkv(
 }
 
 /// The gradients of [`prepare_qkv`]: `d_raw` [N, (H+2G)E] is returned, those of the norms' weights
-/// are added to `dq_norm` and `dk_norm` [E]; `rstd` is what it returned.
+/// are added to `dq_norm` and `dk_norm` `[E]`; `rstd` is what it returned.
 ///
 /// # Errors
 /// When a shape, an element type or the device does not fit, or a row is longer than the tables.

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`files`] (a name becomes files), [`jsonl`] and [`parquet`] (a file becomes
 //! records), [`rows`] (a record becomes a row: which columns mean what), [`turns`] (which part of
-//! a conversation is the answer), [`tokenize`] (rows become [`distill::batch::Sequence`]s).
+//! a conversation is the answer), [`mod@tokenize`] (rows become [`distill::batch::Sequence`]s).
 //!
 //! ```text
 //! load(spec, max_samples) -> Vec<Row>
