@@ -272,6 +272,21 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
     lines.join("\n")
 }
 
+/// What to say of a signal that cannot carry what it is asked to teach: the mean mass of the
+/// teacher on what it sends, over the first steps.
+pub(crate) fn thin_signal(teacher_mass: f64, config: &Config) -> Option<String> {
+    (teacher_mass < 0.5).then(|| {
+        format!(
+            "warning: the {} {} hold only {:.1} % of the teacher's mass at temperature {}; what \
+             the rest would teach is lost. Lower --temperature or raise --top-k",
+            config.signal,
+            config.top_k,
+            100.0 * teacher_mass,
+            config.temperature
+        )
+    })
+}
+
 /// Teacher, student before and student after.
 pub(crate) fn results(summary: &Summary) -> Table {
     let mut table = Table::new(["", "perplexity", "row mean", "KL to teacher", "agreement"]);

@@ -7,9 +7,12 @@ use student_trainer::observer::{EvalReport, Observer, RunFacts, StepReport};
 use student_trainer::summary::Summary;
 
 use crate::metrics::{self, Metrics};
-use crate::progress::{Console, Progress, banner};
+use crate::progress::{Console, Progress, banner, thin_signal};
 use crate::report;
 use crate::tensorboard::EventFile;
+
+/// Steps after which the signal is judged.
+const WEIGHED_STEPS: usize = 8;
 
 /// The observer of a run. What it cannot write it says once and goes on: a full disk must not cost
 /// the training that a later checkpoint may still save.
@@ -21,6 +24,8 @@ pub(crate) struct Recorder {
     metrics: Option<Metrics>,
     board: Option<EventFile>,
     facts: Option<RunFacts>,
+    /// The teacher's mass on its signal, in the first steps of this process.
+    masses: Vec<f64>,
     /// Whether this run stands alone: then it has a banner and says everything.
     alone: bool,
 }
@@ -45,6 +50,7 @@ impl Recorder {
             metrics: None,
             board: None,
             facts: None,
+            masses: Vec::new(),
             alone: false,
         }
     }
@@ -52,6 +58,20 @@ impl Recorder {
     /// Takes the bar off the terminal; to be called when the run has ended, well or not.
     pub(crate) fn ended(&self) {
         self.progress.ended();
+    }
+
+    /// Says so, once, when the signal holds little of the teacher.
+    fn weigh_signal(&mut self, teacher_mass: Option<f64>) {
+        if self.masses.len() == WEIGHED_STEPS {
+            return;
+        }
+        self.masses.extend(teacher_mass);
+        if self.masses.len() == WEIGHED_STEPS {
+            let mean = self.masses.iter().sum::<f64>() / WEIGHED_STEPS as f64;
+            if let Some(warning) = thin_signal(mean, &self.config) {
+                self.console.tell_once(&warning);
+            }
+        }
     }
 
     fn kept<T>(&self, what: &str, result: std::io::Result<T>) -> Option<T> {
@@ -86,6 +106,7 @@ impl Observer for Recorder {
             self.board = self.kept("runs/", done).map(|()| board);
         }
         self.progress.step(report);
+        self.weigh_signal(report.teacher_mass);
     }
 
     fn evaluated(&mut self, report: &EvalReport) {

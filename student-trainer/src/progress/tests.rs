@@ -100,3 +100,11 @@ fn a_line_tells_loss_speed_waiting_and_time_left() {
     let wanted = "loss 3.125  4,096 tokens/s  wait for teacher 25 %  15 min 23 s left";
     assert_eq!(progress.line(&step), wanted);
 }
+
+#[test]
+fn a_signal_that_holds_little_of_the_teacher_is_called_so() {
+    let warning = thin_signal(0.053, &config()).unwrap();
+    assert!(warning.contains("top-k 64 hold only 5.3 %"), "{warning}");
+    assert!(warning.contains("temperature 5"), "{warning}");
+    assert_eq!(thin_signal(0.88, &config()), None);
+}
