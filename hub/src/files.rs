@@ -17,7 +17,7 @@ pub const TOKENIZER_FILES: &[&str] = &[
     "generation_config.json",
 ];
 
-/// Largest file read into memory whole, in bytes (the largest tokenizer.json in use is about 35 MB).
+/// Largest file read into memory whole, in bytes (tokenizer.json reaches about 35 MB).
 pub const MAX_SMALL_FILE: u64 = 512 << 20;
 
 /// Copies those of [`TOKENIZER_FILES`] that exist in `from` into `to`, byte for byte, and returns

@@ -125,11 +125,11 @@ fn llama3_as_in_transformers() {
 fn tables_hold_the_angle_of_every_position_and_pair() {
     let tables = RopeTables::new(4, 100.0, &RopeScaling::Default, 3).unwrap();
     assert_eq!((tables.half(), tables.positions()), (2, 3));
-    for (found, angle) in tables.cos().iter().zip([0.0, 0.0, 1.0, 0.1, 2.0, 0.2_f64]) {
-        assert_eq!(*found, angle.cos() as f32);
+    for (found, angle) in tables.cos().iter().zip([0.0, 0.0, 1.0, 0.1, 2.0, 0.2_f32]) {
+        assert_eq!(*found, f64::from(angle).cos() as f32);
     }
-    for (found, angle) in tables.sin().iter().zip([0.0, 0.0, 1.0, 0.1, 2.0, 0.2_f64]) {
-        assert_eq!(*found, angle.sin() as f32);
+    for (found, angle) in tables.sin().iter().zip([0.0, 0.0, 1.0, 0.1, 2.0, 0.2_f32]) {
+        assert_eq!(*found, f64::from(angle).sin() as f32);
     }
 }
 

@@ -178,6 +178,9 @@ fn a_line_beyond_the_bound_is_an_error_and_one_at_the_bound_is_not() {
     assert_eq!(load_bounded(&spec, None, 100).unwrap().len(), 2);
     let message = load_bounded(&spec, None, 99).unwrap_err().to_string();
     assert_says(&message, &["a.jsonl, line 1: longer than 99 bytes"]);
+    // The bound is on a row, not on an array of them.
+    folder.put("c.json", format!("[{}]", [line.as_str(); 50].join(",\n")));
+    assert_eq!(load_bounded(&folder.spec("c.json"), None, 110).unwrap().len(), 50);
     folder.put("b.json", format!("[\n{line},\n{}]", " ".repeat(1 << 21)));
     let message = load_bounded(&folder.spec("b.json"), None, 1 << 20).unwrap_err().to_string();
     assert_says(&message, &["b.json", "longer than 1048576 bytes"]);
