@@ -1,5 +1,7 @@
 //! Why a run ends without its result. Each error names the thing, both values and the remedy.
 
+use std::path::PathBuf;
+
 use candle_core::Error as TensorError;
 use model::config::ConfigError;
 use model::device::DeviceError;
@@ -73,6 +75,16 @@ pub enum TrainError {
         rows: Vec<usize>,
         /// What is not finite.
         source: Box<StudentError>,
+    },
+    /// A student without weights, and no word that it should have none.
+    #[error(
+        "{} holds no weights (model.safetensors, or its index with shards); to begin from seeded \
+         random weights give --student-init random",
+        dir.display()
+    )]
+    NoWeights {
+        /// The student's directory.
+        dir: PathBuf,
     },
     /// More than one teacher.
     #[error("--teacher names {found} teachers; several are not offered yet: give one address")]

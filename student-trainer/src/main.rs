@@ -41,10 +41,25 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             console.stop_bar();
-            console.say(&format!("error: {error:#}"));
+            console.say(&format!("error: {}", complaint(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, without those it has told already.
+fn complaint(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.contains(&cause) {
+            continue;
+        }
+        if !told.is_empty() {
+            told.push_str(": ");
+        }
+        told.push_str(&cause);
+    }
+    told
 }
 
 /// Says what is wrong with the command line or the settings: status 2 (help: 0).
@@ -87,8 +102,11 @@ fn train(config: &Config, console: &Console, stop: &Stop) -> anyhow::Result<()> 
     let done = student_trainer::train::train(config, &mut recorder, stop);
     recorder.ended();
     let summary = done?;
+    if summary.stopped_early {
+        return Ok(());
+    }
     let table = progress::results(&summary);
-    if !table.rows.is_empty() && !summary.stopped_early {
+    if !table.rows.is_empty() {
         console.result(&format!("\n{}\n", table.to_text()));
     }
     let outputs = config.output_dir.display();

@@ -14,11 +14,12 @@ use hub::settings::HubSettings;
 use hub::source::resolve_model;
 use hub::tokenizer::Tokenizer;
 use model::config::Qwen3Config;
+use model::load::WeightsError;
 use model::ops::Precision;
 use model::ops::adamw::AdamW;
 use model::ops::head::{LossSettings, Tail};
 use model::state_file::load_state;
-use model::student::Student;
+use model::student::{Student, StudentError};
 
 use crate::checkpoint;
 use crate::config::{Config, DtypeChoice, Resume, StudentInit, TailKind};
@@ -214,9 +215,13 @@ pub(crate) fn student(
         return Ok((student, progress));
     }
     let student = match config.student_init {
-        StudentInit::Pretrained => {
-            Student::load(&source.dir, shape, precision, optimiser, &device)?
-        }
+        StudentInit::Pretrained => Student::load(&source.dir, shape, precision, optimiser, &device)
+            .map_err(|error| match error {
+                StudentError::Weights(WeightsError::NoWeights { dir }) => {
+                    TrainError::NoWeights { dir }
+                }
+                other => other.into(),
+            })?,
         StudentInit::Random => Student::random(shape, config.seed, precision, optimiser, &device)?,
     };
     Ok((student, Progress::default()))

@@ -197,5 +197,5 @@ fn a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows() {
     let desk = Desk::new();
     let rows = desk.file("rows4.jsonl", &b"{\"text\": \"Two and two are four.\"}\n".repeat(8));
     let changes = ["--train-file", &rows, "--learning-rate", "1e30", "--max-grad-norm", "inf"];
-    refused(&desk, &changes, 1, &["not finite", "rows"]);
+    refused(&desk, &changes, 1, &["not finite", "Rows of the training set"]);
 }

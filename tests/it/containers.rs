@@ -1,6 +1,7 @@
 //! Both images built and the compose file run to a trained model, wherever a Docker engine answers.
 //!
-//! Nothing is pulled: the base images come from `deploy/base-images.sh`.
+//! Nothing is pulled: the base images come from `deploy/base-images.sh`, the sources of the
+//! dependencies in them too: after a change of dependencies run it again.
 
 use std::process::Command;
 
