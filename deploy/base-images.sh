@@ -11,6 +11,9 @@ trap 'rm -rf "$work"' EXIT
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 toolchain=$(rustc --print sysroot)
 
+# Should this fail, none shall be left that holds the sources of other dependencies.
+docker image rm --force limbeck/base:local limbeck/rust:local >/dev/null 2>&1 || true
+
 debootstrap --variant=minbase "$suite" "$work/base" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 tar -C "$work/base" -c . | docker import - limbeck/base:local >/dev/null
 

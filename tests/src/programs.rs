@@ -16,11 +16,12 @@ pub fn binary(name: &str) -> PathBuf {
     let _one_at_a_time = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "--package", name, "--bin", name])
+        // All of them at once: the features of shared dependencies, and so their builds, stay one.
+        .args(["build", "--quiet", "--release", "--workspace", "--bins"])
         .current_dir(root())
         .status()
         .expect("cargo can be started");
-    assert!(status.success(), "{name} does not build");
+    assert!(status.success(), "the programs do not build");
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| root().join("target"), |dir| root().join(dir));
     target.join("release").join(name)
