@@ -74,9 +74,10 @@ fn refuse(refusal: Refusal) -> ExitCode {
     }
 }
 
-/// Log lines go to stderr, around the progress bar; `RUST_LOG` says which, warnings by default.
+/// Log lines go to stderr, around the progress bar; `RUST_LOG` says which, warnings and downloads by default.
 fn listen_to_logs(console: &Console) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,hub=info"));
     let (writer, colour) = (console.clone(), console.colour());
     tracing_subscriber::fmt()
         .with_env_filter(filter)

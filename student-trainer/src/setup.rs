@@ -215,13 +215,13 @@ pub(crate) fn student(
         return Ok((student, progress));
     }
     let student = match config.student_init {
-        StudentInit::Pretrained => Student::load(&source.dir, shape, precision, optimiser, &device)
-            .map_err(|error| match error {
-                StudentError::Weights(WeightsError::NoWeights { dir }) => {
-                    TrainError::NoWeights { dir }
-                }
-                other => other.into(),
-            })?,
+        StudentInit::Pretrained => {
+            let student = Student::load(&source.dir, shape, precision, optimiser, &device);
+            if let Err(StudentError::Weights(WeightsError::NoWeights { dir })) = student {
+                return Err(TrainError::NoWeights { dir });
+            }
+            student?
+        }
         StudentInit::Random => Student::random(shape, config.seed, precision, optimiser, &device)?,
     };
     Ok((student, Progress::default()))

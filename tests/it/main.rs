@@ -2,5 +2,6 @@
 
 mod bad_input;
 mod containers;
+mod demo;
 mod job;
 mod peers;

@@ -143,7 +143,7 @@ fn train(settings: &Settings, grpc: &str, output: &Path) -> Result<()> {
         .args(["--eval-file", &shared("data/gsm8k/test.jsonl")])
         .args(["--max-train-samples", &settings.rows, "--max-eval-samples", "100"])
         .args(["--loss-on", "all", "--shuffle", "false", "--max-grad-norm", "inf"])
-        .args(["--overwrite-output-dir", "--progress", "none", "--output-dir"])
+        .args(["--overwrite-output-dir", "--dtype", "f32", "--progress", "none", "--output-dir"])
         .arg(output)
         .stdout(Stdio::null());
     read(&mut command).map(drop)
@@ -215,7 +215,7 @@ fn table(ours: &[Run], f32s: &[Run], bf16s: &[Run]) {
         ("training, tokens/s", |run| run.train_tokens_per_second),
         ("teacher scoring, tokens/s", |run| run.score_tokens_per_second),
         ("peak memory (both models), MiB", |run| run.peak_mib),
-        ("wire, bytes a scored token", |run| run.wire_bytes_per_token),
+        ("wire, bytes a token of a row", |run| run.wire_bytes_per_token),
         ("student perplexity after", |run| run.student_perplexity),
     ];
     for (name, figure) in rows {

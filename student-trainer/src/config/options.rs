@@ -137,7 +137,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(LOSS, BOTH, ("signal", "top-k|sampled|full|coded", "top-k"),
         "What the teacher sends of each position"),
     option(LOSS, BOTH, ("top-k", "K", "64"),
-        "Classes the teacher names per position; about 6 bytes each"),
+        "Classes the teacher names per position; 5 bytes each"),
     option(LOSS, BOTH, ("tail", "bucket|renormalise", "bucket"),
         "What becomes of the classes outside the top k: one more outcome (exact), or dropped \
          (biased; for comparison)"),
