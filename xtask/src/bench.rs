@@ -107,8 +107,8 @@ fn our_run(settings: &Settings) -> Result<Run> {
     Ok(Run {
         whole_seconds,
         train_tokens_per_second: number("tokens_per_second")?,
-        score_tokens_per_second: counter(&metrics, "teacher_scored_tokens_total")?
-            / counter(&metrics, "teacher_compute_seconds_total")?,
+        score_tokens_per_second: counter(&metrics, "teacher_tokens_total")?
+            / counter(&metrics, "teacher_compute_seconds_sum")?,
         peak_mib: number("peak_rss_bytes")? / f64::from(1 << 20) + teacher_peak?,
         wire_bytes_per_token: number("wire_bytes_per_token")?,
         student_perplexity: number("student_perplexity_after")?,
