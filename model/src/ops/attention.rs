@@ -7,14 +7,13 @@
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
-use gemm::Parallelism;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::math::{self, exp_f32};
-use super::product::{MatMut, MatRef, Store, gemm_f32};
+use super::product::{MatMut, MatRef, Store, Threads, product};
 use super::qkv::QkvLayout;
-use super::{expect_shape, read, rows, tensor};
+use super::{Precision, expect_shape, read, rows, tensor};
 
 /// Queries whose scores are held at a time: four registers of AVX-512.
 const TILE: usize = 64;
@@ -161,7 +160,7 @@ impl Qkv<'_> {
     fn scores(&self, keys: &Range<usize>, tile: &Range<usize>, head: usize, scores: &mut [f32]) {
         let dst = MatMut::strided(scores, keys.len(), tile.len(), TILE);
         let (k, q) = (self.keys(keys, head), self.queries(tile, head).transposed());
-        gemm_f32(dst, Store::Replace, self.scale(), k, q, Parallelism::None);
+        product(dst, Store::Replace, self.scale(), k, q, Precision::F32, Threads::Own);
     }
 
     /// One head's attention for one tile of queries of the row that begins at `start`.
@@ -180,9 +179,9 @@ impl Qkv<'_> {
         self.scores(&keys, &tile, head, scores);
         let (mut max, mut sum) = ([0.0; TILE], [0.0; TILE]);
         softmax_tile(scores, tile.start - start, &mut max, &mut sum);
-        let p = MatRef::strided(scores, keys.len(), tile.len(), TILE).transposed();
+        let p = MatRef::strided(scores.as_slice(), keys.len(), tile.len(), TILE).transposed();
         let v = self.values(&keys, head);
-        gemm_f32(out.reborrow(), Store::Replace, 1.0, p, v, Parallelism::None);
+        product(out.reborrow(), Store::Replace, 1.0, p, v, Precision::F32, Threads::Own);
         for i in 0..tile.len() {
             math::scale_in_place(out.row(i), 1.0 / sum[i]);
             lse.row(i)[0] = (f64::from(max[i]) + f64::from(sum[i]).ln()) as f32;
@@ -213,7 +212,15 @@ impl Qkv<'_> {
                 let d_out = MatRef::strided(&saved.d_out[at..], tile.len(), e, h * e);
                 let dst = MatMut::strided(ds, keys.len(), tile.len(), TILE);
                 let v = self.values(&keys, head);
-                gemm_f32(dst, Store::Replace, 1.0, v, d_out.transposed(), Parallelism::None);
+                product(
+                    dst,
+                    Store::Replace,
+                    1.0,
+                    v,
+                    d_out.transposed(),
+                    Precision::F32,
+                    Threads::Own,
+                );
                 let (mut lse, mut mean) = ([0.0; TILE], [0.0; TILE]);
                 for (i, token) in tile.clone().enumerate() {
                     let at = token * h + head;
@@ -225,17 +232,25 @@ impl Qkv<'_> {
 
                 let here = tile.start - row.start..tile.end - row.start;
                 let column = (head - heads.start) * e;
-                let p = MatRef::strided(p, keys.len(), tile.len(), TILE);
-                let ds = MatRef::strided(ds, keys.len(), tile.len(), TILE);
+                let p = MatRef::strided(&*p, keys.len(), tile.len(), TILE);
+                let ds = MatRef::strided(&*ds, keys.len(), tile.len(), TILE);
                 let q = self.queries(&tile, head);
                 let k = self.keys(&keys, head);
-                let none = Parallelism::None;
+                let (exact, own) = (Precision::F32, Threads::Own);
                 #[expect(unsafe_code, reason = "a block of a matrix of this task alone")]
                 // SAFETY: the block is gone before the matrix is used again.
                 let dq = unsafe { dq.block(here, column..column + e) };
-                gemm_f32(dq, Store::Replace, 1.0, ds.transposed(), k, none);
-                gemm_f32(dv.reborrow().first_rows(keys.len()), Store::Add, 1.0, p, d_out, none);
-                gemm_f32(dk.reborrow().first_rows(keys.len()), Store::Add, 1.0, ds, q, none);
+                product(dq, Store::Replace, 1.0, ds.transposed(), k, exact, own);
+                product(
+                    dv.reborrow().first_rows(keys.len()),
+                    Store::Add,
+                    1.0,
+                    p,
+                    d_out,
+                    exact,
+                    own,
+                );
+                product(dk.reborrow().first_rows(keys.len()), Store::Add, 1.0, ds, q, exact, own);
             }
         }
     }

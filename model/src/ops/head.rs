@@ -14,12 +14,10 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 use distill::signal::TopK;
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::matmul::{converted, project};
-use super::product::{MatMut, MatRef, Store, gemm_f32};
-use super::{Floats, Precision, expect_len, read, tensor, write_f32};
+use super::product::{MatMut, MatRef, Store, Threads, product};
+use super::{Precision, expect_len, read, tensor, write_f32};
 pub use distill::reference::Tail;
 use row::{Row, RowLoss};
 
@@ -88,9 +86,9 @@ pub fn head_loss(
     }
 
     let (hidden, w) = (read(hidden), read(w));
-    let hidden = converted(hidden.floats()?, settings.precision);
-    let w = w.floats()?.slice(0..classes * width);
-    let head = Head { hidden: &hidden, w, width, classes, targets, signal, settings };
+    let hidden = MatRef::new(hidden.floats()?, positions, width);
+    let w = MatRef::new(w.floats()?, classes, width);
+    let head = Head { hidden, w, width, classes, targets, signal, settings };
     match grad {
         None => head.losses(),
         Some(grad) => {
@@ -103,10 +101,10 @@ pub fn head_loss(
 
 /// The checked arguments of [`head_loss`].
 struct Head<'a> {
-    /// `[S, width]`, rounded to the precision.
-    hidden: &'a [f32],
+    /// `[S, width]`
+    hidden: MatRef<'a>,
     /// `[classes, width]`, as stored.
-    w: Floats<'a>,
+    w: MatRef<'a>,
     width: usize,
     classes: usize,
     targets: &'a [u32],
@@ -119,7 +117,7 @@ impl Head<'_> {
         let mut rows = Vec::with_capacity(self.targets.len());
         let mut logits = logits_buffer(self.targets.len(), self.classes);
         for chunk in chunks(self.targets.len(), self.classes) {
-            let logits = self.project(&mut logits, &chunk, self.w, self.settings.precision);
+            let logits = self.project(&mut logits, &chunk);
             rows.par_extend(
                 logits
                     .par_chunks_mut(self.classes)
@@ -131,54 +129,40 @@ impl Head<'_> {
     }
 
     fn losses_and_gradients(&self, scale: f32, dw: &mut [f32]) -> Result<HeadLoss> {
-        // Once for all chunks and both products.
-        let w = converted(self.w, self.settings.precision);
-        let mut d_hidden = vec![0.0; self.hidden.len()];
+        let mut d_hidden = vec![0.0; self.targets.len() * self.width];
         let mut rows = Vec::with_capacity(self.targets.len());
         let mut buffer = logits_buffer(self.targets.len(), self.classes);
         for chunk in chunks(self.targets.len(), self.classes) {
-            let logits = self.project(&mut buffer, &chunk, Floats::F32(&w), Precision::F32);
+            let logits = self.project(&mut buffer, &chunk);
             rows.par_extend(logits.par_chunks_mut(self.classes).zip(chunk.clone()).map_init(
                 || vec![0.0; self.classes],
                 |tempered, (logits, position)| {
                     self.row(position).losses_and_gradient(logits, tempered)
                 },
             ));
-            let dlogits = converted(Floats::F32(logits), self.settings.precision);
-            let dlogits = MatRef::new(&dlogits, chunk.len(), self.classes);
-            let w = MatRef::new(&w, self.classes, self.width);
-            let d_hidden = &mut d_hidden[self.of_hidden(&chunk)];
+            let dlogits = MatRef::new(&*logits, chunk.len(), self.classes);
+            let d_hidden = &mut d_hidden[chunk.start * self.width..chunk.end * self.width];
             let d_hidden = MatMut::new(d_hidden, chunk.len(), self.width);
-            gemm_f32(d_hidden, Store::Replace, scale, dlogits, w, Parallelism::Rayon(0));
+            self.product(d_hidden, Store::Replace, scale, dlogits, self.w);
             let dw = MatMut::new(dw, self.classes, self.width);
-            let hidden = self.hidden_rows(&chunk);
-            let dlogits = dlogits.transposed();
-            gemm_f32(dw, Store::Add, scale, dlogits, hidden, Parallelism::Rayon(0));
+            let hidden = self.hidden.row_range(chunk);
+            self.product(dw, Store::Add, scale, dlogits.transposed(), hidden);
         }
         let d_hidden = tensor(d_hidden, (self.targets.len(), self.width))?;
         Ok(HeadLoss::new(&rows, Some(d_hidden)))
     }
 
     /// The logits of a chunk, in the front part of `buffer`.
-    fn project<'b>(
-        &self,
-        buffer: &'b mut [f32],
-        chunk: &Range<usize>,
-        w: Floats<'_>,
-        precision: Precision,
-    ) -> &'b mut [f32] {
+    fn project<'b>(&self, buffer: &'b mut [f32], chunk: &Range<usize>) -> &'b mut [f32] {
         let logits = &mut buffer[..chunk.len() * self.classes];
         let target = MatMut::new(logits, chunk.len(), self.classes);
-        project(target, Store::Replace, self.hidden_rows(chunk), w, precision);
+        let hidden = self.hidden.row_range(chunk.clone());
+        self.product(target, Store::Replace, 1.0, hidden, self.w.transposed());
         logits
     }
 
-    fn hidden_rows(&self, chunk: &Range<usize>) -> MatRef<'_> {
-        MatRef::new(&self.hidden[self.of_hidden(chunk)], chunk.len(), self.width)
-    }
-
-    fn of_hidden(&self, chunk: &Range<usize>) -> Range<usize> {
-        chunk.start * self.width..chunk.end * self.width
+    fn product(&self, dst: MatMut<'_>, store: Store, alpha: f32, a: MatRef<'_>, b: MatRef<'_>) {
+        product(dst, store, alpha, a, b, self.settings.precision, Threads::Pool);
     }
 
     fn row(&self, position: usize) -> Row<'_> {

@@ -13,8 +13,7 @@ use rayon::prelude::*;
 
 use super::head::exps::{RestSums, log_sum};
 use super::head::{check_classes, check_temperature, chunks, logits_buffer};
-use super::matmul::{converted, project};
-use super::product::{MatMut, MatRef, Store};
+use super::product::{MatMut, MatRef, Store, Threads, product};
 use super::{Precision, expect_len, math, read};
 use select::largest;
 
@@ -48,15 +47,15 @@ pub fn score_head(
     }
 
     let (hidden, w) = (read(hidden), read(w));
-    let hidden = converted(hidden.floats()?, precision);
-    let w = w.floats()?.slice(0..classes * width);
+    let hidden = MatRef::new(hidden.floats()?, rows, width);
+    let w = MatRef::new(w.floats()?, classes, width).transposed();
     let mut buffer = logits_buffer(rows, classes);
     let mut scores = Scores::with_capacity(rows, k);
     for chunk in chunks(rows, classes) {
-        let x = &hidden[chunk.start * width..chunk.end * width];
+        let x = hidden.row_range(chunk.clone());
         let logits = &mut buffer[..chunk.len() * classes];
         let target = MatMut::new(logits, chunk.len(), classes);
-        project(target, Store::Replace, MatRef::new(x, chunk.len(), width), w, precision);
+        product(target, Store::Replace, 1.0, x, w, precision, Threads::Pool);
         scores.extend(logits, chunk, next, temperature)?;
     }
     Ok((scores.signal, scores.next_logprob))
