@@ -164,9 +164,11 @@ fn pairs_transposed<T: Element>(columns: [&[T]; LANES], terms: usize, to: &mut [
     unsafe {
         for register in 0..registers {
             let at = register * TERMS;
-            let rows = columns.map(|column| {
-                T::along(column.as_ptr().wrapping_add(at), column.len().saturating_sub(at))
-            });
+            let mut rows = [_mm512_setzero_si512(); LANES];
+            for (row, column) in rows.iter_mut().zip(&columns) {
+                let left = column.len().saturating_sub(at);
+                *row = T::along(column.as_ptr().wrapping_add(at), left);
+            }
             for (pair, row) in transposed(rows).into_iter().enumerate() {
                 store(row, to.as_mut_ptr().add((register * LANES + pair) * COLUMNS));
             }
