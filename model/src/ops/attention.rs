@@ -22,7 +22,8 @@ const KEYS: usize = 64;
 
 /// `softmax(q·kᵀ/√E)·v` of every query head over its own row up to itself: `ready`
 /// [N, (H+2G)E] gives `(out [N, H·E], lse [N, H])`, `lse` being the logarithm of the softmax's
-/// denominator.
+/// denominator. The operands of both products (q, k; the probabilities, v) are rounded to
+/// `precision`; the softmax is `f32`.
 ///
 /// # Errors
 /// When a shape, an element type or the device does not fit, or the row ends do not rise to N.
@@ -30,13 +31,14 @@ pub fn attention(
     ready: &Tensor,
     layout: &QkvLayout,
     row_ends: &[usize],
+    precision: Precision,
 ) -> Result<(Tensor, Tensor)> {
     layout.check()?;
     let (n, h, e) = (ready.dim(0)?, layout.heads, layout.head_dim);
     expect_shape("queries, keys and values", ready, &[n, layout.width()])?;
     let rows = rows(row_ends, n)?;
     let ready = read(ready);
-    let qkv = Qkv { values: ready.f32()?, layout };
+    let qkv = Qkv { values: ready.f32()?, layout, precision };
     let (mut out, mut lse) = (vec![0.0; n * h * e], vec![0.0; n * h]);
     {
         let out = MatMut::new(&mut out, n, h * e);
@@ -62,7 +64,8 @@ pub fn attention(
     Ok((tensor(out, (n, h * e))?, tensor(lse, (n, h))?))
 }
 
-/// The gradient of [`attention`] with respect to `ready`; `out` and `lse` are what it returned.
+/// The gradient of [`attention`] with respect to `ready`; `out` and `lse` are what it returned. The
+/// operands of its five products are rounded to `precision`.
 ///
 /// # Errors
 /// When a shape, an element type or the device does not fit, or the row ends do not rise to N.
@@ -73,6 +76,7 @@ pub fn attention_backward(
     lse: &Tensor,
     layout: &QkvLayout,
     row_ends: &[usize],
+    precision: Precision,
 ) -> Result<Tensor> {
     layout.check()?;
     let (n, h, e) = (ready.dim(0)?, layout.heads, layout.head_dim);
@@ -82,7 +86,7 @@ pub fn attention_backward(
     expect_shape("log-sums of attention", lse, &[n, h])?;
     let rows = rows(row_ends, n)?;
     let (ready, out, d_out, lse) = (read(ready), read(out), read(d_out), read(lse));
-    let qkv = Qkv { values: ready.f32()?, layout };
+    let qkv = Qkv { values: ready.f32()?, layout, precision };
     let saved = Saved { out: out.f32()?, d_out: d_out.f32()?, lse: lse.f32()? };
     let mut d_ready = vec![0.0; n * layout.width()];
     {
@@ -118,6 +122,7 @@ fn tiles(row: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
 struct Qkv<'a> {
     values: &'a [f32],
     layout: &'a QkvLayout,
+    precision: Precision,
 }
 
 /// What the backward pass is given beside them, [N, H·E] twice and [N, H].
@@ -160,7 +165,7 @@ impl Qkv<'_> {
     fn scores(&self, keys: &Range<usize>, tile: &Range<usize>, head: usize, scores: &mut [f32]) {
         let dst = MatMut::strided(scores, keys.len(), tile.len(), TILE);
         let (k, q) = (self.keys(keys, head), self.queries(tile, head).transposed());
-        product(dst, Store::Replace, self.scale(), k, q, Precision::F32, Threads::Own);
+        product(dst, Store::Replace, self.scale(), k, q, self.precision, Threads::Own);
     }
 
     /// One head's attention for one tile of queries of the row that begins at `start`.
@@ -181,7 +186,7 @@ impl Qkv<'_> {
         softmax_tile(scores, tile.start - start, &mut max, &mut sum);
         let p = MatRef::strided(scores.as_slice(), keys.len(), tile.len(), TILE).transposed();
         let v = self.values(&keys, head);
-        product(out.reborrow(), Store::Replace, 1.0, p, v, Precision::F32, Threads::Own);
+        product(out.reborrow(), Store::Replace, 1.0, p, v, self.precision, Threads::Own);
         for i in 0..tile.len() {
             math::scale_in_place(out.row(i), 1.0 / sum[i]);
             lse.row(i)[0] = (f64::from(max[i]) + f64::from(sum[i]).ln()) as f32;
@@ -236,21 +241,29 @@ impl Qkv<'_> {
                 let ds = MatRef::strided(&*ds, keys.len(), tile.len(), TILE);
                 let q = self.queries(&tile, head);
                 let k = self.keys(&keys, head);
-                let (exact, own) = (Precision::F32, Threads::Own);
+                let (precision, own) = (self.precision, Threads::Own);
                 #[expect(unsafe_code, reason = "a block of a matrix of this task alone")]
                 // SAFETY: the block is gone before the matrix is used again.
                 let dq = unsafe { dq.block(here, column..column + e) };
-                product(dq, Store::Replace, 1.0, ds.transposed(), k, exact, own);
+                product(dq, Store::Replace, 1.0, ds.transposed(), k, precision, own);
                 product(
                     dv.reborrow().first_rows(keys.len()),
                     Store::Add,
                     1.0,
                     p,
                     d_out,
-                    exact,
+                    precision,
                     own,
                 );
-                product(dk.reborrow().first_rows(keys.len()), Store::Add, 1.0, ds, q, exact, own);
+                product(
+                    dk.reborrow().first_rows(keys.len()),
+                    Store::Add,
+                    1.0,
+                    ds,
+                    q,
+                    precision,
+                    own,
+                );
             }
         }
     }
