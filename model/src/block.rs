@@ -57,7 +57,7 @@ pub(crate) fn forward_train(
     let (normed, input_rstd) = rms_norm(x, &weights.input_norm, shared.eps)?;
     let raw_qkv = project_qkv(&normed, weights, precision)?;
     let (qkv, qk_rstd) = prepare(&raw_qkv, weights, shared)?;
-    let (attended, lse) = attention(&qkv, &shared.layout, shared.row_ends)?;
+    let (attended, lse) = attention(&qkv, &shared.layout, shared.row_ends, precision)?;
     let middle = x.copy()?;
     add_attention(&middle, &attended, weights, precision)?;
     let (normed, middle_rstd) = rms_norm(&middle, &weights.mlp_norm, shared.eps)?;
@@ -86,7 +86,7 @@ pub(crate) fn forward(x: &Tensor, weights: &BlockViews, shared: &Shared) -> Resu
     let raw_qkv = project_qkv(&normed, weights, precision)?;
     let (qkv, _) = prepare(&raw_qkv, weights, shared)?;
     drop(raw_qkv);
-    let (attended, _) = attention(&qkv, &shared.layout, shared.row_ends)?;
+    let (attended, _) = attention(&qkv, &shared.layout, shared.row_ends, precision)?;
     drop(qkv);
     add_attention(x, &attended, weights, precision)?;
     drop(attended);
@@ -147,6 +147,7 @@ fn backward_attention(
         &tape.lse,
         &shared.layout,
         shared.row_ends,
+        precision,
     )?;
     let d_raw = prepare_qkv_backward(
         &d_qkv,

@@ -7,14 +7,13 @@
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
-use gemm::Parallelism;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::math::{self, exp_f32};
-use super::product::{MatMut, MatRef, Store, gemm_f32};
+use super::product::{MatMut, MatRef, Store, Threads, product};
 use super::qkv::QkvLayout;
-use super::{expect_shape, read, rows, tensor};
+use super::{Precision, expect_shape, read, rows, tensor};
 
 /// Queries whose scores are held at a time: four registers of AVX-512.
 const TILE: usize = 64;
@@ -23,7 +22,8 @@ const KEYS: usize = 64;
 
 /// `softmax(q·kᵀ/√E)·v` of every query head over its own row up to itself: `ready`
 /// [N, (H+2G)E] gives `(out [N, H·E], lse [N, H])`, `lse` being the logarithm of the softmax's
-/// denominator.
+/// denominator. The operands of both products (q, k; the probabilities, v) are rounded to
+/// `precision`; the softmax is `f32`.
 ///
 /// # Errors
 /// When a shape, an element type or the device does not fit, or the row ends do not rise to N.
@@ -31,13 +31,14 @@ pub fn attention(
     ready: &Tensor,
     layout: &QkvLayout,
     row_ends: &[usize],
+    precision: Precision,
 ) -> Result<(Tensor, Tensor)> {
     layout.check()?;
     let (n, h, e) = (ready.dim(0)?, layout.heads, layout.head_dim);
     expect_shape("queries, keys and values", ready, &[n, layout.width()])?;
     let rows = rows(row_ends, n)?;
     let ready = read(ready);
-    let qkv = Qkv { values: ready.f32()?, layout };
+    let qkv = Qkv { values: ready.f32()?, layout, precision };
     let (mut out, mut lse) = (vec![0.0; n * h * e], vec![0.0; n * h]);
     {
         let out = MatMut::new(&mut out, n, h * e);
@@ -63,7 +64,8 @@ pub fn attention(
     Ok((tensor(out, (n, h * e))?, tensor(lse, (n, h))?))
 }
 
-/// The gradient of [`attention`] with respect to `ready`; `out` and `lse` are what it returned.
+/// The gradient of [`attention`] with respect to `ready`; `out` and `lse` are what it returned. The
+/// operands of its five products are rounded to `precision`.
 ///
 /// # Errors
 /// When a shape, an element type or the device does not fit, or the row ends do not rise to N.
@@ -74,6 +76,7 @@ pub fn attention_backward(
     lse: &Tensor,
     layout: &QkvLayout,
     row_ends: &[usize],
+    precision: Precision,
 ) -> Result<Tensor> {
     layout.check()?;
     let (n, h, e) = (ready.dim(0)?, layout.heads, layout.head_dim);
@@ -83,7 +86,7 @@ pub fn attention_backward(
     expect_shape("log-sums of attention", lse, &[n, h])?;
     let rows = rows(row_ends, n)?;
     let (ready, out, d_out, lse) = (read(ready), read(out), read(d_out), read(lse));
-    let qkv = Qkv { values: ready.f32()?, layout };
+    let qkv = Qkv { values: ready.f32()?, layout, precision };
     let saved = Saved { out: out.f32()?, d_out: d_out.f32()?, lse: lse.f32()? };
     let mut d_ready = vec![0.0; n * layout.width()];
     {
@@ -119,6 +122,7 @@ fn tiles(row: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
 struct Qkv<'a> {
     values: &'a [f32],
     layout: &'a QkvLayout,
+    precision: Precision,
 }
 
 /// What the backward pass is given beside them, [N, H·E] twice and [N, H].
@@ -161,7 +165,7 @@ impl Qkv<'_> {
     fn scores(&self, keys: &Range<usize>, tile: &Range<usize>, head: usize, scores: &mut [f32]) {
         let dst = MatMut::strided(scores, keys.len(), tile.len(), TILE);
         let (k, q) = (self.keys(keys, head), self.queries(tile, head).transposed());
-        gemm_f32(dst, Store::Replace, self.scale(), k, q, Parallelism::None);
+        product(dst, Store::Replace, self.scale(), k, q, self.precision, Threads::Own);
     }
 
     /// One head's attention for one tile of queries of the row that begins at `start`.
@@ -180,9 +184,9 @@ impl Qkv<'_> {
         self.scores(&keys, &tile, head, scores);
         let (mut max, mut sum) = ([0.0; TILE], [0.0; TILE]);
         softmax_tile(scores, tile.start - start, &mut max, &mut sum);
-        let p = MatRef::strided(scores, keys.len(), tile.len(), TILE).transposed();
+        let p = MatRef::strided(scores.as_slice(), keys.len(), tile.len(), TILE).transposed();
         let v = self.values(&keys, head);
-        gemm_f32(out.reborrow(), Store::Replace, 1.0, p, v, Parallelism::None);
+        product(out.reborrow(), Store::Replace, 1.0, p, v, self.precision, Threads::Own);
         for i in 0..tile.len() {
             math::scale_in_place(out.row(i), 1.0 / sum[i]);
             lse.row(i)[0] = (f64::from(max[i]) + f64::from(sum[i]).ln()) as f32;
@@ -213,7 +217,15 @@ impl Qkv<'_> {
                 let d_out = MatRef::strided(&saved.d_out[at..], tile.len(), e, h * e);
                 let dst = MatMut::strided(ds, keys.len(), tile.len(), TILE);
                 let v = self.values(&keys, head);
-                gemm_f32(dst, Store::Replace, 1.0, v, d_out.transposed(), Parallelism::None);
+                product(
+                    dst,
+                    Store::Replace,
+                    1.0,
+                    v,
+                    d_out.transposed(),
+                    Precision::F32,
+                    Threads::Own,
+                );
                 let (mut lse, mut mean) = ([0.0; TILE], [0.0; TILE]);
                 for (i, token) in tile.clone().enumerate() {
                     let at = token * h + head;
@@ -225,17 +237,33 @@ impl Qkv<'_> {
 
                 let here = tile.start - row.start..tile.end - row.start;
                 let column = (head - heads.start) * e;
-                let p = MatRef::strided(p, keys.len(), tile.len(), TILE);
-                let ds = MatRef::strided(ds, keys.len(), tile.len(), TILE);
+                let p = MatRef::strided(&*p, keys.len(), tile.len(), TILE);
+                let ds = MatRef::strided(&*ds, keys.len(), tile.len(), TILE);
                 let q = self.queries(&tile, head);
                 let k = self.keys(&keys, head);
-                let none = Parallelism::None;
+                let (precision, own) = (self.precision, Threads::Own);
                 #[expect(unsafe_code, reason = "a block of a matrix of this task alone")]
                 // SAFETY: the block is gone before the matrix is used again.
                 let dq = unsafe { dq.block(here, column..column + e) };
-                gemm_f32(dq, Store::Replace, 1.0, ds.transposed(), k, none);
-                gemm_f32(dv.reborrow().first_rows(keys.len()), Store::Add, 1.0, p, d_out, none);
-                gemm_f32(dk.reborrow().first_rows(keys.len()), Store::Add, 1.0, ds, q, none);
+                product(dq, Store::Replace, 1.0, ds.transposed(), k, precision, own);
+                product(
+                    dv.reborrow().first_rows(keys.len()),
+                    Store::Add,
+                    1.0,
+                    p,
+                    d_out,
+                    precision,
+                    own,
+                );
+                product(
+                    dk.reborrow().first_rows(keys.len()),
+                    Store::Add,
+                    1.0,
+                    ds,
+                    q,
+                    precision,
+                    own,
+                );
             }
         }
     }

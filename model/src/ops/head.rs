@@ -1,9 +1,15 @@
-//! The output matrix, the loss and their gradients together, a chunk of positions at a time.
+//! The output matrix, the loss and their gradients together, a chunk of positions and a block of
+//! classes at a time.
 //!
-//! Logits exist for one chunk only and become their own gradient in place. A row takes one pass
-//! of exponentials (two a class: at T = 1 and at T) and one pass that blends them into the
-//! gradient. The k tokens of a signal are taken out of the row first, set to -inf, and treated in
-//! `f64`: what the pass sums is then the mass of *all other* tokens, with a scale of its own.
+//! A first sweep over the blocks sums each position's exponentials; a second one computes the same
+//! logits again and turns them into their gradient in place, from which both gradients of the
+//! output layer are made at once. So every part of the output matrix and of its gradient is read
+//! twice a chunk whatever V is, and logits exist for one block only. The product that is done again
+//! costs a quarter of the layer's arithmetic; keeping its result would cost V numbers a position.
+//! Where all classes are one block nothing is done again.
+//!
+//! The k tokens of a signal are taken out of the row first, set to -inf, and treated in `f64`: what
+//! is summed is then the mass of *all other* tokens, with a scale of its own.
 //!
 //! The formulas are those of [`distill::reference`], which the tests hold this against.
 
@@ -14,17 +20,18 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 use distill::signal::TopK;
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::matmul::{converted, project};
-use super::product::{MatMut, MatRef, Store, gemm_f32};
-use super::{Floats, Precision, expect_len, read, tensor, write_f32};
+use super::product::{MatMut, MatRef, Store, Threads, product};
+use super::{Precision, expect_len, read, tensor, write_f32};
 pub use distill::reference::Tail;
-use row::{Row, RowLoss};
+use row::{Row, RowLoss, Softmax};
 
-/// Bytes of logits that exist at a time, unless one position alone needs more.
-const LOGITS_BYTES: usize = 32 << 20;
+/// Classes whose logits exist at a time. Fixed: a row's sums are put together where blocks meet, and
+/// must not depend on what else is in the batch.
+pub(super) const BLOCK_CLASSES: usize = 4096;
+/// Positions whose logits exist at a time: with [`BLOCK_CLASSES`] 32 MiB.
+const CHUNK_POSITIONS: usize = 2048;
 
 /// What the loss of a step is made of: `total = alpha T² KL + (1 - alpha) CE`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -88,9 +95,9 @@ pub fn head_loss(
     }
 
     let (hidden, w) = (read(hidden), read(w));
-    let hidden = converted(hidden.floats()?, settings.precision);
-    let w = w.floats()?.slice(0..classes * width);
-    let head = Head { hidden: &hidden, w, width, classes, targets, signal, settings };
+    let hidden = MatRef::new(hidden.floats()?, positions, width);
+    let w = MatRef::new(w.floats()?, classes, width);
+    let head = Head { hidden, w, width, classes, targets, signal, settings };
     match grad {
         None => head.losses(),
         Some(grad) => {
@@ -103,10 +110,10 @@ pub fn head_loss(
 
 /// The checked arguments of [`head_loss`].
 struct Head<'a> {
-    /// `[S, width]`, rounded to the precision.
-    hidden: &'a [f32],
+    /// `[S, width]`
+    hidden: MatRef<'a>,
     /// `[classes, width]`, as stored.
-    w: Floats<'a>,
+    w: MatRef<'a>,
     width: usize,
     classes: usize,
     targets: &'a [u32],
@@ -116,72 +123,81 @@ struct Head<'a> {
 
 impl Head<'_> {
     fn losses(&self) -> Result<HeadLoss> {
-        let mut rows = Vec::with_capacity(self.targets.len());
-        let mut logits = logits_buffer(self.targets.len(), self.classes);
-        for chunk in chunks(self.targets.len(), self.classes) {
-            let logits = self.project(&mut logits, &chunk, self.w, self.settings.precision);
-            rows.par_extend(
-                logits
-                    .par_chunks_mut(self.classes)
-                    .zip(chunk)
-                    .map(|(logits, position)| self.row(position).losses(logits)),
-            );
+        let mut losses = Vec::with_capacity(self.targets.len());
+        let mut buffer = logits_buffer(self.targets.len(), self.classes);
+        for chunk in chunks(self.targets.len()) {
+            let rows = self.listen(&chunk, &mut buffer);
+            losses.extend(rows.iter().map(|row| row.losses(&row.softmax())));
         }
-        Ok(HeadLoss::new(&rows, None))
+        Ok(HeadLoss::new(&losses, None))
     }
 
     fn losses_and_gradients(&self, scale: f32, dw: &mut [f32]) -> Result<HeadLoss> {
-        // Once for all chunks and both products.
-        let w = converted(self.w, self.settings.precision);
-        let mut d_hidden = vec![0.0; self.hidden.len()];
-        let mut rows = Vec::with_capacity(self.targets.len());
+        let mut d_hidden = vec![0.0; self.targets.len() * self.width];
+        let mut losses = Vec::with_capacity(self.targets.len());
         let mut buffer = logits_buffer(self.targets.len(), self.classes);
-        for chunk in chunks(self.targets.len(), self.classes) {
-            let logits = self.project(&mut buffer, &chunk, Floats::F32(&w), Precision::F32);
-            rows.par_extend(logits.par_chunks_mut(self.classes).zip(chunk.clone()).map_init(
-                || vec![0.0; self.classes],
-                |tempered, (logits, position)| {
-                    self.row(position).losses_and_gradient(logits, tempered)
-                },
-            ));
-            let dlogits = converted(Floats::F32(logits), self.settings.precision);
-            let dlogits = MatRef::new(&dlogits, chunk.len(), self.classes);
-            let w = MatRef::new(&w, self.classes, self.width);
-            let d_hidden = &mut d_hidden[self.of_hidden(&chunk)];
-            let d_hidden = MatMut::new(d_hidden, chunk.len(), self.width);
-            gemm_f32(d_hidden, Store::Replace, scale, dlogits, w, Parallelism::Rayon(0));
-            let dw = MatMut::new(dw, self.classes, self.width);
-            let hidden = self.hidden_rows(&chunk);
-            let dlogits = dlogits.transposed();
-            gemm_f32(dw, Store::Add, scale, dlogits, hidden, Parallelism::Rayon(0));
+        for chunk in chunks(self.targets.len()) {
+            let rows = self.listen(&chunk, &mut buffer);
+            let softmax: Vec<Softmax> = rows.iter().map(Row::softmax).collect();
+            losses.extend(rows.iter().zip(&softmax).map(|(row, softmax)| row.losses(softmax)));
+            let hidden = self.hidden.row_range(chunk.clone());
+            let d_hidden = &mut d_hidden[chunk.start * self.width..chunk.end * self.width];
+            let mut d_hidden = MatMut::new(d_hidden, chunk.len(), self.width);
+            let mut store = Store::Replace;
+            for block in blocks(self.classes) {
+                // Where all classes are one block their logits are still there.
+                let logits = match block.len() == self.classes {
+                    true => &mut buffer[..chunk.len() * self.classes],
+                    false => self.project(&mut buffer, &chunk, &block),
+                };
+                let columns = logits.par_chunks_mut(block.len()).zip(&rows).zip(&softmax);
+                columns.for_each(|((logits, row), softmax)| {
+                    row.gradient(softmax, logits, block.start);
+                });
+                let dlogits = MatRef::new(&*logits, chunk.len(), block.len());
+                let w = self.w.row_range(block.clone());
+                self.product(d_hidden.reborrow(), store, scale, dlogits, w);
+                store = Store::Add;
+                let dw = &mut dw[block.start * self.width..block.end * self.width];
+                let dw = MatMut::new(dw, block.len(), self.width);
+                self.product(dw, Store::Add, scale, dlogits.transposed(), hidden);
+            }
         }
         let d_hidden = tensor(d_hidden, (self.targets.len(), self.width))?;
-        Ok(HeadLoss::new(&rows, Some(d_hidden)))
+        Ok(HeadLoss::new(&losses, Some(d_hidden)))
     }
 
-    /// The logits of a chunk, in the front part of `buffer`.
+    /// The rows of a chunk, all their logits heard. Those of the last block stay in `buffer`.
+    fn listen(&self, chunk: &Range<usize>, buffer: &mut [f32]) -> Vec<Row> {
+        let mut rows: Vec<Row> = chunk.clone().map(|position| self.row(position)).collect();
+        for block in blocks(self.classes) {
+            let logits = self.project(buffer, chunk, &block);
+            let columns = logits.par_chunks_mut(block.len()).zip(&mut rows);
+            columns.for_each(|(logits, row)| row.listen(logits, block.start));
+        }
+        rows
+    }
+
+    /// The logits of a chunk for a block of classes, in the front part of `buffer`.
     fn project<'b>(
         &self,
         buffer: &'b mut [f32],
         chunk: &Range<usize>,
-        w: Floats<'_>,
-        precision: Precision,
+        block: &Range<usize>,
     ) -> &'b mut [f32] {
-        let logits = &mut buffer[..chunk.len() * self.classes];
-        let target = MatMut::new(logits, chunk.len(), self.classes);
-        project(target, Store::Replace, self.hidden_rows(chunk), w, precision);
+        let logits = &mut buffer[..chunk.len() * block.len()];
+        let target = MatMut::new(logits, chunk.len(), block.len());
+        let hidden = self.hidden.row_range(chunk.clone());
+        let w = self.w.row_range(block.clone());
+        self.product(target, Store::Replace, 1.0, hidden, w.transposed());
         logits
     }
 
-    fn hidden_rows(&self, chunk: &Range<usize>) -> MatRef<'_> {
-        MatRef::new(&self.hidden[self.of_hidden(chunk)], chunk.len(), self.width)
+    fn product(&self, dst: MatMut<'_>, store: Store, alpha: f32, a: MatRef<'_>, b: MatRef<'_>) {
+        product(dst, store, alpha, a, b, self.settings.precision, Threads::Pool);
     }
 
-    fn of_hidden(&self, chunk: &Range<usize>) -> Range<usize> {
-        chunk.start * self.width..chunk.end * self.width
-    }
-
-    fn row(&self, position: usize) -> Row<'_> {
+    fn row(&self, position: usize) -> Row {
         let signal = self.signal.map(|signal| (signal, position));
         Row::new(self.targets[position] as usize, signal, self.settings)
     }
@@ -201,22 +217,20 @@ impl HeadLoss {
     }
 }
 
-/// Positions in chunks of nearly equal size whose logits fit in [`LOGITS_BYTES`].
-pub(super) fn chunks(
-    positions: usize,
-    classes: usize,
-) -> impl Iterator<Item = Range<usize>> + Clone {
-    let chunks = positions.div_ceil(rows_at_a_time(classes));
+/// Positions in chunks of nearly equal size, at most [`CHUNK_POSITIONS`].
+pub(super) fn chunks(positions: usize) -> impl Iterator<Item = Range<usize>> {
+    let chunks = positions.div_ceil(CHUNK_POSITIONS);
     (0..chunks).map(move |n| n * positions / chunks..(n + 1) * positions / chunks)
 }
 
-/// Room for the logits of one chunk.
-pub(super) fn logits_buffer(positions: usize, classes: usize) -> Vec<f32> {
-    vec![0.0; rows_at_a_time(classes).min(positions) * classes]
+/// Classes in blocks of [`BLOCK_CLASSES`].
+pub(super) fn blocks(classes: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..classes).step_by(BLOCK_CLASSES).map(move |start| start..classes.min(start + BLOCK_CLASSES))
 }
 
-fn rows_at_a_time(classes: usize) -> usize {
-    (LOGITS_BYTES / (classes * size_of::<f32>())).max(1)
+/// Room for the logits of a chunk for a block.
+pub(super) fn logits_buffer(positions: usize, classes: usize) -> Vec<f32> {
+    vec![0.0; CHUNK_POSITIONS.min(positions) * BLOCK_CLASSES.min(classes)]
 }
 
 /// Refuses a matrix `[V, D]` whose width is not `width` or which has fewer rows than `classes`.

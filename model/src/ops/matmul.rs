@@ -1,17 +1,13 @@
-//! The linear layer and its two gradients; weights of 16 bits are widened as they are used.
+//! The linear layer and its two gradients; weights of any floating-point type.
 
 use std::borrow::Cow;
 
 use candle_core::{Result, Tensor};
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::product::on_this_thread;
-pub(crate) use super::product::{MatMut, MatRef, Store, gemm_f32};
+pub(crate) use super::product::{MatMut, MatRef, Store, Threads, product};
 use super::{Floats, Precision, expect_shape, math, read, tensor, write_f32};
 
-/// Elements of a stored weight that are widened at a time by one task.
-const WIDEN_BLOCK: usize = 1 << 18;
 /// Elements one task converts.
 const CONVERT_CHUNK: usize = 1 << 16;
 
@@ -70,11 +66,10 @@ pub fn linear_grad_weight_into(
     expect_shape("input of a linear layer", x, &[n, i])?;
     expect_shape("gradient of a linear layer's weight", dw, &[o, i])?;
     let (dy, x) = (read(dy), read(x));
-    let dy = converted(dy.floats()?, precision);
-    let x = converted(x.floats()?, precision);
+    let dy = MatRef::new(dy.floats()?, n, o).transposed();
+    let x = MatRef::new(x.floats()?, n, i);
     write_f32(dw, |dw| {
-        let (dy, x) = (MatRef::new(&dy, n, o).transposed(), MatRef::new(&x, n, i));
-        gemm_f32(MatMut::new(dw, o, i), Store::Add, 1.0, dy, x, Parallelism::Rayon(0));
+        product(MatMut::new(dw, o, i), Store::Add, 1.0, dy, x, precision, Threads::Pool);
         Ok(())
     })
 }
@@ -107,37 +102,10 @@ fn forward(
     let ((n, i), o) = (x.dims2()?, w.dim(0)?);
     expect_shape("weight of a linear layer", w, &[o, i])?;
     let (x, w) = (read(x), read(w));
-    let x = converted(x.floats()?, precision);
-    project(y, store, MatRef::new(&x, n, i), w.floats()?, precision);
+    let x = MatRef::new(x.floats()?, n, i);
+    let w = MatRef::new(w.floats()?, o, i).transposed();
+    product(y, store, 1.0, x, w, precision, Threads::Pool);
     Ok(())
-}
-
-/// `dst (+)= x·wᵀ` with `w` [O, I] as it is stored: a weight that must be widened or rounded is
-/// converted a block of rows at a time, so that no second copy of it ever exists.
-pub(crate) fn project(
-    dst: MatMut<'_>,
-    store: Store,
-    x: MatRef<'_>,
-    w: Floats<'_>,
-    precision: Precision,
-) {
-    let (o, i) = (dst.cols(), x.cols());
-    assert_eq!((dst.rows(), w.len()), (x.rows(), o * i), "shapes of a projection");
-    if let (Floats::F32(w), Precision::F32) = (w, precision) {
-        let w = MatRef::new(w, o, i).transposed();
-        return gemm_f32(dst, store, 1.0, x, w, Parallelism::Rayon(0));
-    }
-    let block = (WIDEN_BLOCK / i.max(1)).clamp(48, 1 << 16) / 48 * 48;
-    (0..o.div_ceil(block)).into_par_iter().for_each(|number| {
-        let cols = number * block..o.min((number + 1) * block);
-        let mut wide = vec![0.0; cols.len() * i];
-        math::convert(w.slice(cols.start * i..cols.end * i), precision, &mut wide);
-        let w = MatRef::new(&wide, cols.len(), i).transposed();
-        #[expect(unsafe_code, reason = "disjoint blocks of one matrix")]
-        // SAFETY: the column ranges of different blocks do not overlap.
-        let dst = unsafe { dst.block(0..x.rows(), cols) };
-        on_this_thread(dst, store, 1.0, x, w);
-    });
 }
 
 fn grad_input(
@@ -150,10 +118,9 @@ fn grad_input(
     let ((n, o), i) = (dy.dims2()?, w.dim(1)?);
     expect_shape("weight of a linear layer", w, &[o, i])?;
     let (dy, w) = (read(dy), read(w));
-    let dy = converted(dy.floats()?, precision);
-    let w = converted(w.floats()?, precision);
-    let (dy, w) = (MatRef::new(&dy, n, o), MatRef::new(&w, o, i));
-    gemm_f32(dx, store, 1.0, dy, w, Parallelism::Rayon(0));
+    let dy = MatRef::new(dy.floats()?, n, o);
+    let w = MatRef::new(w.floats()?, o, i);
+    product(dx, store, 1.0, dy, w, precision, Threads::Pool);
     Ok(())
 }
 

@@ -44,11 +44,47 @@ fn check_products(n: usize, i: usize, o: usize, seed: u64) {
 fn sums_longer_than_one_piece() {
     for (n, i, o) in [(5, 1300, 7), (1100, 6, 40), (3, 17, 1025), (1, 513, 1), (600, 2, 1)] {
         check_products(n, i, o, 11);
+        check_rounded_products(n, i, o, 13, Precision::Bf16);
+        check_rounded_products(n, i, o, 14, Precision::F16);
     }
+}
+
+/// The products of rounded operands against `f64` products of the same rounded values, stored as
+/// `f32` or as what they are rounded to.
+fn check_rounded_products(n: usize, i: usize, o: usize, seed: u64, p: Precision) {
+    let rounded = |seed: u64, rows: usize, cols: usize| {
+        let exact = random_matrix(seed, rows, cols);
+        let stored = exact.to_dtype(p.dtype()).unwrap();
+        let values = wide(&values(&stored.to_dtype(DType::F32).unwrap()));
+        let source = if seed & 1 == 0 { exact } else { stored };
+        (source, values)
+    };
+    let ((x, x64), (w, w64)) = (rounded(seed, n, i), rounded(seed >> 1, o, i));
+    let (dy, dy64) = rounded(seed >> 2, n, o);
+    let close = |found: &Tensor, exact: &[f64], depth: usize| {
+        let size = (exact.len() as f64 * depth as f64).sqrt();
+        let error = error_beside(size, &values(found), exact);
+        assert!(error < 1e-6, "{n} x {i} x {o} {p}: {error:e}");
+    };
+    let y = linear(&x, &w, p).unwrap();
+    close(&y, &reference::linear(&x64, &w64, n, i, o), i);
+    let (dx, dw) = reference::linear_backward(&dy64, &x64, &w64, n, i, o);
+    close(&linear_grad_input(&dy, &w, p).unwrap(), &dx, o);
+    let found = zeros((o, i));
+    linear_grad_weight_into(&found, &dy, &x, p).unwrap();
+    close(&found, &dw, n);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn products_of_rounded_operands_agree_with_f64(
+        n in 1_usize..70, i in 1_usize..130, o in 1_usize..130, seed: u64, half: bool,
+    ) {
+        let p = if half { Precision::F16 } else { Precision::Bf16 };
+        check_rounded_products(n, i, o, seed, p);
+    }
 
     #[test]
     fn the_three_products_agree_with_f64(
@@ -121,7 +157,7 @@ fn sixteen_bit_products_are_exact_products_of_rounded_operands() {
 #[test]
 fn a_wide_stored_weight_is_converted_in_several_blocks() {
     let (n, i, o) = (5, 1024, 1500);
-    assert!(o * i > 5 * WIDEN_BLOCK);
+    assert!(o * i > 5 * crate::ops::product::WIDEN_BLOCK);
     let x = random_matrix(6, n, i);
     let w = random_matrix(7, o, i);
     let w = w.to_dtype(DType::BF16).unwrap();

@@ -77,6 +77,12 @@ pub(crate) enum Floats<'a> {
     F16(&'a [f16]),
 }
 
+impl<'a> From<&'a [f32]> for Floats<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Self::F32(values)
+    }
+}
+
 impl Floats<'_> {
     /// The number of values.
     pub(crate) fn len(self) -> usize {

@@ -1,28 +1,36 @@
 //! The product of matrices in slices, below the linear layers, attention and the output head.
 //!
-//! `gemm` does the arithmetic; this module sees to it that every element of a product is one chain
-//! of fused multiply-adds in the order of the sum, broken at places that depend on its length
-//! alone. So neither the number of threads nor the number of rows beside it changes the bits of a
-//! row.
+//! Operands are of any floating-point type and rounded to a [`Precision`] as they are read; sums
+//! are `f32`. Two ways to do it: the processor's own bfloat16 instruction where it has one
+//! ([`bf16`]), else `f32` arithmetic on operands rounded before ([`single`]). In both, every element
+//! of a product is one chain of sums in the order of the depth, broken at places that depend on the
+//! depth alone. So neither the number of threads nor the number of rows beside it changes the bits
+//! of a row.
+
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+mod single;
+#[cfg(test)]
+#[path = "product_tests.rs"]
+mod tests;
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-/// The longest sum `gemm` surely keeps in one piece, whatever the shape and the caches.
-const MAX_DEPTH: usize = 512;
-/// Elements of a product up to which `gemm` may sum along vectors instead of across them.
-const SUMMED_ALONG_VECTORS: usize = 16 * 16;
+use super::{Floats, Precision, math};
+
 /// Multiply-adds below which a product stays on the calling thread.
 const PARALLEL_FROM: usize = 1 << 19;
+/// Elements of an operand of another type that one task widens at a time.
+pub(super) const WIDEN_BLOCK: usize = 1 << 18;
 
 /// A matrix in a slice: element (r, c) at `r·row_stride + c·col_stride`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MatRef<'a> {
-    data: &'a [f32],
+    data: Floats<'a>,
     rows: usize,
     cols: usize,
     row_stride: usize,
@@ -59,23 +67,49 @@ impl<'a> MatRef<'a> {
     }
 
     /// A row-major matrix without gaps.
-    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub(crate) fn new(data: impl Into<Floats<'a>>, rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
     /// A row-major matrix whose rows begin `row_stride` elements apart.
-    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) fn strided(
+        data: impl Into<Floats<'a>>,
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+    ) -> Self {
+        let data = data.into();
         check_extent(data.len(), rows, cols, row_stride);
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
-    fn row_range(self, rows: Range<usize>) -> Self {
+    /// Some of its rows.
+    pub(crate) fn row_range(self, rows: Range<usize>) -> Self {
         let start = (rows.start * self.row_stride).min(self.data.len());
-        Self { data: &self.data[start..], rows: rows.len(), ..self }
+        Self { data: self.data.slice(start..self.data.len()), rows: rows.len(), ..self }
     }
 
     fn columns(self, columns: Range<usize>) -> Self {
         self.transposed().row_range(columns).transposed()
+    }
+
+    /// The same values rounded to `precision`, as `f32`, in `space`, without gaps along the side
+    /// that is contiguous here.
+    fn widened<'b>(self, precision: Precision, space: &'b mut Vec<f32>) -> MatRef<'b> {
+        if self.col_stride != 1 {
+            return self.transposed().widened(precision, space).transposed();
+        }
+        space.resize(self.rows * self.cols, 0.0);
+        for (row, to) in space.chunks_exact_mut(self.cols.max(1)).enumerate() {
+            let start = row * self.row_stride;
+            math::convert(self.data.slice(start..start + self.cols), precision, to);
+        }
+        MatRef::new(space.as_slice(), self.rows, self.cols)
+    }
+
+    /// Whether the values are `f32` that `precision` leaves as they are.
+    fn is_ready(self, precision: Precision) -> bool {
+        matches!((self.data, precision), (Floats::F32(_), Precision::F32))
     }
 
     /// The same elements with rows and columns exchanged.
@@ -149,6 +183,14 @@ impl<'a> MatMut<'a> {
         MatMut { start, rows, cols, row_stride: self.row_stride, borrowed: PhantomData }
     }
 
+    /// Where one row begins.
+    #[cfg(target_arch = "x86_64")]
+    #[expect(clippy::needless_pass_by_ref_mut, reason = "it is written through the result")]
+    fn row_start(&mut self, row: usize) -> *mut f32 {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        self.start.wrapping_add(row * self.row_stride)
+    }
+
     /// The elements of one row.
     #[expect(unsafe_code, reason = "the matrix is kept as a pointer")]
     pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
@@ -192,139 +234,108 @@ pub(crate) enum Store {
     Add,
 }
 
-/// `dst = alpha·a·b` or `dst += alpha·a·b`, with `a` [m, k], `b` [k, n] and `dst` [m, n].
-///
-/// [`Parallelism::Rayon`] spreads large products over the current thread pool;
-/// [`Parallelism::None`] is for callers that are parallel themselves.
-pub(crate) fn gemm_f32(
+/// Where a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// On all threads of the current pool, when it is worth their while.
+    Pool,
+    /// On the calling thread: for callers that are parallel themselves.
+    Own,
+}
+
+/// `dst = alpha·a·b` or `dst += alpha·a·b`, with `a` [m, k], `b` [k, n] and `dst` [m, n], the
+/// operands rounded to `precision`.
+pub(crate) fn product(
     dst: MatMut<'_>,
     store: Store,
     alpha: f32,
     a: MatRef<'_>,
     b: MatRef<'_>,
-    threads: Parallelism,
+    precision: Precision,
+    threads: Threads,
 ) {
     assert_eq!((dst.rows, dst.cols, a.cols), (a.rows, b.cols, b.rows), "shapes of a product");
-    let (m, n, k) = (dst.rows, dst.cols, a.cols);
-    let parts = match threads {
-        Parallelism::None => 1,
-        Parallelism::Rayon(_) if m * n * k < PARALLEL_FROM => 1,
-        Parallelism::Rayon(_) => rayon::current_num_threads(),
-    };
-    if parts <= 1 {
-        return on_this_thread(dst, store, alpha, a, b);
+    if dst.rows == 0 || dst.cols == 0 {
+        return;
     }
-    // The wider side is cut: columns in units of the micro-kernel's long side, rows in its short.
-    let by_columns = n >= 128 * parts || n >= m;
-    let (len, unit) = if by_columns { (n, 64) } else { (m, 6) };
-    let units = len.div_ceil(unit);
-    (0..parts).into_par_iter().for_each(|part| {
-        let edge = |part: usize| len.min(part * units / parts * unit);
-        let range = edge(part)..edge(part + 1);
-        let (rows, cols) = if by_columns { (0..m, range) } else { (range, 0..n) };
-        #[expect(unsafe_code, reason = "disjoint blocks of one matrix")]
-        // SAFETY: the ranges of different parts do not overlap.
-        let dst = unsafe { dst.block(rows.clone(), cols.clone()) };
-        on_this_thread(dst, store, alpha, a.row_range(rows), b.columns(cols));
-    });
+    let parts = match threads {
+        Threads::Own => 1,
+        Threads::Pool if dst.rows * dst.cols * a.cols < PARALLEL_FROM => 1,
+        Threads::Pool => rayon::current_num_threads(),
+    };
+    #[cfg(target_arch = "x86_64")]
+    if precision == Precision::Bf16 && bf16::available() {
+        return in_parts(dst, a, b, parts, bf16::UNITS, |dst, a, b| {
+            bf16::on_this_thread(dst, store, alpha, a, b);
+        });
+    }
+    let run = |dst: MatMut<'_>, a: MatRef<'_>, b: MatRef<'_>| match b.is_ready(precision) {
+        true if a.is_ready(precision) => single::on_this_thread(dst, store, alpha, a, b),
+        _ => widening(dst, store, alpha, a, b, precision),
+    };
+    in_parts(dst, a, b, parts, single::UNITS, run);
 }
 
-/// A product without other threads, its sum cut into pieces of at most [`MAX_DEPTH`].
-pub(crate) fn on_this_thread(
-    mut dst: MatMut<'_>,
+/// A product in `f32` whose operands must be rounded or widened first, `b` a block of its columns
+/// at a time, so that no second copy of a large weight ever exists.
+fn widening(
+    dst: MatMut<'_>,
     store: Store,
     alpha: f32,
     a: MatRef<'_>,
     b: MatRef<'_>,
+    precision: Precision,
 ) {
-    if dst.rows == 0 || dst.cols == 0 {
-        return;
-    }
-    let depth = a.cols;
-    let pieces = depth.div_ceil(MAX_DEPTH).max(1);
-    for piece in 0..pieces {
-        let depths = piece * depth / pieces..(piece + 1) * depth / pieces;
-        let store = if piece == 0 { store } else { Store::Add };
-        let (a, b) = (a.columns(depths.clone()), b.row_range(depths));
-        if dst.rows > 1 && dst.cols > 1 {
-            product(dst.reborrow(), store, alpha, a, b);
-        } else {
-            doubled(dst.reborrow(), store, alpha, a, b);
-        }
+    let (mut a_space, mut b_space) = (Vec::new(), Vec::new());
+    let a = a.widened(precision, &mut a_space);
+    let unit = single::UNITS[1];
+    let block = (WIDEN_BLOCK / b.rows.max(1) / unit).max(1) * unit;
+    for start in (0..b.cols).step_by(block) {
+        let cols = start..b.cols.min(start + block);
+        let b = b.columns(cols.clone()).widened(precision, &mut b_space);
+        #[expect(unsafe_code, reason = "a block of a matrix of this call alone")]
+        // SAFETY: the block is gone before the next one is cut.
+        let dst = unsafe { dst.block(0..a.rows, cols) };
+        single::on_this_thread(dst, store, alpha, a, b);
     }
 }
 
-/// The product when a side is 1, where `gemm` would turn to other summation orders: that side is
-/// doubled (the second copy has stride 0 and its result is dropped), which keeps a lone row equal
-/// to the same row among others.
-fn doubled(mut dst: MatMut<'_>, store: Store, alpha: f32, mut a: MatRef<'_>, mut b: MatRef<'_>) {
-    let (rows, cols) = (dst.rows, dst.cols);
-    if rows == 1 {
-        a = MatRef { rows: 2, row_stride: 0, ..a };
+/// Cuts a product into `parts` blocks, in whole units of rows and columns, and runs them side by
+/// side.
+fn in_parts(
+    dst: MatMut<'_>,
+    a: MatRef<'_>,
+    b: MatRef<'_>,
+    parts: usize,
+    units: [usize; 2],
+    run: impl Fn(MatMut<'_>, MatRef<'_>, MatRef<'_>) + Sync,
+) {
+    if parts <= 1 {
+        return run(dst, a, b);
     }
-    if cols == 1 {
-        b = MatRef { cols: 2, col_stride: 0, ..b };
-    }
-    let width = b.cols;
-    let mut scratch = vec![0.0_f32; a.rows * width];
-    if store == Store::Add {
-        for row in 0..rows {
-            scratch[row * width..row * width + cols].copy_from_slice(dst.row(row));
-        }
-    }
-    product(MatMut::new(&mut scratch, a.rows, width), store, alpha, a, b);
-    dst.write_from(&scratch, width);
+    let [by_rows, by_cols] = grid(dst.rows, dst.cols, parts);
+    (0..parts).into_par_iter().for_each(|part| {
+        let rows = share(part / by_cols, by_rows, dst.rows, units[0]);
+        let cols = share(part % by_cols, by_cols, dst.cols, units[1]);
+        #[expect(unsafe_code, reason = "disjoint blocks of one matrix")]
+        // SAFETY: different parts have other rows or other columns.
+        let dst = unsafe { dst.block(rows.clone(), cols.clone()) };
+        run(dst, a.row_range(rows), b.columns(cols));
+    });
 }
 
-/// A product both of whose sides are at least 2.
-fn product(dst: MatMut<'_>, store: Store, alpha: f32, a: MatRef<'_>, b: MatRef<'_>) {
-    let along_the_sum = a.col_stride == 1 && b.row_stride == 1;
-    if along_the_sum && dst.rows * dst.cols <= SUMMED_ALONG_VECTORS {
-        turned(dst, store, alpha, a, b);
-    } else {
-        call_gemm(dst, store, alpha, a, b);
-    }
+/// Parts by rows and by columns, `parts` in all, that read the least: each block reads its rows of
+/// one operand and its columns of the other.
+fn grid(rows: usize, cols: usize, parts: usize) -> [usize; 2] {
+    let divisors = (1..=parts).filter(|by_rows| parts.is_multiple_of(*by_rows));
+    let reads = |by_rows: usize| rows / by_rows + cols / (parts / by_rows);
+    let by_rows = divisors.min_by_key(|&by_rows| reads(by_rows)).unwrap_or(1);
+    [by_rows, parts / by_rows]
 }
 
-/// The product of small matrices whose rows and columns are both contiguous along the sum, where
-/// `gemm` would sum along vectors: `a` is laid out the other way first.
-fn turned(dst: MatMut<'_>, store: Store, alpha: f32, a: MatRef<'_>, b: MatRef<'_>) {
-    let mut scratch = vec![0.0_f32; a.rows * a.cols];
-    for row in 0..a.rows {
-        for depth in 0..a.cols {
-            scratch[depth * a.rows + row] = a.data[row * a.row_stride + depth];
-        }
-    }
-    let a = MatRef { data: &scratch, row_stride: 1, col_stride: a.rows, ..a };
-    call_gemm(dst, store, alpha, a, b);
-}
-
-#[expect(unsafe_code, reason = "gemm takes pointers")]
-fn call_gemm(dst: MatMut<'_>, store: Store, alpha: f32, a: MatRef<'_>, b: MatRef<'_>) {
-    assert_eq!((dst.rows, dst.cols, a.cols), (a.rows, b.cols, b.rows), "shapes of a product");
-    // SAFETY: the three matrices lie inside their slices, which was checked when they were made
-    // and cut, and `dst` is borrowed uniquely.
-    unsafe {
-        gemm::gemm(
-            dst.rows,
-            dst.cols,
-            a.cols,
-            dst.start,
-            1,
-            dst.row_stride as isize,
-            store == Store::Add,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            alpha,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
+/// Share `number` of `shares` of `len` elements, in whole units.
+fn share(number: usize, shares: usize, len: usize, unit: usize) -> Range<usize> {
+    let units = len.div_ceil(unit);
+    let edge = |number: usize| len.min(number * units / shares * unit);
+    edge(number)..edge(number + 1)
 }

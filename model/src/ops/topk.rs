@@ -1,22 +1,20 @@
 //! What a teacher says of its positions: the k largest logits of each, and the mass of the rest.
 //!
-//! As in [`super::head`], logits exist for a chunk of positions only, and the k tokens are taken
-//! out of their row before the others are summed.
+//! As in [`super::head`], logits exist for a chunk of positions and a block of classes only: one
+//! pass over the output matrix serves a chunk. Of each block the tokens that are among the best so
+//! far are taken out before the others are summed; one that a later block drives out is added then.
 
 mod select;
-
-use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 use distill::signal::TopK;
 use rayon::prelude::*;
 
 use super::head::exps::{RestSums, log_sum};
-use super::head::{check_classes, check_temperature, chunks, logits_buffer};
-use super::matmul::{converted, project};
-use super::product::{MatMut, MatRef, Store};
+use super::head::{blocks, check_classes, check_temperature, chunks, logits_buffer};
+use super::product::{MatMut, MatRef, Store, Threads, product};
 use super::{Precision, expect_len, math, read};
-use select::largest;
+use select::Selection;
 
 /// The top-k signal at `temperature` of the positions `hidden` `[R, D]` under the output matrix
 /// `w` `[V, D]` (any floating-point type), of which the first `classes` rows take part; and the
@@ -48,101 +46,84 @@ pub fn score_head(
     }
 
     let (hidden, w) = (read(hidden), read(w));
-    let hidden = converted(hidden.floats()?, precision);
-    let w = w.floats()?.slice(0..classes * width);
+    let hidden = MatRef::new(hidden.floats()?, rows, width);
+    let w = MatRef::new(w.floats()?, classes, width);
     let mut buffer = logits_buffer(rows, classes);
-    let mut scores = Scores::with_capacity(rows, k);
-    for chunk in chunks(rows, classes) {
-        let x = &hidden[chunk.start * width..chunk.end * width];
-        let logits = &mut buffer[..chunk.len() * classes];
-        let target = MatMut::new(logits, chunk.len(), classes);
-        project(target, Store::Replace, MatRef::new(x, chunk.len(), width), w, precision);
-        scores.extend(logits, chunk, next, temperature)?;
-    }
-    Ok((scores.signal, scores.next_logprob))
-}
-
-/// The result of the chunks so far.
-struct Scores {
-    signal: TopK,
-    next_logprob: Vec<f32>,
-}
-
-impl Scores {
-    fn with_capacity(rows: usize, k: usize) -> Self {
-        let signal = TopK {
-            k,
-            ids: Vec::with_capacity(rows * k),
-            scaled: Vec::with_capacity(rows * k),
-            log_z: Vec::with_capacity(rows),
-            log_rest: Vec::with_capacity(rows),
-        };
-        Self { signal, next_logprob: Vec::with_capacity(rows) }
-    }
-
-    /// Adds the rows `chunk`, whose logits are consumed.
-    fn extend(
-        &mut self,
-        logits: &mut [f32],
-        chunk: Range<usize>,
-        next: &[Option<u32>],
-        temperature: f64,
-    ) -> Result<()> {
-        let k = self.signal.k;
-        let classes = logits.len() / chunk.len();
-        let scored: Vec<Result<Row>> = logits
-            .par_chunks_mut(classes)
-            .zip(chunk)
-            .map(|(logits, row)| Row::score(logits, row, next[row], temperature, k))
-            .collect();
-        for row in scored {
-            let row = row?;
-            self.signal.ids.extend(row.ids);
-            self.signal.scaled.extend(row.scaled);
-            self.signal.log_z.push(row.log_z);
-            self.signal.log_rest.push(row.log_rest);
-            self.next_logprob.push(row.next_logprob);
+    let mut signal = TopK::new(k);
+    let mut next_logprob = Vec::with_capacity(rows);
+    for chunk in chunks(rows) {
+        let row = |row: usize| Row::new(row, next[row], temperature, k);
+        let mut rows: Vec<Row> = chunk.clone().map(row).collect();
+        let x = hidden.row_range(chunk.clone());
+        for block in blocks(classes) {
+            let logits = &mut buffer[..chunk.len() * block.len()];
+            let target = MatMut::new(logits, chunk.len(), block.len());
+            let w = w.row_range(block.clone()).transposed();
+            product(target, Store::Replace, 1.0, x, w, precision, Threads::Pool);
+            let columns = logits.par_chunks_mut(block.len()).zip(&mut rows);
+            // The first row's complaint, however many threads there are.
+            let heard: Vec<Result<()>> =
+                columns.map(|(logits, row)| row.listen(logits, block.start)).collect();
+            heard.into_iter().collect::<Result<()>>()?;
         }
-        Ok(())
+        next_logprob.extend(rows.into_iter().map(|row| row.finish(&mut signal)));
     }
+    Ok((signal, next_logprob))
 }
 
+/// A position, and what its blocks of logits have told so far.
 struct Row {
-    ids: Vec<u32>,
-    scaled: Vec<f32>,
-    log_z: f32,
-    log_rest: f32,
-    next_logprob: f32,
+    number: usize,
+    next: Option<u32>,
+    logit_of_next: f64,
+    temperature: f64,
+    selection: Selection,
+    /// Over the tokens that are not among the best so far.
+    others: RestSums,
 }
 
 impl Row {
-    fn score(
-        logits: &mut [f32],
-        row: usize,
-        next: Option<u32>,
-        temperature: f64,
-        k: usize,
-    ) -> Result<Self> {
-        let Some(ids) = largest(logits, k) else {
-            let id = logits.iter().position(|z| !z.is_finite()).unwrap_or_default();
-            bail!("row {row}: the logit of class {id} is {}, not a finite number", logits[id]);
-        };
-        let next = next.map(|id| f64::from(logits[id as usize]));
-        let take =
-            |&id: &u32| f64::from(std::mem::replace(&mut logits[id as usize], f32::NEG_INFINITY));
-        let top: Vec<f64> = ids.iter().map(take).collect();
+    fn new(number: usize, next: Option<u32>, temperature: f64, k: usize) -> Self {
+        let selection = Selection::new(k);
+        let (logit_of_next, others) = (f64::NAN, RestSums::NONE);
+        Self { number, next, logit_of_next, temperature, selection, others }
+    }
 
-        let sums = RestSums::of(logits, math::max(logits), temperature);
-        let log_others = sums.log_at_t(temperature);
-        let log_z = log_sum(log_others, top.iter().map(|z| z / temperature));
-        let log_z_one = log_sum(sums.log_at_one(), top.iter().copied());
-        Ok(Self {
-            scaled: top.iter().map(|z| (z / temperature) as f32).collect(),
-            ids,
-            log_z: log_z as f32,
-            log_rest: (log_others - log_z) as f32,
-            next_logprob: next.map_or(f32::NAN, |z| (z - log_z_one) as f32),
-        })
+    /// Takes note of the logits of the classes from `first` on, which are consumed; blocks come in
+    /// order.
+    fn listen(&mut self, logits: &mut [f32], first: usize) -> Result<()> {
+        let Some(gone) = self.selection.offer(logits, first) else {
+            let at = logits.iter().position(|z| !z.is_finite()).unwrap_or_default();
+            let (row, id, found) = (self.number, first + at, logits[at]);
+            bail!("row {row}: the logit of class {id} is {found}, not a finite number");
+        };
+        let here = self.next.and_then(|id| (id as usize).checked_sub(first));
+        if let Some(&logit) = here.and_then(|at| logits.get(at)) {
+            self.logit_of_next = f64::from(logit);
+        }
+        self.selection.since(first).for_each(|id| logits[id - first] = f32::NEG_INFINITY);
+        let t = self.temperature;
+        self.others = self.others.and(RestSums::of(logits, math::max(logits), t), t);
+        for logit in gone {
+            self.others = self.others.and(RestSums::of_one(logit), t);
+        }
+        Ok(())
+    }
+
+    /// Adds the row to the signal, once all classes were heard; gives the log-probability of the
+    /// token that follows.
+    fn finish(self, signal: &mut TopK) -> f32 {
+        let t = self.temperature;
+        let (ids, top) = self.selection.in_order();
+        let top = top.into_iter().map(f64::from);
+        let log_others = self.others.log_at_t(t);
+        let log_z = log_sum(log_others, top.clone().map(|z| z / t));
+        let log_z_one = log_sum(self.others.log_at_one(), top.clone());
+        signal.ids.extend(ids);
+        signal.scaled.extend(top.map(|z| (z / t) as f32));
+        signal.log_z.push(log_z as f32);
+        signal.log_rest.push((log_others - log_z) as f32);
+        (self.logit_of_next - log_z_one) as f32
     }
 }
 

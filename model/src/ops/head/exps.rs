@@ -1,7 +1,8 @@
-//! Exponentials of a row of logits at two temperatures in one pass, and what is made of them.
+//! Exponentials of logits at two temperatures in one pass, and what is made of them.
 //!
 //! The logits that belong to a top-k signal are set to -inf beforehand, so that these are sums
-//! over all *other* classes with a scale of their own; the few left out are added in `f64`.
+//! over all *other* classes with a scale of their own; the few left out are added in `f64`. A row
+//! comes in blocks of classes, whose sums are put together in `f64` too.
 
 use multiversion::multiversion;
 
@@ -12,10 +13,10 @@ const LANES: usize = 32;
 /// Elements summed in `f32` before the sum goes on in `f64`.
 const BLOCK: usize = 1024;
 
-/// Sums over one row z, relative to its largest logit.
+/// Sums over logits z, relative to the largest of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RestSums {
-    /// The largest logit of the row, 0 where all are -inf.
+    /// The largest logit, 0 where all are -inf.
     pub(crate) max: f64,
     /// `Σ exp(z_j - max)`; at least 1 unless all are -inf, NaN when a logit is NaN or +inf.
     pub(crate) at_one: f64,
@@ -24,7 +25,10 @@ pub(crate) struct RestSums {
 }
 
 impl RestSums {
-    /// The two sums of a row whose largest logit is `max`. At T = 1 they are one.
+    /// The sums over no logits.
+    pub(crate) const NONE: Self = Self { max: 0.0, at_one: 0.0, at_t: 0.0 };
+
+    /// The two sums of logits whose largest is `max`. At T = 1 they are one.
     pub(crate) fn of(row: &[f32], max: f32, temperature: f64) -> Self {
         let max = reference_point(max);
         let (at_one, at_t) = if temperature == 1.0 {
@@ -36,22 +40,27 @@ impl RestSums {
         Self { max: f64::from(max), at_one, at_t }
     }
 
-    /// The same, leaving `exp(z_j - max)` in `row` and `exp((z_j - max) / T)` in `tempered`,
-    /// which has the same length; at T = 1 `tempered` is not touched.
-    pub(crate) fn keeping(
-        row: &mut [f32],
-        tempered: &mut [f32],
-        max: f32,
-        temperature: f64,
-    ) -> Self {
-        let max = reference_point(max);
-        let (at_one, at_t) = if temperature == 1.0 {
-            let sum = store_one(row, max);
-            (sum, sum)
-        } else {
-            store_both(row, tempered, max, (1.0 / temperature) as f32)
-        };
-        Self { max: f64::from(max), at_one, at_t }
+    /// The sums of one logit.
+    pub(crate) fn of_one(logit: f32) -> Self {
+        Self { max: f64::from(logit), at_one: 1.0, at_t: 1.0 }
+    }
+
+    /// The sums over these logits and others.
+    pub(crate) fn and(self, other: Self, temperature: f64) -> Self {
+        if other.at_one == 0.0 {
+            return self;
+        }
+        if self.at_one == 0.0 {
+            return other;
+        }
+        let max = self.max.max(other.max);
+        let (ours, theirs) = (self.max - max, other.max - max);
+        Self {
+            max,
+            at_one: self.at_one * ours.exp() + other.at_one * theirs.exp(),
+            at_t: self.at_t * (ours / temperature).exp()
+                + other.at_t * (theirs / temperature).exp(),
+        }
     }
 
     /// `log Σ exp(z_j)`.
@@ -94,11 +103,29 @@ pub(crate) fn position_of(row: &[f32], value: f32) -> Option<usize> {
     None
 }
 
-/// `row = a·row + b·tempered`.
+/// `z = a·exp(z - max) + b·exp((z - max) / T)` in place.
+pub(crate) fn blend(row: &mut [f32], max: f64, temperature: f64, a: f64, b: f64) {
+    // The largest logit is one of them, so nothing is lost.
+    let max = max as f32;
+    if temperature == 1.0 {
+        blend_one(row, max, (a + b) as f32);
+    } else {
+        blend_both(row, max, (1.0 / temperature) as f32, a as f32, b as f32);
+    }
+}
+
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-pub(crate) fn blend(row: &mut [f32], tempered: &[f32], a: f32, b: f32) {
-    for (x, t) in row.iter_mut().zip(tempered) {
-        *x = a * *x + b * t;
+fn blend_one(row: &mut [f32], max: f32, a: f32) {
+    for z in row {
+        *z = a * exp_f32(*z - max);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn blend_both(row: &mut [f32], max: f32, inverse_t: f32, a: f32, b: f32) {
+    for z in row {
+        let below = *z - max;
+        *z = a * exp_f32(below) + b * exp_f32(below * inverse_t);
     }
 }
 
@@ -130,31 +157,6 @@ fn sum_both(row: &[f32], max: f32, inverse_t: f32) -> (f64, f64) {
             *t = exp_f32(below * inverse_t);
         }
         at_one += f64::from(sum_block(one));
-        at_t += f64::from(sum_block(tempered));
-    }
-    (at_one, at_t)
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn store_one(row: &mut [f32], max: f32) -> f64 {
-    let mut sum = 0.0;
-    for block in row.chunks_mut(BLOCK) {
-        block.iter_mut().for_each(|z| *z = exp_f32(*z - max));
-        sum += f64::from(sum_block(block));
-    }
-    sum
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn store_both(row: &mut [f32], tempered: &mut [f32], max: f32, inverse_t: f32) -> (f64, f64) {
-    let (mut at_one, mut at_t) = (0.0, 0.0);
-    for (row, tempered) in row.chunks_mut(BLOCK).zip(tempered.chunks_mut(BLOCK)) {
-        for (z, t) in row.iter_mut().zip(tempered.iter_mut()) {
-            let below = *z - max;
-            *z = exp_f32(below);
-            *t = exp_f32(below * inverse_t);
-        }
-        at_one += f64::from(sum_block(row));
         at_t += f64::from(sum_block(tempered));
     }
     (at_one, at_t)
@@ -198,12 +200,16 @@ mod tests {
                 row.iter().map(|&z| ((f64::from(z) - f64::from(max)) / t).exp()).sum();
             let sums = RestSums::of(&row, max, t);
             assert!((sums.at_t / wanted - 1.0).abs() < 3e-7, "{t}");
-            let (mut kept, mut tempered) = (row.clone(), vec![0.0; row.len()]);
-            let again = RestSums::keeping(&mut kept, &mut tempered, max, t);
-            assert_eq!((again.at_one, again.at_t), (sums.at_one, sums.at_t));
-            assert!((f64::from(kept[7]) - f64::from(row[7] - max).exp()).abs() < 1e-9);
-            let wanted = (f64::from(row[7] - max) / t).exp();
-            assert!(t == 1.0 || (f64::from(tempered[7]) - wanted).abs() < 1e-7);
+            let (mut parts, mut blended) = (RestSums::NONE, row.clone());
+            for part in row.chunks(777) {
+                parts = parts.and(RestSums::of(part, math::max(part), t), t);
+            }
+            assert_eq!(parts.max, sums.max);
+            assert!((parts.at_t / wanted - 1.0).abs() < 3e-7, "in parts, {t}");
+            blend(&mut blended, sums.max, t, 0.5, -2.0);
+            let below = f64::from(row[7] - max);
+            let wanted = 0.5 * below.exp() - 2.0 * (below / t).exp();
+            assert!((f64::from(blended[7]) - wanted).abs() < 3e-7);
         }
         for bad in [f32::NAN, f32::INFINITY] {
             let mut spoilt = row.clone();
@@ -214,6 +220,10 @@ mod tests {
         let nothing = RestSums::of(&[f32::NEG_INFINITY; 3], f32::NEG_INFINITY, 2.0);
         assert_eq!((nothing.at_one, nothing.at_t), (0.0, 0.0));
         assert_eq!(nothing.log_at_t(2.0), f64::NEG_INFINITY);
+        let far_below = RestSums::of_one(-1e4);
+        for sums in [nothing.and(far_below, 2.0), far_below.and(nothing, 2.0)] {
+            assert_eq!((sums.log_at_one(), sums.log_at_t(2.0)), (-1e4, -5e3));
+        }
     }
 
     #[test]

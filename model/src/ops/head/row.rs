@@ -12,6 +12,8 @@
 //! with `s` the softmax among them. Tail `renormalise` is the same with the k probabilities scaled
 //! up to sum to 1 and `p_rest` = 0.
 
+use std::ops::Range;
+
 use distill::signal::TopK;
 
 use super::exps::{RestSums, blend, log_sum, position_of};
@@ -28,154 +30,171 @@ pub(super) struct RowLoss {
     pub(super) student_mass: f64,
 }
 
-/// A position, without its logits.
-pub(super) struct Row<'a> {
+/// A position: what is known of it, and what its blocks of logits have told so far.
+pub(super) struct Row {
     target: usize,
-    /// The signal's tokens; none without a signal.
-    ids: &'a [u32],
+    /// The signal's tokens, by ascending id; none without a signal.
+    ids: Vec<u32>,
     /// Their probabilities, as the tail makes them.
     p: Vec<f64>,
     p_rest: f64,
     teacher_mass: f64,
-    /// 1 without a signal: one pass of exponentials is enough.
+    /// 1 without a signal: one exponential a class is enough.
     temperature: f64,
     ce_weight: f64,
     /// `alpha T² / T`
     kl_weight: f64,
+    /// The student's logits of the signal's tokens.
+    top: Vec<f64>,
+    logit_of_target: f64,
+    /// The largest logit of the other tokens, and the first that has it.
+    best_other: (f32, u32),
+    /// Over the other tokens.
+    sums: RestSums,
 }
 
-impl<'a> Row<'a> {
+impl Row {
     /// `signal` is a signal and the row of it that speaks of this position.
     pub(super) fn new(
         target: usize,
-        signal: Option<(&'a TopK, usize)>,
+        signal: Option<(&TopK, usize)>,
         settings: &LossSettings,
     ) -> Self {
         let LossSettings { alpha, temperature, tail, .. } = *settings;
-        let ce_weight = 1.0 - alpha;
-        let Some((signal, row)) = signal else {
-            return Self {
-                target,
-                ids: &[],
-                p: Vec::new(),
-                p_rest: 0.0,
-                teacher_mass: 0.0,
-                temperature: 1.0,
-                ce_weight,
-                kl_weight: 0.0,
-            };
+        let mut row = Self {
+            target,
+            ids: Vec::new(),
+            p: Vec::new(),
+            p_rest: 0.0,
+            teacher_mass: 0.0,
+            temperature: 1.0,
+            ce_weight: 1.0 - alpha,
+            kl_weight: 0.0,
+            top: Vec::new(),
+            logit_of_target: f64::NAN,
+            best_other: (f32::NEG_INFINITY, u32::MAX),
+            sums: RestSums::NONE,
         };
-        let (mut p, mut p_rest) = signal.probabilities(row);
-        let teacher_mass: f64 = p.iter().sum();
+        let Some((signal, number)) = signal else { return row };
+        let (mut p, p_rest) = signal.probabilities(number);
+        row.teacher_mass = p.iter().sum();
         if tail == Tail::Renormalise {
-            p.iter_mut().for_each(|p| *p /= teacher_mass);
-            p_rest = 0.0;
+            p.iter_mut().for_each(|p| *p /= row.teacher_mass);
+        } else {
+            row.p_rest = p_rest;
         }
-        let ids = &signal.ids[row * signal.k..(row + 1) * signal.k];
-        let kl_weight = alpha * temperature;
-        Self { target, ids, p, p_rest, teacher_mass, temperature, ce_weight, kl_weight }
+        let ids = &signal.ids[number * signal.k..(number + 1) * signal.k];
+        let mut pairs: Vec<(u32, f64)> = ids.iter().copied().zip(p).collect();
+        pairs.sort_unstable_by_key(|pair| pair.0);
+        (row.ids, row.p) = pairs.into_iter().unzip();
+        row.top = vec![f64::NAN; row.ids.len()];
+        row.temperature = temperature;
+        row.kl_weight = alpha * temperature;
+        row
     }
 
-    /// The losses; `logits` are scratch afterwards.
-    pub(super) fn losses(&self, logits: &mut [f32]) -> RowLoss {
-        let logit_of_target = f64::from(logits[self.target]);
-        let top = self.take_out(logits);
+    /// Takes note of the logits of the classes from `first` on; blocks come in order. `logits` are
+    /// what they were afterwards.
+    pub(super) fn listen(&mut self, logits: &mut [f32], first: usize) {
+        if let Some(&logit) = self.target.checked_sub(first).and_then(|at| logits.get(at)) {
+            self.logit_of_target = f64::from(logit);
+        }
+        let here = self.here(first, logits.len());
+        for slot in here.clone() {
+            let logit = &mut logits[self.ids[slot] as usize - first];
+            self.top[slot] = f64::from(std::mem::replace(logit, f32::NEG_INFINITY));
+        }
         let max = math::max(logits);
-        let argmax = self.argmax(logits, max, &top);
-        let sums = RestSums::of(logits, max, self.temperature);
-        self.measure(&Softmax::new(&sums, &top, self.temperature), logit_of_target, argmax)
-    }
-
-    /// The losses; the gradient of `alpha T² KL + (1 - alpha) CE` replaces `logits`. `tempered` is
-    /// scratch of the same length.
-    pub(super) fn losses_and_gradient(&self, logits: &mut [f32], tempered: &mut [f32]) -> RowLoss {
-        let logit_of_target = f64::from(logits[self.target]);
-        let top = self.take_out(logits);
-        let max = math::max(logits);
-        let argmax = self.argmax(logits, max, &top);
-        let sums = RestSums::keeping(logits, tempered, max, self.temperature);
-        let softmax = Softmax::new(&sums, &top, self.temperature);
-        let loss = self.measure(&softmax, logit_of_target, argmax);
-        self.gradient(logits, tempered, &sums, &softmax);
-        loss
-    }
-
-    /// Sets the logits of the signal's tokens to -inf and gives what they were.
-    fn take_out(&self, logits: &mut [f32]) -> Vec<f64> {
-        let take =
-            |&id: &u32| f64::from(std::mem::replace(&mut logits[id as usize], f32::NEG_INFINITY));
-        self.ids.iter().map(take).collect()
-    }
-
-    /// The largest of the taken-out logits and the others, whose largest is `max`.
-    fn argmax(&self, logits: &[f32], max: f32, top: &[f64]) -> u32 {
-        let (mut best, mut best_id) = (f64::NEG_INFINITY, u32::MAX);
-        for (&z, &id) in top.iter().zip(self.ids) {
-            if z > best || (z == best && id < best_id) {
-                (best, best_id) = (z, id);
-            }
+        if max > self.best_other.0
+            && let Some(at) = position_of(logits, max)
+        {
+            self.best_other = (max, (first + at) as u32);
         }
-        if f64::from(max) < best {
-            return best_id;
+        self.sums = self.sums.and(RestSums::of(logits, max, self.temperature), self.temperature);
+        for slot in here {
+            logits[self.ids[slot] as usize - first] = self.top[slot] as f32;
         }
-        let other = position_of(logits, max).map_or(u32::MAX, |at| at as u32);
-        if f64::from(max) > best { other } else { other.min(best_id) }
     }
 
-    fn measure(&self, softmax: &Softmax<'_>, logit_of_target: f64, argmax: u32) -> RowLoss {
-        let mut kl = kl_term(self.p_rest, softmax.log_q_rest);
-        let mut student_mass = 0.0;
-        for (log_q, &p) in softmax.log_q().zip(&self.p) {
-            kl += kl_term(p, log_q);
-            student_mass += log_q.exp();
-        }
-        let ce = softmax.log_z_one - logit_of_target;
-        RowLoss { ce, kl, argmax, teacher_mass: self.teacher_mass, student_mass }
-    }
-
-    /// Turns exponentials into the gradient: `logits` hold those at T = 1, `tempered` those at T.
-    fn gradient(
-        &self,
-        logits: &mut [f32],
-        tempered: &[f32],
-        sums: &RestSums,
-        softmax: &Softmax<'_>,
-    ) {
+    /// Turns the logits of the classes from `first` on, as they were heard, into the gradient of
+    /// `alpha T² KL + (1 - alpha) CE`. `softmax` is [`Row::softmax`] once all classes were heard.
+    pub(super) fn gradient(&self, softmax: &Softmax, logits: &mut [f32], first: usize) {
+        let sums = &self.sums;
         let at_one = self.ce_weight * (sums.max - softmax.log_z_one).exp();
         // A student that leaves the others nothing at all leaves them no direction to grow in.
         let p_rest = if sums.at_t == 0.0 { 0.0 } else { self.p_rest / sums.at_t };
         let q = (sums.max / self.temperature - softmax.log_z_t).exp();
         let at_t = self.kl_weight * (q - p_rest);
-        if self.temperature == 1.0 {
-            math::scale_in_place(logits, (at_one + at_t) as f32);
-        } else {
-            blend(logits, tempered, at_one as f32, at_t as f32);
+        let here = self.here(first, logits.len());
+        for slot in here.clone() {
+            // What is left of the largest logit would overflow where a token of the signal is
+            // far above all others.
+            logits[self.ids[slot] as usize - first] = f32::NEG_INFINITY;
         }
-        for (i, log_q) in softmax.log_q().enumerate() {
-            let ce = (softmax.top[i] - softmax.log_z_one).exp();
-            let kl = log_q.exp() - self.p[i];
-            logits[self.ids[i] as usize] = (self.ce_weight * ce + self.kl_weight * kl) as f32;
+        blend(logits, sums.max, self.temperature, at_one, at_t);
+        for slot in here {
+            let z = self.top[slot];
+            let ce = (z - softmax.log_z_one).exp();
+            let kl = softmax.log_q(z).exp() - self.p[slot];
+            let gradient = self.ce_weight * ce + self.kl_weight * kl;
+            logits[self.ids[slot] as usize - first] = gradient as f32;
         }
-        logits[self.target] -= self.ce_weight as f32;
+        if let Some(at) = self.target.checked_sub(first).filter(|&at| at < logits.len()) {
+            logits[at] -= self.ce_weight as f32;
+        }
+    }
+
+    /// The student's partition functions, once all classes were heard.
+    pub(super) fn softmax(&self) -> Softmax {
+        Softmax::new(&self.sums, &self.top, self.temperature)
+    }
+
+    /// The signal's tokens among `count` classes from `first` on.
+    fn here(&self, first: usize, count: usize) -> Range<usize> {
+        let below = |end: usize| self.ids.partition_point(|&id| (id as usize) < end);
+        below(first)..below(first + count)
+    }
+
+    /// The token with the largest logit, the lower id among equals.
+    fn argmax(&self) -> u32 {
+        let (mut best, mut best_id) = (f64::from(self.best_other.0), self.best_other.1);
+        for (&z, &id) in self.top.iter().zip(&self.ids) {
+            if z > best || (z == best && id < best_id) {
+                (best, best_id) = (z, id);
+            }
+        }
+        best_id
+    }
+
+    /// The losses. `softmax` is [`Row::softmax`] once all classes were heard.
+    pub(super) fn losses(&self, softmax: &Softmax) -> RowLoss {
+        let mut kl = kl_term(self.p_rest, softmax.log_q_rest);
+        let mut student_mass = 0.0;
+        for (&z, &p) in self.top.iter().zip(&self.p) {
+            let log_q = softmax.log_q(z);
+            kl += kl_term(p, log_q);
+            student_mass += log_q.exp();
+        }
+        let ce = softmax.log_z_one - self.logit_of_target;
+        let (argmax, teacher_mass) = (self.argmax(), self.teacher_mass);
+        RowLoss { ce, kl, argmax, teacher_mass, student_mass }
     }
 }
 
 /// The student's partition functions, and its probabilities at T of the k + 1 outcomes, which sum
 /// to 1 to the last digits of `f64`: a divergence made of them is not negative.
-struct Softmax<'a> {
-    top: &'a [f64],
+pub(super) struct Softmax {
     temperature: f64,
     log_z_one: f64,
     log_z_t: f64,
     log_q_rest: f64,
 }
 
-impl<'a> Softmax<'a> {
-    fn new(sums: &RestSums, top: &'a [f64], temperature: f64) -> Self {
+impl Softmax {
+    fn new(sums: &RestSums, top: &[f64], temperature: f64) -> Self {
         let log_rest = sums.log_at_t(temperature);
         let log_z_t = log_sum(log_rest, top.iter().map(|z| z / temperature));
         Self {
-            top,
             temperature,
             log_z_one: log_sum(sums.log_at_one(), top.iter().copied()),
             log_z_t,
@@ -183,9 +202,9 @@ impl<'a> Softmax<'a> {
         }
     }
 
-    /// `log softmax(z / T)` of the taken-out tokens.
-    fn log_q(&self) -> impl Iterator<Item = f64> {
-        self.top.iter().map(|z| z / self.temperature - self.log_z_t)
+    /// `log softmax(z / T)` of a token whose logit is `z`.
+    fn log_q(&self, z: f64) -> f64 {
+        z / self.temperature - self.log_z_t
     }
 }
 

@@ -1,0 +1,186 @@
+//! `engine_bench step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks]`: the engine alone,
+//! on random weights and tokens: seconds of each training step, or of scoring a batch. One JSON line.
+//! `cargo xtask bench engine` runs it beside its peer in PyTorch.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use distill::batch::{Sequence, TokenBatch};
+use distill::signal::TopK;
+use model::config::Qwen3Config;
+use model::ops::Precision;
+use model::ops::adamw::AdamW;
+use model::ops::embed::gather_rows;
+use model::ops::head::{LossSettings, Tail};
+use model::ops::topk::score_head;
+use model::qwen3::{Qwen3, Recompute};
+use model::student::Student;
+use model::weights::Weights;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+/// Temperature of the signals.
+const TEMPERATURE: f64 = 5.0;
+
+struct Asked {
+    config: Qwen3Config,
+    rows: usize,
+    tokens: usize,
+    precision: Precision,
+    k: usize,
+    steps: usize,
+    recompute: Recompute,
+}
+
+fn main() -> ExitCode {
+    model::malloc::tune();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
+    let Some((&what, rest)) = arguments.split_first() else {
+        return Err("step or score, then SHAPE ROWSxTOKENS".into());
+    };
+    let asked = asked(rest)?;
+    let seconds = match what {
+        "step" => steps(&asked)?,
+        "score" => scores(&asked)?,
+        other => return Err(format!("{other} is neither step nor score").into()),
+    };
+    let seconds: Vec<String> = seconds.iter().map(|s| format!("{s:.4}")).collect();
+    println!("{{\"seconds\": [{}], \"peak_mib\": {}}}", seconds.join(", "), peak_mib());
+    Ok(())
+}
+
+fn asked(rest: &[&str]) -> Result<Asked, Box<dyn Error>> {
+    let at = |index: usize, default| rest.get(index).copied().unwrap_or(default);
+    let (rows, tokens) = at(1, "4x256").split_once('x').ok_or("ROWSxTOKENS, such as 4x256")?;
+    Ok(Asked {
+        config: shape(at(0, "small"))?,
+        rows: rows.parse()?,
+        tokens: tokens.parse()?,
+        precision: match at(2, "f32") {
+            "f32" => Precision::F32,
+            "bf16" => Precision::Bf16,
+            other => return Err(format!("{other} is neither f32 nor bf16").into()),
+        },
+        k: at(3, "64").parse()?,
+        steps: at(4, "5").parse()?,
+        recompute: match at(5, "none") {
+            "none" => Recompute::None,
+            "blocks" => Recompute::Blocks,
+            other => return Err(format!("{other} is neither none nor blocks").into()),
+        },
+    })
+}
+
+/// `small`, or the shapes of a published model.
+fn shape(name: &str) -> Result<Qwen3Config, Box<dyn Error>> {
+    let [hidden, inter, layers, heads, kv, width, vocab] = match name {
+        "small" => [256, 768, 6, 8, 4, 32, 4096],
+        "qwen3-0.6b" => [1024, 3072, 28, 16, 8, 128, 151_936],
+        "qwen3-4b" => [2560, 9728, 36, 32, 8, 128, 151_936],
+        other => return Err(format!("no shape {other}: small, qwen3-0.6b, qwen3-4b").into()),
+    };
+    let json = format!(
+        r#"{{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": {hidden},
+            "intermediate_size": {inter}, "num_hidden_layers": {layers},
+            "num_attention_heads": {heads}, "num_key_value_heads": {kv}, "head_dim": {width},
+            "vocab_size": {vocab}, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+            "max_position_embeddings": 40960, "tie_word_embeddings": true,
+            "attention_bias": false, "hidden_act": "silu", "initializer_range": 0.02}}"#
+    );
+    Ok(Qwen3Config::from_json(&json)?)
+}
+
+fn sequences(asked: &Asked, random: &mut ChaCha8Rng) -> Result<Vec<Sequence>, Box<dyn Error>> {
+    let classes = asked.config.vocab_size as u32;
+    let mut row = || {
+        let ids = (0..asked.tokens).map(|_| random.random_range(0..classes)).collect();
+        Sequence::all_scored(ids)
+    };
+    Ok((0..asked.rows).map(|_| row()).collect::<Result<_, _>>()?)
+}
+
+/// A signal that is one: k distinct ids a row, values that fall, a rest.
+fn signal(rows: usize, k: usize, classes: usize, random: &mut ChaCha8Rng) -> TopK {
+    let mut signal = TopK { k, ids: vec![], scaled: vec![], log_z: vec![], log_rest: vec![] };
+    for _ in 0..rows {
+        let first = random.random_range(0..classes);
+        let stride = classes / k;
+        signal.ids.extend((0..k).map(|i| ((first + i * stride) % classes) as u32));
+        signal.scaled.extend((0..k).map(|i| -0.05 * i as f32));
+        let top: f64 = (0..k).map(|i| (-0.05 * i as f64).exp()).sum();
+        // Half of the mass is elsewhere; none can be where there is no other class.
+        let rest = if k == classes { 0.0 } else { top };
+        signal.log_z.push((top + rest).ln() as f32);
+        signal.log_rest.push((rest / (top + rest)).ln() as f32);
+    }
+    signal
+}
+
+fn steps(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let (config, classes) = (asked.config.clone(), asked.config.vocab_size);
+    let optimiser = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let mut student = Student::random(config, 1, asked.precision, optimiser, &Device::Cpu)?;
+    let loss = LossSettings {
+        alpha: 0.7,
+        temperature: TEMPERATURE,
+        tail: Tail::Bucket,
+        precision: asked.precision,
+    };
+    let rows = sequences(asked, &mut random)?;
+    let batch = TokenBatch::pack(&rows);
+    let positions = batch.scored().len();
+    let signal = signal(positions, asked.k, classes, &mut random);
+    (0..asked.steps)
+        .map(|_| {
+            let begin = Instant::now();
+            let scale = 1.0 / positions as f64;
+            student.backward(&batch, classes, Some(&signal), &loss, scale, asked.recompute)?;
+            student.step(5e-5, Some(1.0))?;
+            Ok(begin.elapsed().as_secs_f64())
+        })
+        .collect()
+}
+
+fn scores(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let classes = asked.config.vocab_size;
+    let dtype = if asked.precision == Precision::F32 { DType::F32 } else { DType::BF16 };
+    let weights = Weights::random(&asked.config, 1, &Device::Cpu)?;
+    let flat = weights.flat().to_dtype(dtype)?;
+    let weights = Weights::from_flat(flat, weights.index().clone())?;
+    let network = Qwen3::new(asked.config.clone(), weights, asked.precision)?;
+    let rows = sequences(asked, &mut random)?;
+    let batch = TokenBatch::pack(&rows);
+    let next: Vec<Option<u32>> = batch.targets().iter().map(|&id| Some(id)).collect();
+    (0..asked.steps)
+        .map(|_| {
+            let begin = Instant::now();
+            let hidden = gather_rows(&network.forward_hidden(&batch)?, batch.scored())?;
+            let (head, p) = (network.head(), asked.precision);
+            score_head(&hidden, head, classes, &next, TEMPERATURE, asked.k, p)?;
+            Ok(begin.elapsed().as_secs_f64())
+        })
+        .collect()
+}
+
+/// The largest resident memory of this process so far, MiB.
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or_default() / 1024
+}

@@ -1,0 +1,96 @@
+//! Products of operands rounded to bfloat16, summed in `f32`, at the rate of the processor's own
+//! instruction for it (AVX512-BF16: twice the operations of an `f32` instruction).
+//!
+//! For a piece of the sum ([`DEPTH`] terms) and a block of rows, the rows of `a` are rounded once
+//! into a buffer of the second cache; then every panel of 32 columns of `b` is rounded into a buffer
+//! of the first, just before it meets those rows. So an operand is rounded as it is read, from
+//! whatever type it is stored in, and no rounded copy of it exists in memory.
+//!
+//! Every element is one chain of sums in the order of the depth, two terms an instruction. Subnormal
+//! numbers count as 0, as the instruction has it.
+
+mod kernel;
+mod pack;
+
+use std::cell::RefCell;
+
+use super::{MatMut, MatRef, Store};
+use kernel::Tile;
+use pack::Rows;
+
+/// Rows and columns in which a product may be cut: the sides of the kernel's tile.
+pub(super) const UNITS: [usize; 2] = [kernel::ROWS, kernel::COLUMNS];
+/// Terms of a sum that stay in registers.
+const DEPTH: usize = 512;
+/// Rows of `a` that are held rounded: 768 kB at [`DEPTH`] terms.
+const BLOCK_ROWS: usize = 768;
+
+/// Whether this processor has the instruction.
+pub(super) fn available() -> bool {
+    // The standard library looks once and remembers.
+    is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+thread_local! {
+    /// Rounded rows and a rounded panel, kept from one product to the next.
+    static SCRATCH: RefCell<[Vec<u32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+/// `dst (+)= alpha·a·b` on the calling thread; there is at least one element.
+///
+/// # Panics
+/// When the instruction is not [`available`].
+pub(super) fn on_this_thread(
+    mut dst: MatMut<'_>,
+    store: Store,
+    alpha: f32,
+    a: MatRef<'_>,
+    b: MatRef<'_>,
+) {
+    assert!(available(), "this processor multiplies no bfloat16");
+    let depth = a.cols();
+    let pieces = depth.div_ceil(DEPTH).max(1);
+    SCRATCH.with_borrow_mut(|scratch| {
+        for piece in 0..pieces {
+            let depths = edge(piece, depth, pieces)..edge(piece + 1, depth, pieces);
+            let (a, b) = (a.columns(depths.clone()), b.row_range(depths));
+            let store = if piece == 0 { store } else { Store::Add };
+            add_piece(&mut dst, store, alpha, a, b, scratch);
+        }
+    });
+}
+
+/// Where piece `number` of `pieces` begins: nearly equal, of whole pairs but for the last.
+fn edge(number: usize, depth: usize, pieces: usize) -> usize {
+    depth.min((number * depth / pieces).next_multiple_of(2))
+}
+
+/// One piece of the sum, for all rows and columns.
+fn add_piece(
+    dst: &mut MatMut<'_>,
+    store: Store,
+    alpha: f32,
+    a: MatRef<'_>,
+    b: MatRef<'_>,
+    [row_space, panel]: &mut [Vec<u32>; 2],
+) {
+    let blocks = a.rows().div_ceil(BLOCK_ROWS);
+    let block_rows = a.rows().div_ceil(blocks).next_multiple_of(kernel::ROWS);
+    for first in (0..a.rows()).step_by(block_rows) {
+        let block = first..a.rows().min(first + block_rows);
+        let rounded = Rows::round(a.row_range(block.clone()), row_space);
+        for column in (0..b.cols()).step_by(kernel::COLUMNS) {
+            let columns = column..b.cols().min(column + kernel::COLUMNS);
+            let panel = pack::panel(b.columns(columns.clone()), panel);
+            for row in block.clone().step_by(kernel::ROWS) {
+                let rows = row..block.end.min(row + kernel::ROWS);
+                #[expect(unsafe_code, reason = "a block of a matrix of this call alone")]
+                // SAFETY: the block is gone before the next one is cut.
+                let target = unsafe { dst.block(rows, columns.clone()) };
+                Tile { target, store, alpha }.multiply(&rounded, row - first, panel);
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Tests of what the operations above do not reach: the way of a processor without bfloat16, and how
+//! a product is divided.
+
+use super::super::testing::{error, random};
+use super::*;
+
+/// A processor with the instruction takes [`bf16`] wherever bfloat16 is asked for; the other way
+/// must give the same products, to the rounding of their sums.
+#[test]
+fn a_processor_without_the_instruction_gets_the_same_products() {
+    let (m, n, k) = (37, 300, 1100);
+    let (a, b) = (random(1, m * k), random(2, k * n));
+    let (a, b) = (MatRef::new(&a[..], m, k), MatRef::new(&b[..], k, n));
+    let mut by_widening = vec![0.0; m * n];
+    let dst = MatMut::new(&mut by_widening, m, n);
+    widening(dst, Store::Replace, 0.5, a, b, Precision::Bf16);
+    let mut found = vec![1.0; m * n];
+    let dst = MatMut::new(&mut found, m, n);
+    product(dst, Store::Replace, 0.5, a, b, Precision::Bf16, Threads::Pool);
+    let exact: Vec<f64> = by_widening.iter().copied().map(f64::from).collect();
+    assert!(error(&found, &exact) < 1e-6);
+}
+
+#[test]
+fn infinities_and_nan_are_seen_and_touch_their_own_rows_only() {
+    let (m, n, k) = (14, 40, 33);
+    for bad in [f32::NAN, f32::INFINITY] {
+        let (mut a, b) = (random(3, m * k), random(4, k * n));
+        a[5 * k + 32] = bad;
+        for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
+            let mut found = vec![0.0; m * n];
+            let dst = MatMut::new(&mut found, m, n);
+            let (a, b) = (MatRef::new(&a[..], m, k), MatRef::new(&b[..], k, n));
+            product(dst, Store::Replace, 1.0, a, b, precision, Threads::Own);
+            for (row, values) in found.chunks_exact(n).enumerate() {
+                assert_eq!(values.iter().all(|v| v.is_finite()), row != 5, "{bad} {precision}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_of_depth_zero_is_zero() {
+    let none: [f32; 0] = [];
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut found = vec![7.0; 6];
+        let dst = MatMut::new(&mut found, 2, 3);
+        let (a, b) = (MatRef::new(&none[..], 2, 0), MatRef::new(&none[..], 0, 3));
+        product(dst, Store::Replace, 1.0, a, b, precision, Threads::Own);
+        assert_eq!(found, [0.0; 6]);
+    }
+}
+
+#[test]
+fn parts_cover_a_product_once_and_read_the_least() {
+    assert_eq!(grid(1000, 10, 6), [6, 1]);
+    assert_eq!(grid(100, 100, 4), [2, 2]);
+    assert_eq!(grid(10, 1000, 7), [1, 7]);
+    for (shares, len, unit) in [(3, 100, 12), (7, 5, 32), (16, 513, 64)] {
+        let mut end = 0;
+        for number in 0..shares {
+            let range = share(number, shares, len, unit);
+            assert_eq!(range.start, end);
+            end = range.end;
+        }
+        assert_eq!(end, len);
+    }
+}

@@ -1,0 +1,81 @@
+"""The peer of `engine_bench`, in PyTorch and transformers: seconds of each training step (KL + CE on
+the teacher's top-k with its tail, AdamW, clipping), or of scoring a batch. One JSON line.
+usage: engine_peer.py step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks]"""
+import json
+import resource
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+what, shape, size, dtype, k, steps, recompute = (sys.argv[1:] + [None] * 7)[:7]
+rows, tokens = map(int, (size or "4x256").split("x"))
+dtype, k, steps = dtype or "f32", int(k or 64), int(steps or 5)
+torch.set_num_threads(2)
+torch.manual_seed(1)
+hidden, inter, layers, heads, kv, width, vocab = {
+    "small": (256, 768, 6, 8, 4, 32, 4096),
+    "qwen3-0.6b": (1024, 3072, 28, 16, 8, 128, 151_936),
+    "qwen3-4b": (2560, 9728, 36, 32, 8, 128, 151_936),
+}[shape]
+config = Qwen3Config(
+    hidden_size=hidden, intermediate_size=inter, num_hidden_layers=layers, num_attention_heads=heads,
+    num_key_value_heads=kv, head_dim=width, vocab_size=vocab, tie_word_embeddings=True,
+    max_position_embeddings=40960, rope_theta=1e6, attention_bias=False,
+)
+T, alpha = 5.0, 0.7
+ids = torch.randint(0, vocab, (rows, tokens))
+
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16")
+
+
+def step_seconds():
+    model = Qwen3ForCausalLM(config).train()
+    if recompute == "blocks":
+        model.gradient_checkpointing_enable()
+    model.config.use_cache = False
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
+    # The teacher's signal is given: ids, log-probabilities at T, log of the rest's mass.
+    top = torch.stack([torch.randperm(vocab)[:k] for _ in range(rows * (tokens - 1))])
+    values = -0.05 * torch.arange(k).float().expand(len(top), k)
+    rest = values.logsumexp(-1) if k < vocab else torch.full((len(top),), -torch.inf)
+    log_z = torch.logaddexp(values.logsumexp(-1), rest)
+    log_p, log_p_rest = values - log_z[:, None], rest - log_z
+    p, p_rest = log_p.exp(), log_p_rest.exp()
+    for _ in range(steps):
+        begin = time.perf_counter()
+        with autocast():
+            logits = model(input_ids=ids).logits
+        z = logits[:, :-1].float().reshape(-1, vocab)
+        ce = F.cross_entropy(z, ids[:, 1:].reshape(-1))
+        log_q = F.log_softmax(z / T, -1).gather(-1, top)
+        log_q_rest = torch.log1p(-log_q.exp().sum(-1).clamp(max=1 - 1e-7))
+        kl = (p * (log_p - log_q)).sum(-1) + p_rest * (log_p_rest - log_q_rest)
+        loss = alpha * T * T * kl.mean() + (1 - alpha) * ce
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        yield time.perf_counter() - begin
+
+
+def score_seconds():
+    model = Qwen3ForCausalLM(config).to(torch.bfloat16 if dtype == "bf16" else torch.float32).eval()
+    for _ in range(steps):
+        begin = time.perf_counter()
+        with torch.no_grad():
+            hidden_states = model.model(input_ids=ids).last_hidden_state.reshape(-1, hidden)
+            # In pieces: the logits of all positions at once would be its largest memory by far.
+            for piece in hidden_states.split(256):
+                scaled = model.lm_head(piece).float() / T
+                scaled.topk(k), scaled.logsumexp(-1)
+        yield time.perf_counter() - begin
+
+
+seconds = list(step_seconds() if what == "step" else score_seconds())
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+print(json.dumps({"seconds": [round(s, 4) for s in seconds], "peak_mib": peak}))
