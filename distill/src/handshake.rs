@@ -105,6 +105,8 @@ pub struct Agreement {
     pub classes: usize,
     /// The model every reply must come from.
     pub model_fingerprint: Fingerprint,
+    /// The tokenizer every reply's ids must belong to.
+    pub tokenizer_fingerprint: Fingerprint,
     /// Requests the teacher reads ahead on one stream.
     pub max_in_flight: usize,
 }
@@ -227,6 +229,7 @@ pub fn check(teacher: &TeacherFacts, student: &StudentFacts) -> Result<Agreement
     Ok(Agreement {
         classes,
         model_fingerprint: teacher.model_fingerprint,
+        tokenizer_fingerprint: teacher.tokenizer_fingerprint,
         max_in_flight: teacher.limits.max_in_flight_per_stream,
     })
 }

@@ -56,8 +56,13 @@ fn refused(
 #[test]
 fn a_pair_that_fits_agrees_on_all_classes() {
     let agreement = check(&teacher(), &student()).unwrap();
-    let model_fingerprint = Fingerprint([1; 32]);
-    assert_eq!(agreement, Agreement { classes: 151_936, model_fingerprint, max_in_flight: 64 });
+    let wanted = Agreement {
+        classes: 151_936,
+        model_fingerprint: Fingerprint([1; 32]),
+        tokenizer_fingerprint: Fingerprint([2; 32]),
+        max_in_flight: 64,
+    };
+    assert_eq!(agreement, wanted);
 }
 
 #[test]

@@ -46,6 +46,16 @@ impl Bench {
         Feed::start(&self.network, &self.teacher, Arc::clone(&self.set), order, Self::ask())
     }
 
+    /// Gives the serving teacher another model or tokenizer; returns the fingerprint it had.
+    fn exchange(&self, what: &str) -> Fingerprint {
+        let mut facts = self.served.teacher.facts.lock().unwrap();
+        let fingerprint = match what {
+            "model" => &mut facts.model_fingerprint,
+            _ => &mut facts.tokenizer_fingerprint,
+        };
+        std::mem::replace(fingerprint, Fingerprint([9; 32]))
+    }
+
     /// Checks that every row of the order comes, in order, with the teacher's own numbers.
     fn all_come(&self, order: Vec<usize>) {
         let mut feed = self.feed(order.clone());
@@ -148,21 +158,31 @@ fn the_wait_is_measured_and_a_stop_ends_it() {
 }
 
 #[test]
-fn another_model_behind_the_address_stops_the_run_with_both_fingerprints() {
-    let bench = Bench::new();
-    bench.served.teacher.facts.lock().unwrap().model_fingerprint = Fingerprint([9; 32]);
-    let error = bench.feed(vec![0]).next(&Stop::default()).unwrap_err().to_string();
-    assert!(error.contains(&"09".repeat(32)) && error.contains(&"07".repeat(32)), "{error}");
+fn another_model_or_tokenizer_behind_the_address_stops_the_run_with_both_fingerprints() {
+    for what in ["model", "tokenizer"] {
+        let bench = Bench::new();
+        let wanted = bench.exchange(what);
+        let error = bench.feed(vec![0]).next(&Stop::default()).unwrap_err().to_string();
+        for part in [what, &"09".repeat(32), &wanted.to_string()] {
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
+    }
 }
 
 #[test]
-fn a_model_exchanged_under_an_open_stream_stops_the_run() {
-    let bench = Bench::new();
-    let mut feed = bench.feed((0..12).collect());
-    feed.next(&Stop::default()).unwrap().unwrap();
-    bench.served.teacher.facts.lock().unwrap().model_fingerprint = Fingerprint([9; 32]);
-    let last = (1..12).find_map(|_| feed.next(&Stop::default()).err()).unwrap();
-    assert!(matches!(last, TeacherError::Reply { source: ReplyError::Model { .. }, .. }), "{last}");
+fn a_model_or_tokenizer_exchanged_under_an_open_stream_stops_the_run() {
+    for what in ["model", "tokenizer"] {
+        let bench = Bench::new();
+        let mut feed = bench.feed((0..12).collect());
+        feed.next(&Stop::default()).unwrap().unwrap();
+        bench.exchange(what);
+        let last = (1..12).find_map(|_| feed.next(&Stop::default()).err()).unwrap();
+        let TeacherError::Reply { source, .. } = &last else { panic!("{last}") };
+        match what {
+            "model" => assert!(matches!(source, ReplyError::Model { .. }), "{last}"),
+            _ => assert!(matches!(source, ReplyError::Tokenizer { .. }), "{last}"),
+        }
+    }
 }
 
 #[test]

@@ -99,14 +99,16 @@ pub enum TeacherError {
         /// What is wrong with it, both values.
         source: ReplyError,
     },
-    /// Another model answers at an address.
+    /// Another model or tokenizer answers at an address.
     #[error(
-        "teacher {url} now serves another model: fingerprint {found}, the run began with {wanted}; \
-         a run learns from one teacher: restore it, or start a new run"
+        "teacher {url} now serves another {what}: fingerprint {found}, the run began with \
+         {wanted}; a run learns from one teacher: restore it, or start a new run"
     )]
     Changed {
         /// The address.
         url: String,
+        /// `model` or `tokenizer`.
+        what: &'static str,
         /// The fingerprint now.
         found: Fingerprint,
         /// The fingerprint of the run.

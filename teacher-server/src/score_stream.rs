@@ -150,6 +150,7 @@ impl ScoreStream {
         let facts = &self.serving.facts;
         let stamp = Stamp {
             model_fingerprint: facts.model_fingerprint,
+            tokenizer_fingerprint: facts.tokenizer_fingerprint,
             max_reply_bytes: facts.limits.max_reply_bytes,
             queued: answer.queued,
             computed: answer.computed,

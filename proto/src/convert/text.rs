@@ -1,6 +1,5 @@
 //! `ScoreText`: text in, plain repeated fields out.
 
-use distill::fingerprint::Fingerprint;
 use distill::handshake::TeacherFacts;
 use distill::signal::TopK;
 
@@ -69,7 +68,7 @@ pub fn text_reply(
     tokens: &[u32],
     signal: &TopK,
     next_logprob: &[f32],
-    model_fingerprint: Fingerprint,
+    server: &TeacherFacts,
     text_of: impl Fn(u32) -> String,
 ) -> v1::ScoreTextReply {
     let entries = signal.ids.chunks_exact(signal.k).zip(signal.scaled.chunks_exact(signal.k));
@@ -94,7 +93,8 @@ pub fn text_reply(
     v1::ScoreTextReply {
         tokens: tokens.iter().zip(rows).map(token).collect(),
         temperature: job.temperature,
-        model_fingerprint: model_fingerprint.to_string(),
+        model_fingerprint: server.model_fingerprint.to_string(),
+        tokenizer_fingerprint: server.tokenizer_fingerprint.to_string(),
     }
 }
 
@@ -143,9 +143,10 @@ mod tests {
         signal.push_exact(&[4.0, 0.0, 2.0], 2.0);
         let next = [-0.25, f32::NAN];
         let reply =
-            text_reply(&job, &[2, 1], &signal, &next, Fingerprint([1; 32]), |id| format!("<{id}>"));
+            text_reply(&job, &[2, 1], &signal, &next, &server(), |id| format!("<{id}>"));
         assert_eq!((reply.temperature, reply.tokens.len()), (2.0, 2));
-        assert_eq!(reply.model_fingerprint, "01".repeat(32));
+        assert_eq!(reply.model_fingerprint, "07".repeat(32));
+        assert_eq!(reply.tokenizer_fingerprint, "09".repeat(32));
         let [first, last] = &reply.tokens[..] else { panic!("two tokens") };
         assert_eq!((first.id, first.text.as_str(), first.next_logprob), (2, "<2>", Some(-0.25)));
         assert_eq!((last.id, last.next_logprob), (1, None));

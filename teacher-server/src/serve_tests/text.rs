@@ -20,6 +20,7 @@ async fn text_comes_back_with_the_most_probable_next_tokens() {
     let ids: Vec<u32> = reply.tokens.iter().map(|token| token.id).collect();
     assert_eq!(ids, [33 % 32, 66 % 32, 67 % 32]);
     assert_eq!((reply.temperature, reply.model_fingerprint), (2.0, "a5".repeat(32)));
+    assert_eq!(reply.tokenizer_fingerprint, "5a".repeat(32));
     for (t, token) in reply.tokens.iter().enumerate() {
         let logits = FakeScorer::logits(&ids[..=t], CLASSES);
         let log_z = log_sum_exp(logits.iter().map(|y| y / 2.0));
