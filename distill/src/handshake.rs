@@ -44,6 +44,8 @@ pub struct Limits {
     pub max_queued_sequences: usize,
     /// Tokens that may wait for the device, over all clients.
     pub max_queued_tokens: usize,
+    /// Longest text of `ScoreText`, in bytes.
+    pub max_text_bytes: usize,
 }
 
 /// What a teacher states of itself.

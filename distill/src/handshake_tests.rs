@@ -19,6 +19,7 @@ fn teacher() -> TeacherFacts {
             max_batch_tokens: 8192,
             max_queued_sequences: 100,
             max_queued_tokens: 100_000,
+            max_text_bytes: 32_768,
         },
         signals: vec![SignalKind::TopK],
         codecs: vec![Codec::Packed, Codec::Raw],

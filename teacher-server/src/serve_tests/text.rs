@@ -51,9 +51,11 @@ async fn what_cannot_be_scored_is_refused_by_name() {
     let mut client = server.client().await;
     let long = "a".repeat(4097);
     let wide = "a".repeat(4096);
+    let huge = "a".repeat(16 * 4096 + 1);
     let cases = [
         (ask("", 1.0, 5), "empty"),
         (ask(&long, 1.0, 5), "4097"),
+        (ask(&huge, 1.0, 5), "65537 bytes, this server takes at most 65536"),
         (ask(&wide, 1.0, 32), "65536"),
         (ask("a", f32::NAN, 5), "temperature NaN"),
         (ask("a", -1.0, 5), "temperature -1"),
