@@ -234,6 +234,46 @@ fn a_teacher_that_does_not_answer_is_named_with_the_attempts_and_the_time() {
     assert!(text.contains(&url) && text.contains("refused"), "{text}");
 }
 
+/// A port where every connection is answered with these bytes, whatever it says.
+fn stranger(says: &'static [u8]) -> std::net::SocketAddr {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            // The other side may be gone already.
+            let _ = connection.read(&mut [0; 1024]);
+            let _ = connection.write_all(says);
+        }
+    });
+    address
+}
+
+#[test]
+fn a_port_where_something_else_listens_is_named_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5);
+    let network = Network::start().unwrap();
+    let (begin, limit) = (Instant::now(), Duration::from_secs(60));
+    let health = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nserving\n";
+    let cases: [(&[u8], &str); 3] = [
+        (health, "the HTTP port of a teacher-server"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "a web server"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH-2.0-OpenSSH_9.6"),
+    ];
+    for (says, wanted) in cases {
+        let url = format!("http://{}", stranger(says));
+        let error = Teacher::connect(&network, &url, &facts, limit, &Stop::default()).unwrap_err();
+        assert!(matches!(error, TeacherError::NotATeacher { .. }), "{error}");
+        let text = error.to_string();
+        for part in [url.as_str(), wanted, "grpc=HOST:PORT"] {
+            assert!(text.contains(part), "{text} lacks {part}");
+        }
+    }
+    assert!(begin.elapsed() < PATIENCE * 3, "{:?}", begin.elapsed());
+}
+
 #[test]
 fn a_teacher_of_another_tokenizer_is_refused_with_both_fingerprints() {
     let bench = Bench::new();

@@ -124,7 +124,7 @@ async fn open(
 impl From<Failure> for Said {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Passing(error) => Self::Ended(error),
+            Failure::Passing(error) | Failure::Garbled(error) => Self::Ended(error),
             Failure::Final(error) => Self::Broken(error),
         }
     }
