@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use distill::codec::{Codec, row_bytes};
 use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, TeacherFacts};
-
-use proto::limits::{MAX_MESSAGE_BYTES, MIN_REPLY_BYTES, TEXT_BYTES_A_TOKEN};
+use proto::limits::{DEFAULT_LIMITS, MAX_MESSAGE_BYTES, MIN_REPLY_BYTES, TEXT_BYTES_A_TOKEN};
 
 use crate::scorer::Facts;
 
@@ -118,16 +117,16 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// What the flags default to.
+    /// What the flags default to: the contract's numbers where it names any.
     pub const DEFAULT: Self = Self {
         max_sequence_tokens: None,
-        max_batch_tokens: 16_384,
-        max_top_k: 1024,
-        max_queued_sequences: 512,
-        max_queued_tokens: 65_536,
-        max_in_flight_per_stream: 64,
-        max_reply_bytes: 1 << 20,
-        max_request_bytes: 4 << 20,
+        max_batch_tokens: DEFAULT_LIMITS.max_batch_tokens as u32,
+        max_top_k: DEFAULT_LIMITS.max_top_k as u32,
+        max_queued_sequences: DEFAULT_LIMITS.max_queued_sequences as u32,
+        max_queued_tokens: DEFAULT_LIMITS.max_queued_tokens as u32,
+        max_in_flight_per_stream: DEFAULT_LIMITS.max_in_flight_per_stream as u32,
+        max_reply_bytes: DEFAULT_LIMITS.max_reply_bytes as u32,
+        max_request_bytes: DEFAULT_LIMITS.max_request_bytes as u32,
         max_text_bytes: None,
         max_connections: 256,
         idle_timeout: Duration::from_secs(60),
