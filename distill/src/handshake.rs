@@ -44,6 +44,8 @@ pub struct Limits {
     pub max_queued_sequences: usize,
     /// Tokens that may wait for the device, over all clients.
     pub max_queued_tokens: usize,
+    /// Longest text of `ScoreText`, in bytes.
+    pub max_text_bytes: usize,
 }
 
 /// What a teacher states of itself.
@@ -105,6 +107,8 @@ pub struct Agreement {
     pub classes: usize,
     /// The model every reply must come from.
     pub model_fingerprint: Fingerprint,
+    /// The tokenizer every reply's ids must belong to.
+    pub tokenizer_fingerprint: Fingerprint,
     /// Requests the teacher reads ahead on one stream.
     pub max_in_flight: usize,
 }
@@ -227,6 +231,7 @@ pub fn check(teacher: &TeacherFacts, student: &StudentFacts) -> Result<Agreement
     Ok(Agreement {
         classes,
         model_fingerprint: teacher.model_fingerprint,
+        tokenizer_fingerprint: teacher.tokenizer_fingerprint,
         max_in_flight: teacher.limits.max_in_flight_per_stream,
     })
 }

@@ -19,6 +19,7 @@ fn teacher() -> TeacherFacts {
             max_batch_tokens: 8192,
             max_queued_sequences: 100,
             max_queued_tokens: 100_000,
+            max_text_bytes: 32_768,
         },
         signals: vec![SignalKind::TopK],
         codecs: vec![Codec::Packed, Codec::Raw],
@@ -56,8 +57,13 @@ fn refused(
 #[test]
 fn a_pair_that_fits_agrees_on_all_classes() {
     let agreement = check(&teacher(), &student()).unwrap();
-    let model_fingerprint = Fingerprint([1; 32]);
-    assert_eq!(agreement, Agreement { classes: 151_936, model_fingerprint, max_in_flight: 64 });
+    let wanted = Agreement {
+        classes: 151_936,
+        model_fingerprint: Fingerprint([1; 32]),
+        tokenizer_fingerprint: Fingerprint([2; 32]),
+        max_in_flight: 64,
+    };
+    assert_eq!(agreement, wanted);
 }
 
 #[test]

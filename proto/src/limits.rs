@@ -24,6 +24,13 @@ pub const DEFAULT_TEXT_TOP_K: usize = 5;
 /// Most candidates a position that `ScoreText` shows.
 pub const MAX_TEXT_TOP_K: usize = 1024;
 
+/// Bytes of text `ScoreText` takes for each token of the longest sequence where nobody sets another
+/// bound. Every token of a byte-level tokenizer is at least one byte; prose and code have 3 to 5 a
+/// token, so a text beyond this bound has too many tokens unless it consists of long runs of blanks
+/// or dashes. It is refused before the tokenizer, which takes hundreds of bytes for each of the
+/// text's, has seen it.
+pub const TEXT_BYTES_A_TOKEN: usize = 16;
+
 /// A server's bounds where nobody sets others. Beside these a sequence is never longer than the
 /// model's positions: here Qwen3's.
 pub const DEFAULT_LIMITS: Limits = Limits {
@@ -35,6 +42,7 @@ pub const DEFAULT_LIMITS: Limits = Limits {
     max_batch_tokens: 16_384,
     max_queued_sequences: 512,
     max_queued_tokens: 65_536,
+    max_text_bytes: 655_360,
 };
 
 #[cfg(test)]
@@ -73,5 +81,9 @@ mod tests {
             assert!(wire.contains(&row), "docs/wire.md has no row {row:?}");
         }
         assert!(wire.contains(&temperatures));
+        let text = format!("| `max_text_bytes` | {TEXT_BYTES_A_TOKEN} · `max_sequence_tokens`");
+        assert!(wire.contains(&text), "docs/wire.md does not say {text:?}");
+        let of_tokens = TEXT_BYTES_A_TOKEN * limits.max_sequence_tokens;
+        assert_eq!(limits.max_text_bytes, of_tokens);
     }
 }

@@ -214,7 +214,7 @@ impl Shell {
             codec: self.ask.codec,
             classes: agreement.classes,
         };
-        let assembler = ReplyAssembler::new(job, agreement.model_fingerprint);
+        let assembler = ReplyAssembler::new(job, agreement);
         self.pending.insert(id, Pending { row, assembler, wire_bytes: 0, answer: None });
     }
 
@@ -294,14 +294,8 @@ impl Shell {
 
     fn connect(&mut self) {
         self.links_opened += 1;
-        let agreement = &self.teacher.agreement;
-        self.link = Some(Link::open(
-            self.links_opened,
-            self.teacher.address.clone(),
-            agreement.model_fingerprint,
-            agreement.max_in_flight,
-            self.words.0.clone(),
-        ));
+        let (address, agreement) = (self.teacher.address.clone(), self.teacher.agreement);
+        self.link = Some(Link::open(self.links_opened, address, agreement, self.words.0.clone()));
     }
 
     /// Sends the request for a row; what came of an earlier attempt is forgotten.

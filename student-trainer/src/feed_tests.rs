@@ -46,6 +46,16 @@ impl Bench {
         Feed::start(&self.network, &self.teacher, Arc::clone(&self.set), order, Self::ask())
     }
 
+    /// Gives the serving teacher another model or tokenizer; returns the fingerprint it had.
+    fn exchange(&self, what: &str) -> Fingerprint {
+        let mut facts = self.served.teacher.facts.lock().unwrap();
+        let fingerprint = match what {
+            "model" => &mut facts.model_fingerprint,
+            _ => &mut facts.tokenizer_fingerprint,
+        };
+        std::mem::replace(fingerprint, Fingerprint([9; 32]))
+    }
+
     /// Checks that every row of the order comes, in order, with the teacher's own numbers.
     fn all_come(&self, order: Vec<usize>) {
         let mut feed = self.feed(order.clone());
@@ -148,21 +158,31 @@ fn the_wait_is_measured_and_a_stop_ends_it() {
 }
 
 #[test]
-fn another_model_behind_the_address_stops_the_run_with_both_fingerprints() {
-    let bench = Bench::new();
-    bench.served.teacher.facts.lock().unwrap().model_fingerprint = Fingerprint([9; 32]);
-    let error = bench.feed(vec![0]).next(&Stop::default()).unwrap_err().to_string();
-    assert!(error.contains(&"09".repeat(32)) && error.contains(&"07".repeat(32)), "{error}");
+fn another_model_or_tokenizer_behind_the_address_stops_the_run_with_both_fingerprints() {
+    for what in ["model", "tokenizer"] {
+        let bench = Bench::new();
+        let wanted = bench.exchange(what);
+        let error = bench.feed(vec![0]).next(&Stop::default()).unwrap_err().to_string();
+        for part in [what, &"09".repeat(32), &wanted.to_string()] {
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
+    }
 }
 
 #[test]
-fn a_model_exchanged_under_an_open_stream_stops_the_run() {
-    let bench = Bench::new();
-    let mut feed = bench.feed((0..12).collect());
-    feed.next(&Stop::default()).unwrap().unwrap();
-    bench.served.teacher.facts.lock().unwrap().model_fingerprint = Fingerprint([9; 32]);
-    let last = (1..12).find_map(|_| feed.next(&Stop::default()).err()).unwrap();
-    assert!(matches!(last, TeacherError::Reply { source: ReplyError::Model { .. }, .. }), "{last}");
+fn a_model_or_tokenizer_exchanged_under_an_open_stream_stops_the_run() {
+    for what in ["model", "tokenizer"] {
+        let bench = Bench::new();
+        let mut feed = bench.feed((0..12).collect());
+        feed.next(&Stop::default()).unwrap().unwrap();
+        bench.exchange(what);
+        let last = (1..12).find_map(|_| feed.next(&Stop::default()).err()).unwrap();
+        let TeacherError::Reply { source, .. } = &last else { panic!("{last}") };
+        match what {
+            "model" => assert!(matches!(source, ReplyError::Model { .. }), "{last}"),
+            _ => assert!(matches!(source, ReplyError::Tokenizer { .. }), "{last}"),
+        }
+    }
 }
 
 #[test]
@@ -212,6 +232,46 @@ fn a_teacher_that_does_not_answer_is_named_with_the_attempts_and_the_time() {
     assert!(*attempts >= 2 && *tried_for >= limit);
     let text = error.to_string();
     assert!(text.contains(&url) && text.contains("refused"), "{text}");
+}
+
+/// A port where every connection is answered with these bytes, whatever it says.
+fn stranger(says: &'static [u8]) -> std::net::SocketAddr {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            // The other side may be gone already.
+            let _ = connection.read(&mut [0; 1024]);
+            let _ = connection.write_all(says);
+        }
+    });
+    address
+}
+
+#[test]
+fn a_port_where_something_else_listens_is_named_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5);
+    let network = Network::start().unwrap();
+    let (begin, limit) = (Instant::now(), Duration::from_secs(60));
+    let health = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nserving\n";
+    let cases: [(&[u8], &str); 3] = [
+        (health, "the HTTP port of a teacher-server"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "a web server"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH-2.0-OpenSSH_9.6"),
+    ];
+    for (says, wanted) in cases {
+        let url = format!("http://{}", stranger(says));
+        let error = Teacher::connect(&network, &url, &facts, limit, &Stop::default()).unwrap_err();
+        assert!(matches!(error, TeacherError::NotATeacher { .. }), "{error}");
+        let text = error.to_string();
+        for part in [url.as_str(), wanted, "grpc=HOST:PORT"] {
+            assert!(text.contains(part), "{text} lacks {part}");
+        }
+    }
+    assert!(begin.elapsed() < PATIENCE * 3, "{:?}", begin.elapsed());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use distill::fingerprint::Fingerprint;
+use distill::handshake::Agreement;
 use proto::v1::{ScoreReply, ScoreRequest};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -38,18 +38,17 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Opens a stream in a task of its own; its words go to `words`. At most `max_in_flight`
-    /// requests may be unanswered.
+    /// Opens a stream in a task of its own; its words go to `words`. At most
+    /// `agreement.max_in_flight` requests may be unanswered.
     pub(crate) fn open(
         number: u64,
         address: Address,
-        wanted: Fingerprint,
-        max_in_flight: usize,
+        agreement: Agreement,
         words: mpsc::Sender<Word>,
     ) -> Self {
-        let (requests, outgoing) = mpsc::channel(max_in_flight.max(1));
+        let (requests, outgoing) = mpsc::channel(agreement.max_in_flight.max(1));
         let task = tokio::spawn(async move {
-            let last = talk(number, &address, wanted, outgoing, &words).await;
+            let last = talk(number, &address, &agreement, outgoing, &words).await;
             // Nobody listens any more when this fails.
             let _ = words.send((number, last)).await;
         });
@@ -75,11 +74,11 @@ impl Drop for Link {
 async fn talk(
     number: u64,
     address: &Address,
-    wanted: Fingerprint,
+    agreement: &Agreement,
     outgoing: mpsc::Receiver<ScoreRequest>,
     words: &mpsc::Sender<Word>,
 ) -> Said {
-    let mut client = match open(address, wanted).await {
+    let mut client = match open(address, agreement).await {
         Ok(client) => client,
         Err(failure) => return failure.into(),
     };
@@ -104,15 +103,20 @@ async fn talk(
     }
 }
 
-/// A connection to the model the run began with.
+/// A connection to the model and tokenizer the run began with.
 async fn open(
     address: &Address,
-    wanted: Fingerprint,
+    agreement: &Agreement,
 ) -> Result<proto::v1::teacher_client::TeacherClient<tonic::transport::Channel>, Failure> {
-    let found = address.info().await?.model_fingerprint;
-    if found != wanted {
-        let url = address.url.clone();
-        return Err(Failure::Final(TeacherError::Changed { url, found, wanted }));
+    let facts = address.info().await?;
+    for (what, found, wanted) in [
+        ("model", facts.model_fingerprint, agreement.model_fingerprint),
+        ("tokenizer", facts.tokenizer_fingerprint, agreement.tokenizer_fingerprint),
+    ] {
+        if found != wanted {
+            let url = address.url.clone();
+            return Err(Failure::Final(TeacherError::Changed { url, what, found, wanted }));
+        }
     }
     address.client().await.map_err(Failure::Passing)
 }
@@ -120,7 +124,7 @@ async fn open(
 impl From<Failure> for Said {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Passing(error) => Self::Ended(error),
+            Failure::Passing(error) | Failure::Garbled(error) => Self::Ended(error),
             Failure::Final(error) => Self::Broken(error),
         }
     }

@@ -18,6 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::observer::TeacherLine;
 use crate::stop::Stop;
+use crate::stranger;
 
 /// Bytes a teacher may send before this side has read them.
 const FLOW_WINDOW_BYTES: u32 = 8 << 20;
@@ -54,6 +55,17 @@ pub enum TeacherError {
         limit: Duration,
         /// The last thing that went wrong.
         last_error: String,
+    },
+    /// Something else listens there.
+    #[error(
+        "--teacher {url}: {found}; give the address that teacher-server prints as grpc=HOST:PORT \
+         when it has started"
+    )]
+    NotATeacher {
+        /// The address.
+        url: String,
+        /// What listens there.
+        found: String,
     },
     /// Stopped by a signal while waiting for a teacher.
     #[error("stopped while waiting for teacher {url}")]
@@ -99,14 +111,16 @@ pub enum TeacherError {
         /// What is wrong with it, both values.
         source: ReplyError,
     },
-    /// Another model answers at an address.
+    /// Another model or tokenizer answers at an address.
     #[error(
-        "teacher {url} now serves another model: fingerprint {found}, the run began with {wanted}; \
-         a run learns from one teacher: restore it, or start a new run"
+        "teacher {url} now serves another {what}: fingerprint {found}, the run began with \
+         {wanted}; a run learns from one teacher: restore it, or start a new run"
     )]
     Changed {
         /// The address.
         url: String,
+        /// `model` or `tokenizer`.
+        what: &'static str,
         /// The fingerprint now.
         found: Fingerprint,
         /// The fingerprint of the run.
@@ -263,6 +277,11 @@ impl Address {
         Ok(Self { url: url.to_owned(), endpoint })
     }
 
+    /// `HOST:PORT`.
+    fn authority(&self) -> &str {
+        self.endpoint.uri().authority().map_or("", |authority| authority.as_str())
+    }
+
     /// A client on a new connection.
     pub(crate) async fn client(&self) -> Result<TeacherClient<Channel>, String> {
         let channel = self.endpoint.connect().await.map_err(|e| with_causes(&e))?;
@@ -284,6 +303,10 @@ impl Address {
     pub(crate) fn failure(&self, call: &'static str, status: &tonic::Status) -> Failure {
         let (code, message) = (status.code(), status.message());
         match Reaction::to(code) {
+            // A status that was not sent but made here, of what the transport met.
+            Reaction::Retry if std::error::Error::source(status).is_some() => {
+                Failure::Garbled(with_causes(status))
+            }
             Reaction::Retry => Failure::Passing(format!("{code:?}: {message}")),
             Reaction::Stop => {
                 let (url, message) = (self.url.clone(), message.to_owned());
@@ -298,6 +321,8 @@ impl Address {
 pub(crate) enum Failure {
     /// Trying again may help.
     Passing(String),
+    /// The same, and no teacher has answered: the connection broke, or something else listens.
+    Garbled(String),
     /// It will not.
     Final(TeacherError),
 }
@@ -316,6 +341,12 @@ async fn reach(
             Ok(facts) => return Ok(facts),
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::Passing(error)) => error,
+            Err(Failure::Garbled(error)) => match stranger::recognise(address.authority()).await {
+                Some(found) => {
+                    return Err(TeacherError::NotATeacher { url: address.url.clone(), found });
+                }
+                None => error,
+            },
         };
         let url = address.url.clone();
         let tried_for = begin.elapsed();

@@ -160,6 +160,7 @@ impl FakeTeacher {
         let (signal, next_logprob) = self.answer(&job);
         let stamp = Stamp {
             model_fingerprint: facts.model_fingerprint,
+            tokenizer_fingerprint: facts.tokenizer_fingerprint,
             max_reply_bytes: proto::limits::MIN_REPLY_BYTES,
             queued: Duration::ZERO,
             computed: Duration::ZERO,

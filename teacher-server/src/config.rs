@@ -98,10 +98,20 @@ pub struct BoundArgs {
     #[arg(long, value_name = "BYTES", env = "TEACHER_SERVER_MAX_REQUEST_BYTES")]
     #[arg(default_value_t = Settings::DEFAULT.max_request_bytes, value_parser = bytes)]
     pub max_request_bytes: u32,
-    /// Connections open at a time.
+    /// Longest text of `ScoreText`, in bytes [default: 16 for each token of the longest sequence, as
+    /// far as a request has room].
+    #[arg(long, value_name = "BYTES", env = "TEACHER_SERVER_MAX_TEXT_BYTES", value_parser = bytes)]
+    pub max_text_bytes: Option<u32>,
+    /// Connections open at a time, on each of the two ports.
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_MAX_CONNECTIONS")]
     #[arg(default_value_t = Settings::DEFAULT.max_connections, value_parser = at_least_1)]
     pub max_connections: u32,
+    /// Seconds a connection may be open without a call on it, an open stream being one; the HTTP
+    /// port allows at most 20.
+    #[arg(long, value_name = "SECONDS", env = "TEACHER_SERVER_IDLE_TIMEOUT")]
+    #[arg(default_value_t = Settings::DEFAULT.idle_timeout.as_secs() as u32)]
+    #[arg(value_parser = at_least_1)]
+    pub idle_timeout: u32,
     /// Seconds after SIGTERM in which admitted work may finish; then the process ends.
     #[arg(long, value_name = "SECONDS", env = "TEACHER_SERVER_DRAIN_TIMEOUT")]
     #[arg(default_value_t = Settings::DEFAULT.drain_timeout.as_secs())]
@@ -189,7 +199,9 @@ impl From<&BoundArgs> for Settings {
             max_in_flight_per_stream: args.max_in_flight_per_stream,
             max_reply_bytes: args.max_reply_bytes,
             max_request_bytes: args.max_request_bytes,
+            max_text_bytes: args.max_text_bytes,
             max_connections: args.max_connections,
+            idle_timeout: Duration::from_secs(args.idle_timeout.into()),
             drain_timeout: Duration::from_secs(args.drain_timeout),
         }
     }
@@ -252,7 +264,7 @@ mod tests {
             "model revision listen http-listen insecure-allow-remote device dtype threads \
              max-sequence-tokens max-batch-tokens max-top-k max-queued-sequences \
              max-queued-tokens max-in-flight-per-stream max-reply-bytes max-request-bytes \
-             max-connections drain-timeout help"
+             max-text-bytes max-connections idle-timeout drain-timeout help"
         );
         for argument in serve.get_arguments().filter(|arg| arg.get_id() != "help") {
             let flag = argument.get_long().unwrap();

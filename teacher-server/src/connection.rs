@@ -2,8 +2,8 @@
 //!
 //! tonic's graceful shutdown waits for every connection, and one that never sends a byte makes it
 //! wait for ever. So each connection is wrapped here: once the server's `cut` is drawn every read
-//! and write on it fails, its task ends, and the shutdown with it. A connection that has not sent
-//! its first byte in time is closed too, or silent peers could use up the limit.
+//! and write on it fails, its task ends, and the shutdown with it. A connection that nobody uses is
+//! closed too ([`crate::idle`]), or idle peers could use up the limit.
 
 use std::future::Future;
 use std::io;
@@ -11,21 +11,25 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use axum::serve::IncomingStream;
 use futures::Stream;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
+use crate::idle::{IdleDeadline, OpenRequests};
 use crate::metrics::Metrics;
 
 /// How long a connection may stay silent after it was accepted.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause after an accept that failed (out of file descriptors, mostly), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two lines of the log about refused connections.
+const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Draws the cut of all connections that hold its other end. Dropping it draws it too.
 #[derive(Debug)]
@@ -55,23 +59,40 @@ impl CutSignal {
     }
 }
 
+/// Bounds on the connections of one port.
+#[derive(Clone, Copy, Debug)]
+pub struct PortBounds {
+    /// Open at a time.
+    pub connections: usize,
+    /// How long one may be without an open request.
+    pub idle: Duration,
+}
+
 /// Accepts connections up to a limit and wraps them.
 #[derive(Debug)]
 pub struct Acceptor {
     listener: TcpListener,
+    bounds: PortBounds,
     room: Arc<Semaphore>,
+    refusals: Refusals,
     cut: CutSignal,
     metrics: Metrics,
 }
 
 impl Acceptor {
-    /// Accepts from `listener` at most `limit` connections at a time.
-    pub fn new(listener: TcpListener, limit: usize, cut: CutSignal, metrics: Metrics) -> Self {
-        Self { listener, room: Arc::new(Semaphore::new(limit)), cut, metrics }
+    /// Accepts from `listener` within the bounds, which are this port's own.
+    pub fn new(
+        listener: TcpListener,
+        bounds: PortBounds,
+        cut: CutSignal,
+        metrics: Metrics,
+    ) -> Self {
+        let room = Arc::new(Semaphore::new(bounds.connections));
+        Self { listener, bounds, room, refusals: Refusals::default(), cut, metrics }
     }
 
     /// The next connection. One over the limit is closed at once and counted.
-    async fn next(&self) -> Connection {
+    async fn next(&mut self) -> Connection {
         loop {
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
@@ -85,7 +106,13 @@ impl Acceptor {
                 Ok(room) => return self.wrap(stream, room),
                 Err(_) => {
                     self.metrics.refused_connections.inc();
-                    tracing::warn!(%peer, "refused: as many connections are open as may be");
+                    if let Some(refused) = self.refusals.count(Instant::now()) {
+                        let limit = self.bounds.connections;
+                        tracing::warn!(
+                            refused, limit, last = %peer,
+                            "refused connections: as many are open as may be (--max-connections)"
+                        );
+                    }
                 }
             }
         }
@@ -100,7 +127,7 @@ impl Acceptor {
         Connection {
             stream,
             cut: Box::pin(self.cut.clone().drawn()),
-            first_byte: Some(Box::pin(tokio::time::sleep(FIRST_BYTE_TIMEOUT))),
+            idle: IdleDeadline::new(FIRST_BYTE_TIMEOUT, self.bounds.idle),
             open: self.metrics.connections.clone(),
             _room: room,
         }
@@ -108,7 +135,7 @@ impl Acceptor {
 
     /// The connections as the stream tonic takes.
     pub fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
-        futures::stream::unfold(self, |acceptor| async move {
+        futures::stream::unfold(self, |mut acceptor| async move {
             let connection = acceptor.next().await;
             Some((Ok(connection), acceptor))
         })
@@ -135,7 +162,7 @@ impl axum::serve::Listener for Acceptor {
 pub struct Connection {
     stream: TcpStream,
     cut: Pin<Box<dyn Future<Output = ()> + Send>>,
-    first_byte: Option<Pin<Box<tokio::time::Sleep>>>,
+    idle: IdleDeadline,
     open: Gauge,
     _room: OwnedSemaphorePermit,
 }
@@ -172,11 +199,9 @@ impl AsyncRead for Connection {
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
         if polled.is_ready() && buf.filled().len() > before {
-            this.first_byte = None;
+            this.idle.heard();
         }
-        if let (Poll::Pending, Some(timer)) = (&polled, &mut this.first_byte)
-            && timer.as_mut().poll(cx).is_ready()
-        {
+        if polled.is_pending() && this.idle.has_passed(cx) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         polled
@@ -220,9 +245,51 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = OpenRequests;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> OpenRequests {
+        self.idle.requests().clone()
+    }
+}
+
+impl axum::extract::connect_info::Connected<IncomingStream<'_, Acceptor>> for OpenRequests {
+    fn connect_info(stream: IncomingStream<'_, Acceptor>) -> Self {
+        stream.io().idle.requests().clone()
+    }
+}
+
+/// When to say that connections are refused: at once, then how many there were now and then, so
+/// that a flood of them is none of the log's.
+#[derive(Debug, Default)]
+struct Refusals {
+    untold: u64,
+    told: Option<Instant>,
+}
+
+impl Refusals {
+    /// Counts one; gives the number there were since the last time when it is time to say it.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now < told + REFUSALS_TOLD_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_at_once_and_then_counted_for_a_while() {
+        let (mut refusals, begin) = (Refusals::default(), Instant::now());
+        assert_eq!(refusals.count(begin), Some(1));
+        for _ in 0..5000 {
+            assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY / 2), None);
+        }
+        assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY), Some(5001));
+        assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY), None);
     }
 }

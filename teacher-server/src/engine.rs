@@ -65,7 +65,7 @@ struct Shared {
 
 struct Inner {
     queue: Queue<Work>,
-    /// No further job is admitted; the thread ends once the queue is empty.
+    /// No further job is admitted, and the thread ends.
     closed: bool,
 }
 
@@ -120,13 +120,7 @@ impl Engine {
         Ok(receiver)
     }
 
-    /// Admits no more jobs; those waiting are still computed, then the thread ends.
-    pub fn close(&self) {
-        self.shared.lock().closed = true;
-        self.shared.changed.notify_one();
-    }
-
-    /// Like [`Engine::close`], and forgets the jobs that wait.
+    /// Admits no more jobs and forgets those that wait; the thread ends after its batch.
     pub fn abort(&self) {
         let mut inner = self.shared.lock();
         inner.closed = true;
@@ -154,7 +148,7 @@ impl Shared {
         self.metrics.abandoned.inc_by(abandoned as u64);
     }
 
-    /// Waits for work and takes a batch of it; none when the engine is closed and empty.
+    /// Waits for work and takes a batch of it; none when the engine is closed.
     fn next_batch(&self) -> Option<Vec<Work>> {
         let mut inner = self.lock();
         loop {

@@ -146,24 +146,14 @@ fn one_poisonous_sequence_fails_alone() {
 }
 
 #[test]
-fn a_closed_engine_finishes_its_queue_and_ends() {
-    let rig = rig(healthy, BOUNDS, 1);
-    let replies = [0, 1].map(|id| rig.engine.submit(job(id, vec![1])).unwrap());
-    rig.engine.close();
-    assert_eq!(rig.engine.submit(job(2, vec![1])).unwrap_err(), TeacherError::Stopped);
-    (0..2).for_each(|_| rig.leave.send(()).unwrap());
-    replies.into_iter().for_each(|reply| assert!(reply.blocking_recv().unwrap().is_ok()));
-    assert!(rig.ended.blocking_recv().is_err());
-}
-
-#[test]
-fn an_aborted_engine_forgets_its_queue() {
+fn an_aborted_engine_forgets_its_queue_takes_no_more_and_ends() {
     let rig = rig(healthy, BOUNDS, 1);
     let running = rig.engine.submit(job(0, vec![1])).unwrap();
     assert_eq!(rig.batches.recv_timeout(PATIENCE).unwrap(), [0]);
     let waiting = rig.engine.submit(job(1, vec![1])).unwrap();
     rig.engine.abort();
     assert!(waiting.blocking_recv().is_err());
+    assert_eq!(rig.engine.submit(job(2, vec![1])).unwrap_err(), TeacherError::Stopped);
     rig.leave.send(()).unwrap();
     assert!(running.blocking_recv().unwrap().is_ok());
     assert!(rig.ended.blocking_recv().is_err());

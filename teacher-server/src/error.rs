@@ -1,5 +1,7 @@
 //! Why a request was not answered, and the one map from that to a gRPC status.
 
+use std::sync::Arc;
+
 use distill::codec::CodecError;
 use proto::convert::RequestError;
 use tonic::{Code, Status};
@@ -80,7 +82,10 @@ impl TeacherError {
 
 impl From<TeacherError> for Status {
     fn from(error: TeacherError) -> Self {
-        Self::new(error.code(), error.to_string())
+        let mut status = Self::new(error.code(), error.to_string());
+        // By its source `unreadable` tells a status of ours from one of tonic's.
+        status.set_source(Arc::new(error));
+        status
     }
 }
 

@@ -67,7 +67,7 @@ pub async fn probe(address: &str, patience: Duration) -> Result<(), ProbeError> 
 }
 
 /// An error and what caused it, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

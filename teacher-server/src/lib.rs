@@ -3,8 +3,9 @@
 //! The way of a request, one room after another: [`service`] reads and checks it, [`queue`] admits
 //! it, [`engine`] packs it with others on the thread that owns the device, [`scorer`] is the model
 //! ([`qwen3_scorer`]) behind a trait, and the service sends the answer in chunks. Around it:
-//! [`config`] and [`settings`] (what was asked of the server), [`connection`] and [`shutdown`]
-//! (how it ends), [`metrics`] and [`http`] (what it shows), [`error`] (what it refuses).
+//! [`config`] and [`settings`] (what was asked of the server), [`connection`], [`idle`] and
+//! [`shutdown`] (how it ends), [`metrics`] and [`http`] (what it shows), [`error`] and
+//! [`unreadable`] (what it refuses).
 
 pub mod config;
 pub mod settings;
@@ -21,9 +22,11 @@ pub mod text;
 
 pub mod connection;
 pub mod http;
+pub mod idle;
 pub mod metrics;
 pub mod shutdown;
 pub mod state;
+pub mod unreadable;
 
 pub mod banner;
 pub mod error;

@@ -14,6 +14,7 @@ use crate::engine::{Answer, Engine, Reply};
 use crate::error::TeacherError;
 use crate::metrics::Metrics;
 use crate::state::{Serving, State};
+use crate::unreadable;
 
 /// Results one stream may have the server hold, in bytes, before it reads no further. One request
 /// is always read, so that the bound never stops a stream for good.
@@ -97,7 +98,7 @@ impl ScoreStream {
                         Err(error) => self.refuse(request.id, &error).await,
                     },
                     Some(Err(status)) => {
-                        end = Some(Err(unreadable(status)));
+                        end = Some(Err(unreadable::of_stream(status)));
                         Ok(())
                     }
                     None => {
@@ -150,6 +151,7 @@ impl ScoreStream {
         let facts = &self.serving.facts;
         let stamp = Stamp {
             model_fingerprint: facts.model_fingerprint,
+            tokenizer_fingerprint: facts.tokenizer_fingerprint,
             max_reply_bytes: facts.limits.max_reply_bytes,
             queued: answer.queued,
             computed: answer.computed,
@@ -181,12 +183,4 @@ async fn wait(admitted: Admitted) -> (ScoreJob, Result<Answer, TeacherError>) {
 async fn draining(state: &mut watch::Receiver<State>) {
     // An error means the server is gone, which is more than draining.
     let _ = state.wait_for(|state| matches!(state, State::Draining)).await;
-}
-
-/// Bytes that are no request are the client's fault; tonic calls them INTERNAL.
-fn unreadable(status: Status) -> Status {
-    if status.code() == Code::Internal {
-        return Status::invalid_argument(format!("not a request: {}", status.message()));
-    }
-    status
 }

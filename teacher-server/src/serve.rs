@@ -6,18 +6,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware::from_fn;
 use distill::handshake::TeacherFacts;
 use proto::v1::teacher_server::TeacherServer;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tonic::server::NamedService;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::connection::{Acceptor, Cut, CutSignal};
+use crate::connection::{Acceptor, Cut, CutSignal, PortBounds};
 use crate::engine::{Engine, Ready, Started};
+use crate::idle::{self, OpenRequests};
 use crate::metrics::Metrics;
 use crate::queue::QueueBounds;
 use crate::scorer::{LoadError, Loaded};
@@ -25,6 +28,7 @@ use crate::service::TeacherService;
 use crate::settings::{Settings, SettingsError};
 use crate::shutdown::Calls;
 use crate::state::{Serving, State};
+use crate::unreadable;
 
 /// HTTP/2 flow-control windows: what a client may have in flight to us, and so what its slow
 /// handling can make us hold.
@@ -35,6 +39,9 @@ const FRAME_BYTES: u32 = (1 << 20) - 1;
 const STREAMS_PER_CONNECTION: u32 = 128;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time without a request on the HTTP port. A request is none before its head is complete,
+/// so this also ends heads sent a byte at a time; opening another connection costs next to nothing.
+const HTTP_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a connection without work gets between the end of the work and the cut, to take leave.
 const LEAVE_TIME: Duration = Duration::from_secs(1);
 
@@ -191,9 +198,10 @@ impl House {
         Ok(house)
     }
 
-    fn acceptor(&self, listener: TcpListener) -> Acceptor {
-        let limit = self.settings.max_connections as usize;
-        Acceptor::new(listener, limit, self.cut_signal.clone(), self.metrics.clone())
+    fn acceptor(&self, listener: TcpListener, idle: Duration) -> Acceptor {
+        let connections = self.settings.max_connections as usize;
+        let bounds = PortBounds { connections, idle };
+        Acceptor::new(listener, bounds, self.cut_signal.clone(), self.metrics.clone())
     }
 
     fn grpc(
@@ -215,6 +223,13 @@ impl House {
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
+        let routes = Routes::new(teacher)
+            .add_service(health)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?)
+            .into_axum_router()
+            .layer(from_fn(unreadable::blame_sender))
+            .layer(from_fn(idle::count_request));
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -222,11 +237,8 @@ impl House {
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
-            .add_service(teacher)
-            .add_service(health)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
-        let incoming = self.acceptor(listener).into_stream();
+            .add_routes(routes.into());
+        let incoming = self.acceptor(listener, self.settings.idle_timeout).into_stream();
         Ok(async move {
             // An error means the sender was dropped, which asks for the same.
             let left = async { drop(left.await) };
@@ -237,7 +249,9 @@ impl House {
 
     fn http(&self, listener: TcpListener) -> impl Future<Output = Result<(), ServeError>> + use<> {
         let routes = crate::http::routes(self.metrics.registry(), self.state.subscribe());
-        let acceptor = self.acceptor(listener);
+        let routes = routes.layer(from_fn(idle::count_request));
+        let routes = routes.into_make_service_with_connect_info::<OpenRequests>();
+        let acceptor = self.acceptor(listener, self.settings.idle_timeout.min(HTTP_IDLE_TIMEOUT));
         async move {
             let served = axum::serve(acceptor, routes).await;
             served.map_err(|error| ServeError::Listener { what: "HTTP", reason: error.to_string() })

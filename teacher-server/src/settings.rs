@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use distill::codec::{Codec, row_bytes};
 use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, TeacherFacts};
-
-use proto::limits::{MAX_MESSAGE_BYTES, MIN_REPLY_BYTES};
+use proto::limits::{DEFAULT_LIMITS, MAX_MESSAGE_BYTES, MIN_REPLY_BYTES, TEXT_BYTES_A_TOKEN};
 
 use crate::scorer::Facts;
 
@@ -31,8 +30,13 @@ pub struct Settings {
     pub max_reply_bytes: u32,
     /// Largest request message, in bytes.
     pub max_request_bytes: u32,
-    /// Connections open at a time.
+    /// Longest text, in bytes; none means [`TEXT_BYTES_A_TOKEN`] for each token of the longest
+    /// sequence, as far as a request has room.
+    pub max_text_bytes: Option<u32>,
+    /// Connections open at a time, on each port.
     pub max_connections: u32,
+    /// How long a connection may be without an open call.
+    pub idle_timeout: Duration,
     /// How long admitted work may take after the server was told to stop.
     pub drain_timeout: Duration,
 }
@@ -64,6 +68,19 @@ pub enum SettingsError {
         bytes: u32,
         /// What the sequence needs.
         needed: u64,
+    },
+    /// The longest text does not fit into the largest request.
+    #[error(
+        "--max-text-bytes {wanted} does not fit into --max-request-bytes {bytes}, which has room \
+         for {room}; lower it or raise that"
+    )]
+    TextBytes {
+        /// What was set.
+        wanted: u32,
+        /// Largest request.
+        bytes: u32,
+        /// What it has room for.
+        room: u32,
     },
     /// One position with the largest k does not fit into a reply.
     #[error(
@@ -100,17 +117,19 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// What the flags default to.
+    /// What the flags default to: the contract's numbers where it names any.
     pub const DEFAULT: Self = Self {
         max_sequence_tokens: None,
-        max_batch_tokens: 16_384,
-        max_top_k: 1024,
-        max_queued_sequences: 512,
-        max_queued_tokens: 65_536,
-        max_in_flight_per_stream: 64,
-        max_reply_bytes: 1 << 20,
-        max_request_bytes: 4 << 20,
+        max_batch_tokens: DEFAULT_LIMITS.max_batch_tokens as u32,
+        max_top_k: DEFAULT_LIMITS.max_top_k as u32,
+        max_queued_sequences: DEFAULT_LIMITS.max_queued_sequences as u32,
+        max_queued_tokens: DEFAULT_LIMITS.max_queued_tokens as u32,
+        max_in_flight_per_stream: DEFAULT_LIMITS.max_in_flight_per_stream as u32,
+        max_reply_bytes: DEFAULT_LIMITS.max_reply_bytes as u32,
+        max_request_bytes: DEFAULT_LIMITS.max_request_bytes as u32,
+        max_text_bytes: None,
         max_connections: 256,
+        idle_timeout: Duration::from_secs(60),
         drain_timeout: Duration::from_secs(45),
     };
 
@@ -127,6 +146,7 @@ impl Settings {
             });
         }
         let max_sequence_tokens = self.longest_sequence(facts)?;
+        let max_text_bytes = self.longest_text(max_sequence_tokens)?;
         self.check_reply(facts)?;
         Ok(TeacherFacts {
             model: facts.model.clone(),
@@ -144,6 +164,7 @@ impl Settings {
                 max_batch_tokens: self.max_batch_tokens as usize,
                 max_queued_sequences: self.max_queued_sequences as usize,
                 max_queued_tokens: self.max_queued_tokens as usize,
+                max_text_bytes: max_text_bytes as usize,
             },
             signals: vec![SignalKind::TopK],
             codecs: vec![Codec::Packed, Codec::Raw],
@@ -167,6 +188,16 @@ impl Settings {
                 Err(SettingsError::Positions { wanted, positions, model })
             }
             Some(wanted) if wanted > fits => Err(self.request_too_small(wanted)),
+            Some(wanted) => Ok(wanted),
+        }
+    }
+
+    fn longest_text(&self, tokens: u32) -> Result<u32, SettingsError> {
+        let bytes = self.max_request_bytes;
+        let room = bytes.saturating_sub(MESSAGE_OVERHEAD);
+        match self.max_text_bytes {
+            None => Ok(tokens.saturating_mul(TEXT_BYTES_A_TOKEN as u32).min(room)),
+            Some(wanted) if wanted > room => Err(SettingsError::TextBytes { wanted, bytes, room }),
             Some(wanted) => Ok(wanted),
         }
     }
@@ -221,6 +252,23 @@ mod tests {
         assert!(refused.contains(&format!("{} positions", positions)), "{refused}");
         let refused = longest(with(Some(10), 512 + 39)).unwrap_err().to_string();
         assert!(refused.contains("--max-request-bytes 551; raise it to 552"), "{refused}");
+    }
+
+    #[test]
+    fn a_text_has_16_bytes_a_token_unless_a_flag_or_the_request_says_less() {
+        let longest = |max_text_bytes, max_request_bytes| {
+            let max_sequence_tokens = Some(100);
+            let bounds = Settings { max_text_bytes, max_request_bytes, ..Settings::DEFAULT };
+            let facts = Settings { max_sequence_tokens, ..bounds }.resolve(&facts(32));
+            facts.map(|facts| facts.limits.max_text_bytes).map_err(|refused| refused.to_string())
+        };
+        assert_eq!(longest(None, 4096), Ok(1600));
+        assert_eq!(longest(None, 512 + 1000), Ok(1000));
+        assert_eq!(longest(Some(3000), 4096), Ok(3000));
+        let refused = longest(Some(3585), 4096).unwrap_err();
+        assert!(refused.contains("--max-text-bytes 3585"), "{refused}");
+        assert!(refused.contains("--max-request-bytes 4096"), "{refused}");
+        assert!(refused.contains("room for 3584"), "{refused}");
     }
 
     #[test]

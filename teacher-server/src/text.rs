@@ -44,16 +44,7 @@ pub async fn score_text(
     let answer = engine.submit(score)?.await.unwrap_or(Err(TeacherError::Stopped))?;
     let scores = answer.scores;
     let text_of = |id| serving.text.text_of(id);
-    let fingerprint = facts.model_fingerprint;
-    let reply = convert::text_reply(
-        &job,
-        &tokens,
-        &scores.signal,
-        &scores.next_logprob,
-        fingerprint,
-        text_of,
-    );
-    Ok(reply)
+    Ok(convert::text_reply(&job, &tokens, &scores.signal, &scores.next_logprob, facts, text_of))
 }
 
 /// A long text takes the tokenizer a while, and the network's threads have others to serve.

@@ -168,6 +168,17 @@ fn a_teacher_that_is_not_there_is_named_with_the_time_it_was_given() {
 }
 
 #[test]
+fn the_http_port_of_a_teacher_is_told_from_its_grpc_port_at_once() {
+    let desk = Desk::new();
+    let teacher = Teacher::start(&demo("teacher"), &[]);
+    let url = format!("http://{}", teacher.http);
+    let begin = std::time::Instant::now();
+    let changes = ["--teacher", &url, "--teacher-timeout", "120"];
+    refused(&desk, &changes, 1, &[&url, "the HTTP port of a teacher-server", "grpc=HOST:PORT"]);
+    assert!(begin.elapsed().as_secs() < 60, "it was waited for");
+}
+
+#[test]
 fn a_teacher_with_another_tokenizer_is_refused_before_the_first_step() {
     let desk = Desk::new();
     let other = desk.model("other-tokenizer");

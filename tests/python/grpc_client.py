@@ -120,6 +120,7 @@ def main():
             assert not reply.HasField("error"), reply.error
             assert (reply.first_position, reply.rows, reply.last, reply.codec) == (0, len(row), True, codec)
             assert reply.temperature == T and reply.model_fingerprint.hex() == info.model_fingerprint[:32]
+            assert reply.tokenizer_fingerprint.hex() == info.tokenizer_fingerprint[:32]
             log_z, log_rest, top, values = unpack(reply, K)
             logprobs = values - log_z[:, None].astype(np.float64)
             compare("score_logprob", logprobs, want["logprobs"], worst)

@@ -69,6 +69,7 @@ pub fn facts_to_info(facts: &TeacherFacts) -> v1::GetInfoReply {
             max_batch_tokens: saturate(limits.max_batch_tokens),
             max_queued_sequences: saturate(limits.max_queued_sequences),
             max_queued_tokens: saturate(limits.max_queued_tokens),
+            max_text_bytes: saturate(limits.max_text_bytes),
         }),
         signals: facts.signals.iter().map(|&signal| signal_to_wire(signal).into()).collect(),
         codecs: facts.codecs.iter().map(|&codec| codec_to_wire(codec).into()).collect(),
@@ -129,6 +130,7 @@ fn limits(limits: &v1::Limits) -> Result<Limits, InfoError> {
         max_batch_tokens: count("max_batch_tokens", limits.max_batch_tokens)?,
         max_queued_sequences: count("max_queued_sequences", limits.max_queued_sequences)?,
         max_queued_tokens: count("max_queued_tokens", limits.max_queued_tokens)?,
+        max_text_bytes: count("max_text_bytes", limits.max_text_bytes)?,
     })
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use distill::codec::{self, Codec, CodecError};
 use distill::fingerprint::{Fingerprint, payload_checksum, token_checksum};
+use distill::handshake::Agreement;
 use distill::signal::TopK;
 use prost::Message as _;
 use tonic::Code;
@@ -22,6 +23,8 @@ const ENVELOPE_BYTES: usize = 128;
 pub struct Stamp {
     /// The model that computed it.
     pub model_fingerprint: Fingerprint,
+    /// The tokenizer its ids belong to.
+    pub tokenizer_fingerprint: Fingerprint,
     /// Largest message, in bytes.
     pub max_reply_bytes: usize,
     /// How long the sequence waited for the device.
@@ -86,6 +89,7 @@ pub fn score_replies(
                 codec: codec_to_wire(job.codec).into(),
                 token_checksum: checksum,
                 model_fingerprint: stamp.model_fingerprint.prefix().to_vec().into(),
+                tokenizer_fingerprint: stamp.tokenizer_fingerprint.prefix().to_vec().into(),
                 payload_checksum: payload_checksum(&[&payload, &next]),
                 signal: payload.into(),
                 next_logprob: next.into(),
@@ -119,6 +123,7 @@ pub struct Scored {
 pub struct ReplyAssembler {
     job: ScoreJob,
     model: Fingerprint,
+    tokenizer: Fingerprint,
     checksum: u64,
     positions: Vec<u32>,
     signal: TopK,
@@ -128,8 +133,8 @@ pub struct ReplyAssembler {
 }
 
 impl ReplyAssembler {
-    /// Nothing received yet for this job, sent to the teacher of this model.
-    pub fn new(job: ScoreJob, model_fingerprint: Fingerprint) -> Self {
+    /// Nothing received yet for this job, sent to the teacher this was agreed with.
+    pub fn new(job: ScoreJob, agreement: &Agreement) -> Self {
         Self {
             checksum: token_checksum(&job.tokens),
             positions: job.positions().collect(),
@@ -137,7 +142,8 @@ impl ReplyAssembler {
             next_logprob: Vec::new(),
             wire_bytes: 0,
             done: false,
-            model: model_fingerprint,
+            model: agreement.model_fingerprint,
+            tokenizer: agreement.tokenizer_fingerprint,
             job,
         }
     }
@@ -188,12 +194,19 @@ impl ReplyAssembler {
         }))
     }
 
-    /// The same model, tokens, temperature and layout as agreed and asked.
+    /// The same model, tokenizer, tokens, temperature and layout as agreed and asked.
     fn check_terms(&self, reply: &v1::ScoreReply) -> Result<(), ReplyError> {
         let (job, id) = (&self.job, self.job.id);
         if reply.model_fingerprint != self.model.prefix() {
             let (found, wanted) = (hex(&reply.model_fingerprint), hex(self.model.prefix()));
             return Err(ReplyError::Model { id, found, wanted });
+        }
+        if reply.tokenizer_fingerprint != self.tokenizer.prefix() {
+            let (found, wanted) = (hex(&reply.tokenizer_fingerprint), hex(self.tokenizer.prefix()));
+            return Err(match found.is_empty() {
+                true => ReplyError::NoTokenizer { id, wanted },
+                false => ReplyError::Tokenizer { id, found, wanted },
+            });
         }
         if reply.token_checksum != self.checksum {
             let (found, wanted) = (reply.token_checksum, self.checksum);

@@ -172,6 +172,17 @@ pub enum RequestError {
         /// Bytes allowed.
         limit: usize,
     },
+    /// A text whose bytes alone are too many.
+    #[error(
+        "the text has {found} bytes, this server takes at most {limit} (max_text_bytes): shorten \
+         it, or send its tokens to Score"
+    )]
+    TextBytes {
+        /// Bytes of the text.
+        found: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
     /// `ScoreText` without text.
     #[error("the text is empty: it encodes to no tokens")]
     EmptyText,

@@ -70,6 +70,7 @@ impl RequestError {
             | Self::TopKClasses { .. }
             | Self::PackedClasses { .. }
             | Self::RowTooLarge { .. }
+            | Self::TextBytes { .. }
             | Self::EmptyText => Code::InvalidArgument,
         }
     }

@@ -1,6 +1,5 @@
 //! `ScoreText`: text in, plain repeated fields out.
 
-use distill::fingerprint::Fingerprint;
 use distill::handshake::TeacherFacts;
 use distill::signal::TopK;
 
@@ -13,7 +12,7 @@ use crate::v1;
 /// by [`TextJob::check_tokens`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextJob {
-    /// The text, not empty.
+    /// The text: not empty, at most `max_text_bytes` long.
     pub text: String,
     /// The logits are divided by it.
     pub temperature: f32,
@@ -31,6 +30,10 @@ pub fn text_job(
 ) -> Result<TextJob, RequestError> {
     if request.text.is_empty() {
         return Err(RequestError::EmptyText);
+    }
+    let (found, limit) = (request.text.len(), server.limits.max_text_bytes);
+    if found > limit {
+        return Err(RequestError::TextBytes { found, limit });
     }
     let temperature = if request.temperature == 0.0 { 1.0 } else { request.temperature };
     check_temperature(temperature)?;
@@ -69,7 +72,7 @@ pub fn text_reply(
     tokens: &[u32],
     signal: &TopK,
     next_logprob: &[f32],
-    model_fingerprint: Fingerprint,
+    server: &TeacherFacts,
     text_of: impl Fn(u32) -> String,
 ) -> v1::ScoreTextReply {
     let entries = signal.ids.chunks_exact(signal.k).zip(signal.scaled.chunks_exact(signal.k));
@@ -94,7 +97,8 @@ pub fn text_reply(
     v1::ScoreTextReply {
         tokens: tokens.iter().zip(rows).map(token).collect(),
         temperature: job.temperature,
-        model_fingerprint: model_fingerprint.to_string(),
+        model_fingerprint: server.model_fingerprint.to_string(),
+        tokenizer_fingerprint: server.tokenizer_fingerprint.to_string(),
     }
 }
 
@@ -123,6 +127,12 @@ mod tests {
         assert_eq!(error, RequestError::Temperature { found: -1.0 });
         let error = refused(request("hi", 1.0, 17));
         assert_eq!(error, RequestError::TopKLimit { found: 17, limit: 16 });
+        let mut short = server();
+        short.limits.max_text_bytes = 5;
+        // Bytes, not characters: these are 3 of 2 bytes each.
+        let error = text_job(request("äöü", 1.0, 1), &short).unwrap_err();
+        assert_eq!(error, RequestError::TextBytes { found: 6, limit: 5 });
+        assert!(text_job(request("hallo", 1.0, 1), &short).is_ok());
         let mut large = TeacherFacts { vocab_size: 151_936, ..server() };
         large.limits.max_top_k = 100_000;
         assert_eq!(text_job(request("hi", 1.0, 1024), &large).unwrap().k, 1024);
@@ -142,10 +152,10 @@ mod tests {
         signal.push_exact(&[1.0, 3.0, 0.0], 2.0);
         signal.push_exact(&[4.0, 0.0, 2.0], 2.0);
         let next = [-0.25, f32::NAN];
-        let reply =
-            text_reply(&job, &[2, 1], &signal, &next, Fingerprint([1; 32]), |id| format!("<{id}>"));
+        let reply = text_reply(&job, &[2, 1], &signal, &next, &server(), |id| format!("<{id}>"));
         assert_eq!((reply.temperature, reply.tokens.len()), (2.0, 2));
-        assert_eq!(reply.model_fingerprint, "01".repeat(32));
+        assert_eq!(reply.model_fingerprint, "07".repeat(32));
+        assert_eq!(reply.tokenizer_fingerprint, "09".repeat(32));
         let [first, last] = &reply.tokens[..] else { panic!("two tokens") };
         assert_eq!((first.id, first.text.as_str(), first.next_logprob), (2, "<2>", Some(-0.25)));
         assert_eq!((last.id, last.next_logprob), (1, None));

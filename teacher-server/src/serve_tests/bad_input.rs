@@ -2,7 +2,7 @@
 //! requests beside it are answered as ever.
 
 use proto::convert::score_request;
-use proto::v1::{PositionRange, ScoreRequest};
+use proto::v1::{PositionRange, ScoreRequest, ScoreTextRequest};
 use tonic::Code;
 
 use super::harness::{CLASSES, PATIENCE, Server, assembler, assert_right, job};
@@ -104,19 +104,66 @@ struct Garbage {
     number: u64,
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn bytes_that_are_no_request_end_their_stream_only() {
-    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
-    let mut neighbour = server.score().await;
+/// Bytes that no field of any message begins with, as a message.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Noise;
+
+impl prost::Message for Noise {
+    fn encode_raw(&self, buf: &mut impl bytes::BufMut) {
+        buf.put_slice(&[0xFF; 20]);
+    }
+
+    fn merge_field(
+        &mut self,
+        _: u32,
+        _: prost::encoding::WireType,
+        _: &mut impl bytes::Buf,
+        _: prost::encoding::DecodeContext,
+    ) -> Result<(), prost::DecodeError> {
+        Ok(())
+    }
+
+    fn encoded_len(&self) -> usize {
+        20
+    }
+
+    fn clear(&mut self) {}
+}
+
+/// What the server says to these messages, sent to a method.
+async fn answer<T: prost::Message + Default + 'static>(
+    server: &Server,
+    method: &str,
+    messages: Vec<T>,
+) -> tonic::Status {
     let mut grpc = tonic::client::Grpc::new(server.channel().await);
     grpc.ready().await.unwrap();
-    let path = "/distill.v1.Teacher/Score".parse().unwrap();
-    let codec = tonic_prost::ProstCodec::<Garbage, proto::v1::ScoreReply>::default();
-    let request = tonic::Request::new(tokio_stream::iter([Garbage { number: 5 }]));
-    let mut replies = grpc.streaming(request, path, codec).await.unwrap().into_inner();
-    let ended = replies.message().await.unwrap_err();
-    assert_eq!(ended.code(), Code::InvalidArgument, "{ended}");
-    assert!(ended.message().contains("not a request"), "{ended}");
+    let codec = tonic_prost::ProstCodec::<T, proto::v1::ScoreReply>::default();
+    let request = tonic::Request::new(tokio_stream::iter(messages));
+    match grpc.streaming(request, method.parse().unwrap(), codec).await {
+        Ok(replies) => replies.into_inner().message().await.unwrap_err(),
+        Err(status) => status,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_request_are_the_senders_fault_and_end_their_call_only() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let mut neighbour = server.score().await;
+    let (teacher, health) = ("/distill.v1.Teacher", "/grpc.health.v1.Health");
+    let mut answers = vec![
+        answer(&server, &format!("{teacher}/Score"), vec![Garbage { number: 5 }]).await,
+        answer(&server, &format!("{teacher}/Score"), vec![Noise]).await,
+    ];
+    for method in ["GetInfo", "ScoreText"].map(|name| format!("{teacher}/{name}")) {
+        answers.push(answer(&server, &method, vec![Noise]).await);
+        answers.push(answer::<Noise>(&server, &method, vec![]).await);
+    }
+    answers.push(answer(&server, &format!("{health}/Check"), vec![Noise]).await);
+    for status in answers {
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("not a request"), "{status}");
+    }
     neighbour.ask(&job(1, vec![1, 2])).await;
 }
 
@@ -149,8 +196,12 @@ async fn faults_of_the_model_are_internal_and_the_server_goes_on() {
         let good = job(2, vec![1, 2, 3]);
         assert_right(&good, &stream.ask(&good).await);
     }
-    assert_eq!(server.metric("teacher_panics_total").await, 1.0);
-    assert_eq!(server.metric("teacher_failed_batches_total").await, 2.0);
+    // A fault of the server stays one where the call has a single answer, too.
+    let text = ScoreTextRequest { text: "\u{d}".into(), ..Default::default() };
+    let status = server.client().await.score_text(text).await.unwrap_err();
+    assert_eq!(status.code(), Code::Internal, "{status}");
+    assert_eq!(server.metric("teacher_panics_total").await, 2.0);
+    assert_eq!(server.metric("teacher_failed_batches_total").await, 3.0);
     assert_eq!(server.metric("teacher_non_finite_total").await, 1.0);
 }
 

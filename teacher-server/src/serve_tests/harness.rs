@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use distill::codec::Codec;
 use distill::fingerprint::Fingerprint;
-use distill::handshake::TeacherFacts;
+use distill::handshake::{Agreement, TeacherFacts};
 use proto::convert::{ReplyAssembler, ScoreJob, Scored, score_request};
 use proto::v1::teacher_client::TeacherClient;
 use proto::v1::{ScoreReply, ScoreRequest};
@@ -166,7 +166,13 @@ impl Stream {
 }
 
 pub(crate) fn assembler(job: &ScoreJob) -> ReplyAssembler {
-    ReplyAssembler::new(job.clone(), Fingerprint([0xA5; 32]))
+    let agreement = Agreement {
+        classes: CLASSES,
+        model_fingerprint: Fingerprint([0xA5; 32]),
+        tokenizer_fingerprint: Fingerprint([0x5A; 32]),
+        max_in_flight: 64,
+    };
+    ReplyAssembler::new(job.clone(), &agreement)
 }
 
 /// A job over all positions of some tokens: raw, T = 2, k = 4.

@@ -75,7 +75,7 @@ async fn info_states_the_facts_and_every_limit() {
     assert_eq!((limits.max_top_k, limits.max_in_flight_per_stream), (1024, 64));
     assert_eq!((limits.max_reply_bytes, limits.max_request_bytes), (1 << 20, 4 << 20));
     assert_eq!((limits.max_batch_tokens, limits.max_queued_tokens), (16_384, 65_536));
-    assert_eq!(limits.max_queued_sequences, 512);
+    assert_eq!((limits.max_queued_sequences, limits.max_text_bytes), (512, 16 * 4096));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 mod bad_input;
 mod flow;
 pub(crate) mod harness;
+mod idle;
 mod life;
 mod replies;
 mod text;

@@ -20,6 +20,7 @@ async fn text_comes_back_with_the_most_probable_next_tokens() {
     let ids: Vec<u32> = reply.tokens.iter().map(|token| token.id).collect();
     assert_eq!(ids, [33 % 32, 66 % 32, 67 % 32]);
     assert_eq!((reply.temperature, reply.model_fingerprint), (2.0, "a5".repeat(32)));
+    assert_eq!(reply.tokenizer_fingerprint, "5a".repeat(32));
     for (t, token) in reply.tokens.iter().enumerate() {
         let logits = FakeScorer::logits(&ids[..=t], CLASSES);
         let log_z = log_sum_exp(logits.iter().map(|y| y / 2.0));
@@ -50,9 +51,11 @@ async fn what_cannot_be_scored_is_refused_by_name() {
     let mut client = server.client().await;
     let long = "a".repeat(4097);
     let wide = "a".repeat(4096);
+    let huge = "a".repeat(16 * 4096 + 1);
     let cases = [
         (ask("", 1.0, 5), "empty"),
         (ask(&long, 1.0, 5), "4097"),
+        (ask(&huge, 1.0, 5), "65537 bytes, this server takes at most 65536"),
         (ask(&wide, 1.0, 32), "65536"),
         (ask("a", f32::NAN, 5), "temperature NaN"),
         (ask("a", -1.0, 5), "temperature -1"),

@@ -47,7 +47,7 @@ fn nonsense_is_refused_by_name() {
 #[test]
 fn every_limit_must_be_there() {
     type Change = fn(&mut v1::Limits);
-    let zeros: [(&str, Change); 8] = [
+    let zeros: [(&str, Change); 9] = [
         ("max_sequence_tokens", |l| l.max_sequence_tokens = 0),
         ("max_top_k", |l| l.max_top_k = 0),
         ("max_reply_bytes", |l| l.max_reply_bytes = 0),
@@ -56,6 +56,7 @@ fn every_limit_must_be_there() {
         ("max_batch_tokens", |l| l.max_batch_tokens = 0),
         ("max_queued_sequences", |l| l.max_queued_sequences = 0),
         ("max_queued_tokens", |l| l.max_queued_tokens = 0),
+        ("max_text_bytes", |l| l.max_text_bytes = 0),
     ];
     for (name, change) in zeros {
         let error = refused(|info| change(info.limits.as_mut().unwrap()));

@@ -68,6 +68,30 @@ pub enum ReplyError {
         /// As agreed, hexadecimal.
         wanted: String,
     },
+    /// Another tokenizer.
+    #[error(
+        "request {id}: the answer comes from a teacher with the tokenizer {found}, the handshake \
+         was with {wanted}: the teacher was exchanged while it served"
+    )]
+    Tokenizer {
+        /// The request.
+        id: u64,
+        /// As received, hexadecimal.
+        found: String,
+        /// As agreed, hexadecimal.
+        wanted: String,
+    },
+    /// No word of a tokenizer.
+    #[error(
+        "request {id}: the reply carries no tokenizer_fingerprint, wanted {wanted}: the teacher is \
+         of an older release; use the same one on both sides"
+    )]
+    NoTokenizer {
+        /// The request.
+        id: u64,
+        /// As agreed, hexadecimal.
+        wanted: String,
+    },
     /// Damaged bytes.
     #[error("request {id}: the payload's checksum is {found:016x}, the reply says {wanted:016x}")]
     Payload {
@@ -167,6 +191,8 @@ impl ReplyError {
             | Self::Temperature { .. }
             | Self::Tokens { .. }
             | Self::Model { .. }
+            | Self::Tokenizer { .. }
+            | Self::NoTokenizer { .. }
             | Self::Payload { .. }
             | Self::Position { .. }
             | Self::Rows { .. }

@@ -6,12 +6,28 @@ use proptest::prelude::*;
 use super::*;
 use crate::convert::request::tests::{job, server};
 use crate::convert::{Reaction, refusal, score_job, score_request};
+use crate::limits::MAX_MESSAGE_BYTES;
 
 const MODEL: Fingerprint = Fingerprint([7; 32]);
+const TOKENIZER: Fingerprint = Fingerprint([9; 32]);
+
+fn agreement() -> Agreement {
+    Agreement {
+        classes: 90,
+        model_fingerprint: MODEL,
+        tokenizer_fingerprint: TOKENIZER,
+        max_in_flight: 1,
+    }
+}
 
 fn stamp(max_reply_bytes: usize) -> Stamp {
-    let (queued, computed) = (Duration::from_nanos(5), Duration::from_secs(1));
-    Stamp { model_fingerprint: MODEL, max_reply_bytes, queued, computed }
+    Stamp {
+        model_fingerprint: MODEL,
+        tokenizer_fingerprint: TOKENIZER,
+        max_reply_bytes,
+        queued: Duration::from_nanos(5),
+        computed: Duration::from_secs(1),
+    }
 }
 
 /// A signal for a job, with numbers that tell rows and entries apart.
@@ -47,12 +63,13 @@ fn one_message_carries_a_short_answer() {
     assert_eq!((reply.id, reply.first_position, reply.rows, reply.last), (77, 1, 3, true));
     assert_eq!((reply.temperature, reply.top_k, reply.codec), (5.0, 2, 2));
     assert_eq!(reply.model_fingerprint, vec![7; 16]);
+    assert_eq!(reply.tokenizer_fingerprint, vec![9; 16]);
     assert_eq!((reply.queue_ns, reply.compute_ns), (5, 1_000_000_000));
     let next = [-89.0f32, -4.0].map(f32::to_le_bytes).concat();
     assert_eq!(reply.next_logprob[..8], next);
     assert_eq!(reply.next_logprob[8..], f32::NAN.to_le_bytes());
 
-    let mut assembler = ReplyAssembler::new(job(), MODEL);
+    let mut assembler = ReplyAssembler::new(job(), &agreement());
     let scored = assembler.push(reply).unwrap().unwrap();
     let (signal, next) = answer(&job());
     assert_eq!(scored.signal, signal);
@@ -98,16 +115,18 @@ fn the_longest_envelope_fits_its_allowance() {
         last: true,
         temperature: 1.0,
         top_k: u32::MAX,
-        codec: i32::MAX,
+        codec: v1::Codec::Raw.into(),
         token_checksum: u64::MAX,
         model_fingerprint: vec![0; 16].into(),
+        tokenizer_fingerprint: vec![0; 16].into(),
         payload_checksum: u64::MAX,
         queue_ns: u64::MAX,
         compute_ns: u64::MAX,
         ..Default::default()
     };
-    // Tags and lengths of the two arrays, which are left out above: at most 6 bytes each.
-    assert!(reply.encoded_len() + 12 <= ENVELOPE_BYTES, "{}", reply.encoded_len());
+    // Tags and lengths of the two arrays, which are left out above.
+    let of_arrays = 2 * (1 + prost::length_delimiter_len(MAX_MESSAGE_BYTES));
+    assert!(reply.encoded_len() + of_arrays <= ENVELOPE_BYTES, "{}", reply.encoded_len());
 }
 
 #[test]
@@ -133,7 +152,7 @@ fn wrong(change: impl FnOnce(&mut v1::ScoreReply)) -> ReplyError {
     // Room for two rows: positions 1 and 2, then 4.
     let mut replies = replies(&job(), ENVELOPE_BYTES + 2 * (24 + 4));
     assert_eq!(replies.len(), 2);
-    let mut assembler = ReplyAssembler::new(job(), MODEL);
+    let mut assembler = ReplyAssembler::new(job(), &agreement());
     assert_eq!(assembler.push(&replies[0]), Ok(None));
     change(&mut replies[1]);
     assembler.push(&replies[1]).unwrap_err()
@@ -162,6 +181,14 @@ fn every_wrong_answer_is_found_by_name_with_both_values() {
     // A shorter prefix would prove less.
     let error = wrong(|r| r.model_fingerprint = vec![7; 15].into());
     assert!(matches!(error, ReplyError::Model { .. }));
+    let error = wrong(|r| r.tokenizer_fingerprint = vec![8; 16].into());
+    let (found, wanted) = ("08".repeat(16), "09".repeat(16));
+    assert_eq!(error, ReplyError::Tokenizer { id, found, wanted: wanted.clone() });
+    let error = wrong(|r| r.tokenizer_fingerprint = vec![9; 17].into());
+    assert!(matches!(error, ReplyError::Tokenizer { .. }));
+    // As a server sends that does not know the field.
+    let error = wrong(|r| r.tokenizer_fingerprint.clear());
+    assert_eq!(error, ReplyError::NoTokenizer { id, wanted });
     assert_eq!(wrong(|r| r.top_k = 3), ReplyError::TopK { id, found: 3, wanted: 2 });
     assert_eq!(wrong(|r| r.codec = 1), ReplyError::Codec { id, found: 1, wanted: Codec::Raw });
     assert_eq!(wrong(|r| r.codec = 9), ReplyError::Codec { id, found: 9, wanted: Codec::Raw });
@@ -195,7 +222,7 @@ fn a_payload_that_is_whole_but_wrong_is_found() {
     assert_eq!(error, ReplyError::NextLogprob { id, position: 4, found: 0.0, wanted });
     let mut first = replies(&job(), 1 << 20).remove(0);
     resealed(&mut first, |_, next| next[..4].copy_from_slice(&f32::NAN.to_le_bytes()));
-    let error = ReplyAssembler::new(job(), MODEL).push(&first).unwrap_err();
+    let error = ReplyAssembler::new(job(), &agreement()).push(&first).unwrap_err();
     assert!(matches!(error, ReplyError::NextLogprob { position: 1, .. }), "{error}");
 }
 
@@ -203,7 +230,7 @@ fn a_payload_that_is_whole_but_wrong_is_found() {
 fn refusals_may_pass_or_not_and_wrong_answers_never_do() {
     let refused = |code| {
         let reply = refusal(77, code, "the queue\u{1b}[31m is full");
-        ReplyAssembler::new(job(), MODEL).push(&reply).unwrap_err()
+        ReplyAssembler::new(job(), &agreement()).push(&reply).unwrap_err()
     };
     let error = refused(Code::ResourceExhausted);
     let message = "the queue\u{fffd}[31m is full".to_string();
@@ -242,7 +269,7 @@ proptest! {
 
         let (signal, next) = answer(&job);
         let replies = score_replies(&job, &signal, &next, &stamp(limit)).unwrap();
-        let mut assembler = ReplyAssembler::new(job.clone(), MODEL);
+        let mut assembler = ReplyAssembler::new(job.clone(), &agreement());
         let (last, others) = replies.split_last().unwrap();
         for reply in others {
             prop_assert!(reply.encoded_len() <= limit);
@@ -275,7 +302,7 @@ proptest! {
         (reply.rows, reply.first_position, reply.last) = (rows, first_position, last);
         reply.payload_checksum = payload_checksum(&[&bytes, &next]);
         (reply.signal, reply.next_logprob) = (bytes.into(), next.into());
-        let mut assembler = ReplyAssembler::new(job(), MODEL);
+        let mut assembler = ReplyAssembler::new(job(), &agreement());
         let _ = assembler.push(&reply);
         let _ = assembler.push(&reply);
     }

@@ -1,0 +1,79 @@
+//! What listens at an address where no teacher answers: named at once, so that a wrong port is not
+//! waited for until the time is over.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// Longest wait for its answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of its answer that are looked at.
+const MOST_BYTES: usize = 4096;
+/// Characters of its answer that are shown.
+const SHOWN: usize = 60;
+/// What `/health` of a teacher-server says.
+const HEALTH: [&str; 3] = ["serving\n", "loading\n", "draining\n"];
+
+/// Speaks HTTP/1.1 to `authority` (`HOST:PORT`) and says what answers, if that can be no teacher.
+/// None where nobody listens, where nothing is said, and where HTTP/2 is spoken.
+pub(crate) async fn recognise(authority: &str) -> Option<String> {
+    let mut answer = Vec::new();
+    // Not answering to the end, or not at all, is an answer too.
+    let _ = tokio::time::timeout(PATIENCE, ask(authority, &mut answer)).await;
+    name(&answer)
+}
+
+/// Asks for `/health` and keeps what comes.
+async fn ask(authority: &str, answer: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(authority).await?;
+    let request = format!("GET /health HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    while answer.len() < MOST_BYTES && stream.read_buf(answer).await? > 0 {}
+    Ok(())
+}
+
+/// Who answers so.
+fn name(answer: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(answer);
+    let first_line: String = text.lines().next()?.chars().take(SHOWN).collect();
+    match answer {
+        [b'H', b'T', b'T', b'P', b'/', b'1', ..] => {
+            let of_teacher = HEALTH.iter().any(|state| text.ends_with(&format!("\r\n\r\n{state}")));
+            Some(match of_teacher {
+                true => "this is the HTTP port of a teacher-server".to_owned(),
+                false => format!("a web server answers there, in HTTP/1 ({first_line:?})"),
+            })
+        }
+        // A SETTINGS or GOAWAY frame of HTTP/2: length, type, flags, stream 0.
+        [_, _, _, 4 | 7, _, 0, 0, 0, 0, ..] => None,
+        // An alert of TLS 1.x.
+        [0x15, 3, ..] => Some("a server that wants encryption (TLS) answers there".to_owned()),
+        _ => Some(format!("something that is no gRPC server answers there ({first_line:?})")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_told_apart() {
+        let cases: [(&[u8], Option<&str>); 8] = [
+            (b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nserving\n", Some("a teacher-server")),
+            (b"HTTP/1.1 503 Unavailable\r\n\r\nloading\n", Some("a teacher-server")),
+            (b"HTTP/1.1 404 Not Found\r\nserver: nginx\r\n\r\n", Some("404 Not Found")),
+            (b"SSH-2.0-OpenSSH_9.6\r\n", Some("SSH-2.0-OpenSSH_9.6")),
+            (b"\x15\x03\x01\x00\x02\x02\x46", Some("TLS")),
+            (b"\x1b[31mred", Some("\\u{1b}[31mred")),
+            (b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\x10\0\0", None),
+            (b"", None),
+        ];
+        for (answer, wanted) in cases {
+            match (name(answer), wanted) {
+                (Some(found), Some(wanted)) => assert!(found.contains(wanted), "{found}"),
+                (found, wanted) => assert_eq!(found.as_deref(), wanted),
+            }
+        }
+    }
+}
