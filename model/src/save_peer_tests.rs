@@ -1,7 +1,9 @@
 //! What we save, loaded by transformers: the logits it computes, committed for machines without
 //! Python and computed anew where Python is.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
 
 use candle_core::Device;
 use distill::batch::{Sequence, TokenBatch};
@@ -12,7 +14,7 @@ use super::*;
 use crate::ops::Precision;
 use crate::ops::matmul::linear;
 use crate::qwen3::Qwen3;
-use crate::test_support::{config, sequences};
+use crate::test_support::{config, sequences, values};
 
 /// As `tests/python/saved_logits.py` writes it; made by transformers from these very saves.
 const GOLDEN: &str = "tests/golden/saved_models.json";
@@ -20,8 +22,9 @@ const GOLDEN: &str = "tests/golden/saved_models.json";
 /// computes in float32 too.
 const TOLERANCE: f64 = 1e-5;
 
-/// Saves each kind of model under its name, with the tokens to be scored in `ids.json`.
-fn save_all(root: &Path) {
+/// Saves each kind of model under its name, with the tokens to be scored in `ids.json`; gives the
+/// models as they were in memory.
+fn save_all(root: &Path) -> BTreeMap<String, Qwen3> {
     let kinds = [
         ("tied", json!({}), DType::F32, MAX_SHARD),
         ("untied", json!({"tie_word_embeddings": false}), DType::F32, MAX_SHARD),
@@ -29,6 +32,7 @@ fn save_all(root: &Path) {
         // Several shards and their index, in 16 bits.
         ("sharded", json!({"tie_word_embeddings": false, "head_dim": 10}), DType::BF16, 5000),
     ];
+    let mut models = BTreeMap::new();
     for (seed, (name, changes, dtype, max_shard)) in kinds.into_iter().enumerate() {
         let config = config(changes);
         let weights = Weights::random(&config, 11 + seed as u64, &Device::Cpu).unwrap();
@@ -45,36 +49,43 @@ fn save_all(root: &Path) {
         assert_eq!(dir.join("model.safetensors").exists(), name != "sharded");
         let ids = &sequences(&[8], 61, seed as u64)[0].ids;
         fs::write(dir.join("ids.json"), json!(ids).to_string()).unwrap();
+        let kept = weights.flat().to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
+        let kept = Weights::from_flat(kept, Arc::clone(weights.index())).unwrap();
+        models.insert(name.to_owned(), Qwen3::new(config, kept, Precision::F32).unwrap());
     }
+    models
 }
 
-/// The logits of a saved model after each of its tokens, `[T, V]`, as we load and compute them.
-fn our_logits(dir: &Path, ids: Vec<u32>) -> Vec<f32> {
+/// The model of a directory, as we load it.
+fn loaded(dir: &Path) -> Qwen3 {
     let config = Qwen3Config::from_dir(dir).unwrap();
     let weights = Weights::load(dir, &config, DType::F32, &Device::Cpu).unwrap();
-    let model = Qwen3::new(config, weights, Precision::F32).unwrap();
-    let scored = vec![true; ids.len()];
-    let batch = TokenBatch::pack(&[Sequence::new(ids, scored).unwrap()]);
-    let hidden = model.forward_hidden(&batch).unwrap();
-    let logits = linear(&hidden, model.head(), Precision::F32).unwrap();
-    logits.flatten_all().unwrap().to_vec1().unwrap()
+    Qwen3::new(config, weights, Precision::F32).unwrap()
 }
 
-/// Every saved model against what transformers found in it.
-fn compare(saves: &Path, theirs: &Value) {
+/// The logits of a model after each of these tokens, `[T, V]`.
+fn logits(model: &Qwen3, ids: &[u32]) -> Vec<f32> {
+    let row = Sequence::new(ids.to_vec(), vec![true; ids.len()]).unwrap();
+    let hidden = model.forward_hidden(&TokenBatch::pack(&[row])).unwrap();
+    values(&linear(&hidden, model.head(), Precision::F32).unwrap())
+}
+
+/// Every model, as it was before it was saved and as we load it, against what transformers found
+/// in its files.
+fn compare(saves: &Path, models: &BTreeMap<String, Qwen3>, theirs: &Value) {
     let theirs = theirs.as_object().unwrap();
-    let names: Vec<&str> = theirs.keys().map(String::as_str).collect();
-    assert_eq!(names, ["biased", "sharded", "tied", "untied"]);
+    assert!(theirs.keys().eq(models.keys()), "{:?}", theirs.keys());
     for (name, of_model) in theirs {
-        let dir = saves.join(name);
         let ids: Vec<u32> = serde_json::from_value(of_model["ids"].clone()).unwrap();
         let wanted: Vec<Vec<f64>> = serde_json::from_value(of_model["logits"].clone()).unwrap();
         assert_eq!((wanted.len(), wanted[0].len()), (8, 61), "{name}");
         let wanted = wanted.concat();
         let largest = wanted.iter().fold(0f64, |m, v| m.max(v.abs()));
-        for (at, (ours, wanted)) in our_logits(&dir, ids).iter().zip(&wanted).enumerate() {
-            let error = (f64::from(*ours) - wanted).abs() / largest;
-            assert!(error < TOLERANCE, "{name}, logit {at}: {ours} against {wanted}");
+        for (model, which) in [(&models[name], "saved"), (&loaded(&saves.join(name)), "loaded")] {
+            for (at, (ours, wanted)) in logits(model, &ids).iter().zip(&wanted).enumerate() {
+                let error = (f64::from(*ours) - wanted).abs() / largest;
+                assert!(error < TOLERANCE, "{name}, {which}, logit {at}: {ours} for {wanted}");
+            }
         }
     }
 }
@@ -82,9 +93,9 @@ fn compare(saves: &Path, theirs: &Value) {
 #[test]
 fn saved_models_have_the_logits_transformers_found_in_them() {
     let saves = tempfile::tempdir().unwrap();
-    save_all(saves.path());
+    let models = save_all(saves.path());
     let golden = fs::read(root().join(GOLDEN)).unwrap();
-    compare(saves.path(), &serde_json::from_slice(&golden).unwrap());
+    compare(saves.path(), &models, &serde_json::from_slice(&golden).unwrap());
 }
 
 #[test]
@@ -92,7 +103,7 @@ fn transformers_loads_every_kind_of_save_and_finds_the_same_logits() {
     let test = "transformers_loads_every_kind_of_save_and_finds_the_same_logits";
     let Some(python) = python(&["torch", "transformers"], test) else { return };
     let saves = tempfile::tempdir().unwrap();
-    save_all(saves.path());
+    let models = save_all(saves.path());
     let found = saves.path().join("found.json");
     let mut command = python.script("saved_logits.py");
     // To make the golden anew, after a deliberate change: this file's path here.
@@ -100,5 +111,6 @@ fn transformers_loads_every_kind_of_save_and_finds_the_same_logits() {
     let written = kept.unwrap_or(found);
     let output = command.arg(saves.path()).arg(&written).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    compare(saves.path(), &serde_json::from_slice(&fs::read(written).unwrap()).unwrap());
+    let found = fs::read(written).unwrap();
+    compare(saves.path(), &models, &serde_json::from_slice(&found).unwrap());
 }

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use ::hub::testing::{Hosted, StandIn};
 use serde_json::Value;
@@ -91,7 +92,16 @@ fn succeeds(mut command: Command) -> String {
 /// Runs it to status 1 and a complaint with all of these words.
 #[track_caller]
 fn fails(mut command: Command, words: &[&str]) -> String {
-    let output = run(&mut command);
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("started");
+    // A server that does not refuse would serve for ever.
+    let given_up = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().expect("a child").is_none() {
+        if Instant::now() > given_up {
+            drop(child.kill());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().expect("its output");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
     for word in words {
