@@ -1,8 +1,6 @@
 //! The reference losses against the golden values, against finite differences of themselves, and
 //! at the extremes.
 
-use std::path::PathBuf;
-
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
@@ -179,16 +177,12 @@ proptest! {
     }
 }
 
-/// A golden case, found beside the repository or under `$DISTILL_SHARED`.
-fn golden(case: &str) -> Option<(Vec<u8>, serde_json::Value)> {
-    let shared = std::env::var_os("DISTILL_SHARED").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-        PathBuf::from,
-    );
-    let dir = shared.join("oracle").join(case);
-    let tensors = std::fs::read(dir.join("golden.safetensors")).ok()?;
-    let json = std::fs::read(dir.join("golden.json")).ok()?;
-    Some((tensors, serde_json::from_slice(&json).expect("golden.json is JSON")))
+/// A golden case; `None`, with a word, where the shared files are not at hand.
+fn golden(case: &str, test: &str) -> Option<(Vec<u8>, serde_json::Value)> {
+    let dir = test_support::shared(&format!("oracle/{case}"), test)?;
+    let read = |name: &str| std::fs::read(dir.join(name)).expect("a file of the golden case");
+    let json = serde_json::from_slice(&read("golden.json")).expect("golden.json is JSON");
+    Some((read("golden.safetensors"), json))
 }
 
 fn floats(tensors: &SafeTensors<'_>, name: &str) -> Vec<f64> {
@@ -206,13 +200,8 @@ fn integers(tensors: &SafeTensors<'_>, name: &str) -> Vec<i64> {
 #[test]
 fn golden_losses_of_three_signals_at_four_settings() {
     for case in ["a", "b", "c"] {
-        let Some((bytes, json)) = golden(case) else {
-            #[expect(clippy::print_stderr, reason = "a skipped test says so by name")]
-            {
-                eprintln!("skipped golden_losses, case {case}: no shared/oracle");
-            }
-            continue;
-        };
+        let test = "golden_losses_of_three_signals_at_four_settings";
+        let Some((bytes, json)) = golden(case, test) else { continue };
         let tensors = SafeTensors::deserialize(&bytes).expect("golden.safetensors");
         let shape = tensors.tensor("student_logits").expect("student_logits").shape().to_vec();
         let (length, classes) = (shape[1], shape[2]);

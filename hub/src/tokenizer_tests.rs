@@ -1,22 +1,13 @@
 //! Text to ids: against Python's tokenizers, and against hostile files.
 
-use std::path::PathBuf;
-
 use serde_json::{Value, json};
+use test_support::shared;
 
 use super::*;
 use crate::testing::{tiny_tokenizer_json, write_tiny_tokenizer};
 
 /// What the Python packages make of the same texts; `made_by` in it says which.
 const GOLDEN: &str = include_str!("../tests/golden/gsm8k_tokenizer.json");
-
-fn shared(path: &str) -> Option<PathBuf> {
-    let root = match std::env::var_os("DISTILL_SHARED") {
-        Some(root) => PathBuf::from(root),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-    };
-    Some(root.join(path)).filter(|path| path.exists())
-}
 
 fn ids_of(value: &Value) -> Vec<u32> {
     serde_json::from_value(value.clone()).unwrap()
@@ -46,10 +37,7 @@ fn crc32(bytes: impl Iterator<Item = u8>) -> u32 {
 
 #[test]
 fn ids_are_those_of_python() {
-    let Some(dir) = shared("models/gsm8k-student") else {
-        eprintln_skip("ids_are_those_of_python", "models/gsm8k-student");
-        return;
-    };
+    let Some(dir) = shared("models/gsm8k-student", "ids_are_those_of_python") else { return };
     let golden: Value = serde_json::from_str(GOLDEN).unwrap();
     let tokenizer = Tokenizer::load(&dir).unwrap();
     assert_eq!(tokenizer.size(), 4096);
@@ -65,10 +53,10 @@ fn ids_are_those_of_python() {
 
 #[test]
 fn every_row_of_gsm8k_through_the_chat_template_has_pythons_ids() {
+    let test = "every_row_of_gsm8k_through_the_chat_template_has_pythons_ids";
     let (Some(dir), Some(data)) =
-        (shared("models/gsm8k-student"), shared("data/gsm8k/train.jsonl"))
+        (shared("models/gsm8k-student", test), shared("data/gsm8k/train.jsonl", test))
     else {
-        eprintln_skip("every_row_of_gsm8k…", "models/gsm8k-student or data/gsm8k");
         return;
     };
     let golden: Value = serde_json::from_str(GOLDEN).unwrap();
@@ -91,11 +79,6 @@ fn every_row_of_gsm8k_through_the_chat_template_has_pythons_ids() {
     assert_eq!(Some(all.len() as u64), golden["tokens"].as_u64());
     let crc = crc32(all.iter().flat_map(|id| id.to_le_bytes()));
     assert_eq!(Some(u64::from(crc)), golden["crc32_of_all_ids"].as_u64());
-}
-
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
-fn eprintln_skip(test: &str, what: &str) {
-    eprintln!("skipped {test}: no ../shared/{what}");
 }
 
 #[test]

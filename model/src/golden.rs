@@ -7,7 +7,7 @@
 mod checks;
 mod files;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use checks::run;
 
@@ -143,13 +143,6 @@ impl Report {
     fn add_relative(&mut self, kind: Kind, ours: f64, golden: f64, place: impl FnOnce() -> String) {
         self.add(kind, (ours - golden).abs() / golden.abs().max(1e-3), place);
     }
-}
-
-/// Where the golden folders lie: `$DISTILL_SHARED/oracle`, else `../shared/oracle` beside the
-/// repository.
-pub fn folders(repository: &Path) -> PathBuf {
-    let shared = std::env::var_os("DISTILL_SHARED").map(PathBuf::from);
-    shared.unwrap_or_else(|| repository.join("../shared")).join("oracle")
 }
 
 #[cfg(test)]

@@ -240,3 +240,7 @@ fn write_file(
 #[cfg(test)]
 #[path = "save_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "save_peer_tests.rs"]
+mod peer_tests;

@@ -14,8 +14,9 @@ fn load(dir: &Path, config: &Qwen3Config, dtype: DType) -> Weights {
 
 #[test]
 fn a_model_saved_by_transformers_is_saved_again_byte_for_byte() {
+    let test = "a_model_saved_by_transformers_is_saved_again_byte_for_byte";
     for name in ["a/student", "b/teacher", "c/student"] {
-        let Some(source) = golden(name) else { return };
+        let Some(source) = golden(name, test) else { return };
         let config = Qwen3Config::from_dir(&source).unwrap();
         let copy = tempfile::tempdir().unwrap();
         save_model(copy.path(), &config, &load(&source, &config, DType::F32), DType::F32).unwrap();

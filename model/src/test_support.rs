@@ -96,16 +96,7 @@ pub(crate) fn relative(a: &[f32], b: &[f32]) -> f64 {
     (difference / b.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
 }
 
-/// A golden folder, or None (said on stderr) where the shared files are not at hand.
-pub(crate) fn golden(name: &str) -> Option<PathBuf> {
-    let repository = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let folder = crate::golden::folders(&repository).join(name);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    #[expect(clippy::print_stderr, reason = "a skipped test says so")]
-    {
-        eprintln!("skipped: no golden values at {}", folder.display());
-    }
-    None
+/// A golden folder; `None`, with a word, where the shared files are not at hand.
+pub(crate) fn golden(name: &str, test: &str) -> Option<PathBuf> {
+    test_support::shared(&format!("oracle/{name}"), test)
 }

@@ -156,13 +156,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
     use crate::metrics::tests::step;
-    use std::process::Command;
     use student_trainer::observer::{Moment, Perplexity};
-
-    #[expect(clippy::print_stderr, reason = "a skipped test says so")]
-    fn skip(why: &str) {
-        eprintln!("skipped: {why}");
-    }
 
     fn evaluation() -> EvalReport {
         EvalReport {
@@ -192,20 +186,15 @@ mod tests {
 
     #[test]
     fn the_real_tensorboard_package_reads_every_scalar_back() {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/python/read_events.py");
-        let python = std::env::var("LIMBECK_PYTHON").unwrap_or_else(|_| "python3".into());
-        let ready = Command::new(&python).args(["-c", "import tensorboard"]).output();
-        if !ready.is_ok_and(|output| output.status.success()) {
-            skip(&format!("{python} has no tensorboard (set LIMBECK_PYTHON)"));
-            return;
-        }
+        let test = "the_real_tensorboard_package_reads_every_scalar_back";
+        let Some(python) = test_support::python(&["tensorboard"], test) else { return };
         let dir = tempfile::tempdir().unwrap();
         let mut first = EventFile::create(dir.path(), 0, 100.0).unwrap();
         (1..=3).for_each(|n| first.step(&step(n), 100.0 + n as f64).unwrap());
         let mut resumed = EventFile::create(dir.path(), 1, 200.0).unwrap();
         resumed.step(&step(2), 201.0).unwrap();
         resumed.evaluation(&evaluation(), 202.0).unwrap();
-        let output = Command::new(&python).arg(script).arg(dir.path()).output().unwrap();
+        let output = python.script("read_events.py").arg(dir.path()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let read: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         // Step 3 of the first file is gone: the resumed run starts over from step 2.

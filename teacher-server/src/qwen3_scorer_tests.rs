@@ -6,6 +6,7 @@ use candle_core::DType;
 use distill::codec::Codec;
 use distill::signal::{TopK, log_sum_exp};
 use proto::convert::score_request;
+use test_support::shared;
 
 use super::*;
 use crate::scorer::all_positions;
@@ -187,23 +188,12 @@ fn places_that_hold_no_model_are_named() {
     assert!(refusal(source(dir.path())).contains("tokenizer.json"));
 }
 
-/// A folder of the shared directory, or none where it is not there (then the test is skipped).
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
-fn shared(folder: &str) -> Option<PathBuf> {
-    let root = std::env::var("DISTILL_SHARED").unwrap_or("../../shared".into());
-    let path = Path::new(&root).join(folder);
-    if !path.is_dir() {
-        eprintln!("skipped: {} is not there", path.display());
-        return None;
-    }
-    Some(path)
-}
-
 /// PyTorch and transformers in float64, whole batch packed: ../shared/oracle/README.md.
 #[test]
 fn the_golden_models_give_the_golden_signals() {
+    let test = "the_golden_models_give_the_golden_signals";
     for case in ["a", "b", "c"] {
-        let Some(dir) = shared(&format!("oracle/{case}")) else { return };
+        let Some(dir) = shared(&format!("oracle/{case}"), test) else { return };
         let config = Qwen3Config::from_dir(&dir.join("teacher")).unwrap();
         let weights =
             Weights::load(&dir.join("teacher"), &config, DType::F32, &Device::Cpu).unwrap();
@@ -252,7 +242,8 @@ fn the_golden_models_give_the_golden_signals() {
 
 #[test]
 fn a_trained_model_is_loaded_and_states_its_facts() {
-    let Some(dir) = shared("models/gsm8k-teacher") else { return };
+    let test = "a_trained_model_is_loaded_and_states_its_facts";
+    let Some(dir) = shared("models/gsm8k-teacher", test) else { return };
     let Loaded { mut scorer, text, facts } = source(&dir).load().unwrap();
     assert_eq!((facts.model.as_str(), facts.revision.as_str()), ("gsm8k-teacher", ""));
     assert_eq!(

@@ -55,19 +55,20 @@ fn compose() -> Option<Vec<&'static str>> {
         output.is_ok_and(|output| output.status.success())
     };
     if !works(&["docker", "info"]) {
-        skip(TEST, "no Docker engine answers");
+        skip(TEST, "docker", "no Docker engine answers");
         return None;
     }
     for image in ["limbeck/base:local", "limbeck/rust:local"] {
         if !works(&["docker", "image", "inspect", image]) {
-            skip(TEST, &format!("there is no image {image}: run deploy/base-images.sh"));
+            let why = format!("there is no image {image}: run deploy/base-images.sh");
+            skip(TEST, "docker", &why);
             return None;
         }
     }
     let programs = [vec!["docker", "compose"], vec!["docker-compose"]];
     let found = programs.into_iter().find(|words| works(&[words, &["version"][..]].concat()));
     if found.is_none() {
-        skip(TEST, "neither `docker compose` nor `docker-compose` is installed");
+        skip(TEST, "docker", "neither `docker compose` nor `docker-compose` is installed");
     }
     found
 }

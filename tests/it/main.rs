@@ -3,5 +3,8 @@
 mod bad_input;
 mod containers;
 mod demo;
+mod hub;
 mod job;
 mod peers;
+mod precision;
+mod vocabulary;

@@ -1,5 +1,6 @@
-"""Calls a teacher with stock grpcio, Score by a client generated from the proto and ScoreText by
-reflection, and compares with what transformers computes in float32.
+"""Calls a teacher's Score and ScoreText with stock grpcio, each twice: by a client generated from
+the proto, and by reflection, knowing nothing but what the server says of itself. Compares all four
+with what transformers computes in float32.
 
 usage: grpc_client.py HOST:PORT --proto DIR --model DIR [--expected FILE] [--write FILE]
   --model     the model the teacher serves; used where torch and transformers are installed
@@ -20,28 +21,34 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 TEXTS = ["Natalia sold clips to 48 of her friends in April.", "12 + 30 = 42. So there are 42 apples."]
 T, K, TOLERANCE = 2.0, 16, 1e-3
+CALLS = ("GetInfo", "Score", "ScoreText")
 
 
-def generated(proto):
-    """The modules that stock grpcio-tools makes of the contract."""
+def generated(channel, proto):
+    """Calls and messages by name, from the modules that stock grpcio-tools makes of the contract."""
     out = tempfile.mkdtemp()
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{proto}", f"--python_out={out}",
                     f"--grpc_python_out={out}", "distill/v1/teacher.proto"], check=True)
     sys.path.insert(0, out)
     from distill.v1 import teacher_pb2, teacher_pb2_grpc
-    return teacher_pb2, teacher_pb2_grpc
+    stub = teacher_pb2_grpc.TeacherStub(channel)
+    return {call: (getattr(stub, call), getattr(teacher_pb2, f"{call}Request")) for call in CALLS}
 
 
 def reflected(channel):
-    """ScoreText, known from nothing but what the server says of itself."""
+    """The same, from the descriptors that the server hands out; messages made by protobuf's factory."""
     database = ProtoReflectionDescriptorDatabase(channel)
     assert "distill.v1.Teacher" in database.get_services(), database.get_services()
-    pool = descriptor_pool.DescriptorPool(database)
-    method = pool.FindServiceByName("distill.v1.Teacher").FindMethodByName("ScoreText")
-    request, reply = (message_factory.GetMessageClass(t) for t in (method.input_type, method.output_type))
-    call = channel.unary_unary("/distill.v1.Teacher/ScoreText", request_serializer=request.SerializeToString,
-                               response_deserializer=reply.FromString)
-    return lambda **fields: call(request(**fields))
+    service = descriptor_pool.DescriptorPool(database).FindServiceByName("distill.v1.Teacher")
+    calls = {}
+    for call in CALLS:
+        method = service.FindMethodByName(call)
+        assert method.client_streaming == method.server_streaming == (call == "Score"), call
+        request, reply = map(message_factory.GetMessageClass, (method.input_type, method.output_type))
+        kind = channel.stream_stream if method.client_streaming else channel.unary_unary
+        calls[call] = (kind(f"/{service.full_name}/{call}", request_serializer=request.SerializeToString,
+                            response_deserializer=reply.FromString), request)
+    return calls
 
 
 def unpack(reply, k):
@@ -86,6 +93,40 @@ def compare(name, ours, theirs, worst):
     worst[name] = max(worst.get(name, 0.0), float(np.abs(np.asarray(ours) - np.asarray(theirs)).max()))
 
 
+def check_text(replies, expected, worst):
+    for text, want in zip(replies, expected):
+        for t, token in enumerate(text.tokens):
+            compare("text_logit", sorted(n.logit for n in token.next), sorted(want["logits"][t]), worst)
+            compare("text_logprob", sorted(n.logprob for n in token.next), sorted(want["logprobs"][t]), worst)
+
+
+def check_score(score, request, teacher, codec, expected, worst):
+    """Scores all rows in one stream of this codec; returns how many positions were compared."""
+    requests = [request(id=7 + n, tokens=np.array(want["ids"], "<u4").tobytes(), temperature=T, signal=1,
+                        top_k=K, codec=codec) for n, want in enumerate(expected)]
+    scored = {reply.id: reply for reply in score(iter(requests))}
+    positions = 0
+    for n, want in enumerate(expected):
+        reply, rows = scored[7 + n], len(want["ids"])
+        assert not reply.HasField("error"), reply.error
+        assert (reply.first_position, reply.rows, reply.last, reply.codec) == (0, rows, True, codec)
+        assert reply.temperature == T and reply.model_fingerprint.hex() == teacher.model_fingerprint[:32]
+        assert reply.tokenizer_fingerprint.hex() == teacher.tokenizer_fingerprint[:32]
+        log_z, log_rest, top, values = unpack(reply, K)
+        logprobs = values - log_z[:, None].astype(np.float64)
+        compare("score_logprob", logprobs, want["logprobs"], worst)
+        # The contract's logit: the value times T.
+        compare("score_logit", values * T, want["logits"], worst)
+        compare("sum_to_one", np.exp(logprobs).sum(1) + np.exp(log_rest.astype(np.float64)), 1.0, worst)
+        swapped = [set(ours) ^ set(theirs) for ours, theirs in zip(top.tolist(), want["top"])]
+        assert sum(map(len, swapped)) <= 2, f"other tokens in the top {K}: {swapped}"
+        following = np.frombuffer(reply.next_logprob, "<f4")
+        assert len(following) == rows and math.isnan(following[-1])
+        compare("next_logprob", following[:-1], want["next"], worst)
+        positions += rows
+    return positions
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
@@ -93,46 +134,28 @@ def main():
         parser.add_argument(option)
     a = parser.parse_args()
     channel = grpc.insecure_channel(a.address)
-    pb, stubs = generated(a.proto)
-    teacher, score_text = stubs.TeacherStub(channel), reflected(channel)
-    info = teacher.GetInfo(pb.GetInfoRequest())
-    replies = [score_text(text=text, temperature=T, top_k=K) for text in TEXTS]
-    ids = [[token.id for token in reply.tokens] for reply in replies]
-    try:
-        expected, source = by_transformers(a.model, ids), "transformers"
-    except ImportError:
-        assert a.expected, "torch and transformers are not installed: give --expected FILE"
-        expected, source = json.load(open(a.expected)), a.expected
-    if a.write:
-        json.dump(expected, open(a.write, "w"))
-    worst, positions = {}, 0
-    for text, want, row in zip(replies, expected, ids):
-        assert row == want["ids"], f"the tokens differ: {row} against {want['ids']}"
-        for t, token in enumerate(text.tokens):
-            compare("text_logit", sorted(n.logit for n in token.next), sorted(want["logits"][t]), worst)
-            compare("text_logprob", sorted(n.logprob for n in token.next), sorted(want["logprobs"][t]), worst)
-    for codec in (1, 2):
-        requests = [pb.ScoreRequest(id=7 + n, tokens=np.array(row, "<u4").tobytes(), temperature=T,
-                                    signal=1, top_k=K, codec=codec) for n, row in enumerate(ids)]
-        scored = {reply.id: reply for reply in teacher.Score(iter(requests))}
-        for n, (want, row) in enumerate(zip(expected, ids)):
-            reply = scored[7 + n]
-            assert not reply.HasField("error"), reply.error
-            assert (reply.first_position, reply.rows, reply.last, reply.codec) == (0, len(row), True, codec)
-            assert reply.temperature == T and reply.model_fingerprint.hex() == info.model_fingerprint[:32]
-            assert reply.tokenizer_fingerprint.hex() == info.tokenizer_fingerprint[:32]
-            log_z, log_rest, top, values = unpack(reply, K)
-            logprobs = values - log_z[:, None].astype(np.float64)
-            compare("score_logprob", logprobs, want["logprobs"], worst)
-            compare("sum_to_one", np.exp(logprobs).sum(1) + np.exp(log_rest.astype(np.float64)), 1.0, worst)
-            swapped = [set(ours) ^ set(theirs) for ours, theirs in zip(top.tolist(), want["top"])]
-            assert sum(map(len, swapped)) <= 2, f"other tokens in the top {K}: {swapped}"
-            following = np.frombuffer(reply.next_logprob, "<f4")
-            assert len(following) == len(row) and math.isnan(following[-1])
-            compare("next_logprob", following[:-1], want["next"], worst)
-            positions += len(row)
-    assert all(value < TOLERANCE for value in worst.values()), worst
-    print(json.dumps(dict(compared_with=source, positions=positions, **worst)))
+    clients = dict(generated=generated(channel, a.proto), reflected=reflected(channel))
+    result, expected = {}, None
+    for name, calls in clients.items():
+        (get_info, info), (score, request), (score_text, text) = (calls[call] for call in CALLS)
+        replies = [score_text(text(text=t, temperature=T, top_k=K)) for t in TEXTS]
+        ids = [[token.id for token in reply.tokens] for reply in replies]
+        if expected is None:
+            try:
+                expected, result["compared_with"] = by_transformers(a.model, ids), "transformers"
+            except ImportError:
+                assert a.expected, "torch and transformers are not installed: give --expected FILE"
+                expected, result["compared_with"] = json.load(open(a.expected)), a.expected
+            if a.write:
+                json.dump(expected, open(a.write, "w"))
+        assert ids == [want["ids"] for want in expected], f"the tokens differ: {ids}"
+        worst = {}
+        check_text(replies, expected, worst)
+        teacher = get_info(info())
+        positions = sum(check_score(score, request, teacher, codec, expected, worst) for codec in (1, 2))
+        assert all(value < TOLERANCE for value in worst.values()), (name, worst)
+        result[name] = dict(positions=positions, **worst)
+    print(json.dumps(result))
 
 
 main()

@@ -34,6 +34,16 @@ pub fn trainer(arguments: &[&str]) -> Command {
     command
 }
 
+/// `teacher-server` with this model, on loopback ports of its own.
+pub fn teacher(model: &str) -> Command {
+    let mut command = Command::new(binary("teacher-server"));
+    command
+        .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--model", model])
+        .env("CANDLE_NUM_THREADS", "1")
+        .stdin(Stdio::null());
+    command
+}
+
 /// Runs a command to its end and returns what it said.
 ///
 /// # Panics
@@ -57,14 +67,16 @@ impl Teacher {
     /// # Panics
     /// When it ends before it serves.
     pub fn start(model: &Path, arguments: &[&str]) -> Self {
-        let mut child = Command::new(binary("teacher-server"))
-            .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--model"])
-            .arg(model)
-            .args(arguments)
-            .env("CANDLE_NUM_THREADS", "1")
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("teacher-server can be started");
+        Self::serve(teacher(&model.display().to_string()).args(arguments))
+    }
+
+    /// Runs a command of [`teacher`] and waits until it serves.
+    ///
+    /// # Panics
+    /// When it ends before it serves.
+    pub fn serve(command: &mut Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().expect("teacher-server can be started");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("stdout is piped");
         BufReader::new(stdout).read_line(&mut line).expect("the teacher says where it listens");

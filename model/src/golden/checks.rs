@@ -62,6 +62,29 @@ pub fn run(dir: &Path) -> Result<Report, GoldenError> {
     Ok(report)
 }
 
+/// The relative error of every parameter's gradient against the golden one of a signal, with the
+/// student's products in `precision` and the teacher's in float32: the golden signal is given, the
+/// student is on trial.
+///
+/// # Errors
+/// [`GoldenError`] when the folder cannot be read or the engine refuses it.
+#[cfg(test)]
+pub(super) fn gradient_errors(
+    dir: &Path,
+    mode: Mode,
+    precision: Precision,
+) -> Result<Vec<(String, f64)>, GoldenError> {
+    let case = Case { precision, ..Case::open(dir)? };
+    let student = case.student()?;
+    case.backward(&student, mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
+    let error = |name: &str| {
+        let golden = case.golden.floats(&format!("grad.{}.{name}", mode.name()))?;
+        let ours = student.gradients().get(name).and_then(|t| t.flatten_all()?.to_vec1::<f32>());
+        Ok((name.to_owned(), norm_of_difference(&ours.map_err(engine)?, &golden)))
+    };
+    student.weights().names().map(error).collect()
+}
+
 struct Case {
     golden: Golden,
     batch: TokenBatch,
@@ -69,6 +92,8 @@ struct Case {
     places: Vec<usize>,
     teacher: Qwen3,
     classes: usize,
+    /// Of the student's products.
+    precision: Precision,
 }
 
 impl Case {
@@ -81,7 +106,7 @@ impl Case {
         let teacher = Qwen3::new(config, weights, Precision::F32).map_err(engine)?;
         let student = Qwen3Config::from_dir(&dir.join("student")).map_err(engine)?;
         let classes = teacher.config().vocab_size.min(student.vocab_size);
-        Ok(Self { golden, batch, places, teacher, classes })
+        Ok(Self { golden, batch, places, teacher, classes, precision: Precision::F32 })
     }
 
     /// The student as it starts.
@@ -95,7 +120,7 @@ impl Case {
             epsilon: adamw.eps,
             weight_decay: adamw.weight_decay,
         };
-        Student::load(&folder, config, Precision::F32, optimiser, &Device::Cpu).map_err(engine)
+        Student::load(&folder, config, self.precision, optimiser, &Device::Cpu).map_err(engine)
     }
 
     fn check_logits(&self, who: &str, model: &Qwen3, report: &mut Report) -> Outcome {
@@ -248,7 +273,7 @@ impl Case {
             Mode::Renorm => (self.golden.numbers.k, Tail::Renormalise),
         };
         let signal = self.signal(self.batch.scored(), self.classes, k, temperature)?;
-        Ok((signal, LossSettings { alpha, temperature, tail, precision: Precision::F32 }))
+        Ok((signal, LossSettings { alpha, temperature, tail, precision: self.precision }))
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use hub::chat::{ChatTemplate, Message};
 use hub::testing::write_tiny_tokenizer;
 use hub::tokenizer::{SpecialTokens, Tokenizer};
+use test_support::shared;
 
 use super::*;
 use crate::config::{ChatTemplateUse, LossOn};
@@ -233,17 +234,13 @@ fn many_rows_keep_their_order() {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn masks_and_counts_of_gsm8k_are_those_of_python() {
-    let root = match std::env::var_os("DISTILL_SHARED") {
-        Some(root) => PathBuf::from(root),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-    };
-    let (dir, data) = (root.join("models/gsm8k-student"), root.join("data/gsm8k/train.jsonl"));
-    if !dir.exists() || !data.exists() {
-        eprintln!("skipped masks_and_counts_of_gsm8k_are_those_of_python: no ../shared");
+    let test = "masks_and_counts_of_gsm8k_are_those_of_python";
+    let (Some(dir), Some(data)) =
+        (shared("models/gsm8k-student", test), shared("data/gsm8k/train.jsonl", test))
+    else {
         return;
-    }
+    };
     let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
     let tokenizer = Tokenizer::load(&dir).unwrap();
     let template = ChatTemplate::load(&dir).unwrap();
