@@ -282,6 +282,20 @@ impl Address {
         self.endpoint.uri().authority().map_or("", |authority| authority.as_str())
     }
 
+    /// The error of something else that listens here.
+    async fn stranger(&self) -> Option<TeacherError> {
+        let found = stranger::recognise(self.authority()).await?;
+        Some(TeacherError::NotATeacher { url: self.url.clone(), found })
+    }
+
+    /// A web server may speak HTTP/2 and know no such call: then it is named instead.
+    async fn who_refuses(&self, error: TeacherError) -> TeacherError {
+        if let TeacherError::Refused { code: tonic::Code::Unimplemented, .. } = error {
+            return self.stranger().await.unwrap_or(error);
+        }
+        error
+    }
+
     /// A client on a new connection.
     pub(crate) async fn client(&self) -> Result<TeacherClient<Channel>, String> {
         let channel = self.endpoint.connect().await.map_err(|e| with_causes(&e))?;
@@ -339,12 +353,10 @@ async fn reach(
         attempts += 1;
         let last_error = match address.info().await {
             Ok(facts) => return Ok(facts),
-            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Final(error)) => return Err(address.who_refuses(error).await),
             Err(Failure::Passing(error)) => error,
-            Err(Failure::Garbled(error)) => match stranger::recognise(address.authority()).await {
-                Some(found) => {
-                    return Err(TeacherError::NotATeacher { url: address.url.clone(), found });
-                }
+            Err(Failure::Garbled(error)) => match address.stranger().await {
+                Some(error) => return Err(error),
                 None => error,
             },
         };
