@@ -103,6 +103,7 @@ impl Comparison {
                 let done = student_trainer::train::train(&config, &mut recorder, stop);
                 recorder.ended();
                 let summary = done?;
+                recorder.complete()?;
                 if summary.stopped_early {
                     bail!("stopped before the comparison was complete");
                 }
