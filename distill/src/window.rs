@@ -11,6 +11,11 @@
 //! * A teacher that is silent for too long with requests unanswered is disconnected: its stream
 //!   cannot be trusted to answer any more.
 //! * Scoring is idempotent, so an answer is taken from whichever teacher sends it first.
+//! * Every wait is counted once. While no teacher can be heard (an *outage*: from the loss of the
+//!   last stream to the first word about a request) the clock of the outage runs and those of the
+//!   sequences stand still; else a sequence's own clock runs from its first failure. A stream that
+//!   opens and breaks again without a word does not end an outage, so a request that brings every
+//!   teacher down cannot keep the window trying for ever.
 //!
 //! Times are durations since any fixed moment; random numbers are uniform in [0, 1).
 
@@ -32,7 +37,7 @@ pub struct Window {
     places: VecDeque<Place>,
     first_id: u64,
     tokens: usize,
-    /// Since when no teacher has been connected; none while one is.
+    /// Since when nothing has been heard of any teacher; none while one is well.
     outage: Option<Outage>,
     given_up: bool,
 }
@@ -42,7 +47,7 @@ struct Place {
     tokens: usize,
     state: State,
     attempts: u32,
-    /// Time of the first failure.
+    /// Time of the first failure, moved on by the outages since.
     failed_first: Option<Duration>,
     /// Failures of its own requests in a row, for the backoff.
     failures: u32,
@@ -153,15 +158,14 @@ impl Window {
                 let asked = |teacher: &&mut Teacher| teacher.link == Link::Connecting;
                 if let Some(teacher) = self.teachers.get_mut(teacher).filter(asked) {
                     teacher.connected(max_in_flight, now);
-                    self.outage = None;
+                    // With nothing to ask, a stream is all that can be had of a teacher.
+                    if self.places.iter().all(|place| place.state == State::Answered) {
+                        self.end_outage(now);
+                    }
                 }
             }
             Event::Disconnected { teacher, error } => self.lose(teacher, &error, now, random),
-            Event::Heard { teacher } => {
-                if let Some(teacher) = self.teachers.get_mut(teacher) {
-                    teacher.heard = now;
-                }
-            }
+            Event::Heard { teacher } => self.heard(teacher, now),
             Event::Answered { teacher, id } => self.answered(teacher, id, now, commands),
             Event::Failed { teacher, id, error } => self.failed(teacher, id, error, now, random),
             Event::Refused { teacher, id, error } => {
@@ -172,9 +176,27 @@ impl Window {
         }
     }
 
+    /// A teacher said something about a request.
+    fn heard(&mut self, index: usize, now: Duration) {
+        let Some(teacher) = self.teachers.get_mut(index) else { return };
+        teacher.heard = now;
+        // What a lost stream still had to say tells nothing of the teacher now.
+        if self.is_connected() {
+            self.end_outage(now);
+        }
+    }
+
+    /// A teacher is well again: the clocks of the sequences run on from where they stood.
+    fn end_outage(&mut self, now: Duration) {
+        let Some(outage) = self.outage.take() else { return };
+        for failed in self.places.iter_mut().filter_map(|place| place.failed_first.as_mut()) {
+            *failed = failed.saturating_add(now.saturating_sub(outage.since.max(*failed)));
+        }
+    }
+
     fn answered(&mut self, teacher: usize, id: u64, now: Duration, commands: &mut Vec<Command>) {
+        self.heard(teacher, now);
         if let Some(teacher) = self.teachers.get_mut(teacher) {
-            teacher.heard = now;
             // A teacher that answers is well: its next loss begins a new row of failures.
             teacher.failures = 0;
         }
@@ -195,9 +217,7 @@ impl Window {
     }
 
     fn failed(&mut self, teacher: usize, id: u64, error: String, now: Duration, random: f64) {
-        if let Some(teacher) = self.teachers.get_mut(teacher) {
-            teacher.heard = now;
-        }
+        self.heard(teacher, now);
         let backoff = self.settings.backoff;
         let Some(place) = self.place(id) else { return };
         // A late word about an attempt that is over changes nothing.
@@ -223,7 +243,7 @@ impl Window {
                 place.fail(error.to_string(), now, now);
             }
         }
-        if !self.teachers.iter().any(Teacher::is_up) {
+        if !self.is_connected() {
             let outage = self.outage.get_or_insert_with(|| Outage::new(now));
             outage.last_error = error.to_string();
         }
@@ -246,11 +266,12 @@ impl Window {
         let limit = self.settings.give_up_after;
         if let Some(outage) = &self.outage {
             let tried_for = now.saturating_sub(outage.since);
-            if tried_for >= limit {
+            if tried_for >= limit && !self.is_connected() {
                 let (attempts, last_error) = (outage.attempts, outage.last_error.clone());
                 let reason = GiveUp::Unreachable { attempts, tried_for, limit, last_error };
-                return self.give_up(reason, commands);
+                self.give_up(reason, commands);
             }
+            return;
         }
         for (id, place) in (self.first_id..).zip(&self.places) {
             let late = place.unanswered_since().map(|since| now.saturating_sub(since));
@@ -307,10 +328,13 @@ impl Window {
     /// The next time at which something is due by itself.
     fn next_time(&self, now: Duration) -> Option<Duration> {
         let limit = self.settings.give_up_after;
-        let outage = self.outage.as_ref().map(|outage| outage.since.saturating_add(limit));
+        // A stream that is open will speak, break, or be silent for too long.
+        let outage = self.outage.as_ref().filter(|_| !self.is_connected());
+        let outage = outage.map(|outage| outage.since.saturating_add(limit));
         let teachers =
             self.teachers.iter().flat_map(|teacher| teacher.times(self.settings.max_silence));
-        let failing = self.places.iter().filter_map(Place::unanswered_since);
+        let running = self.places.iter().filter(|_| self.outage.is_none());
+        let failing = running.filter_map(Place::unanswered_since);
         let deadlines = failing.map(|since| since.saturating_add(limit));
         let retries = self.places.iter().filter_map(|place| match place.state {
             // A sequence that waits for a teacher rather than for a time moves with an event.
@@ -318,6 +342,10 @@ impl Window {
             State::Waiting { .. } | State::Sent { .. } | State::Answered => None,
         });
         outage.into_iter().chain(teachers).chain(deadlines).chain(retries).min()
+    }
+
+    fn is_connected(&self) -> bool {
+        self.teachers.iter().any(Teacher::is_up)
     }
 
     fn place(&mut self, id: u64) -> Option<&mut Place> {

@@ -1,13 +1,16 @@
 //! Text to token ids and back: one model folder's tokenizer.
 //!
-//! Nothing is ever truncated, padded or added: `encode` gives the ids of the text and no others.
+//! Nothing is ever padded or added: `encode` gives the ids of the text and no others.
 //! Special tokens written in the text (`<|im_end|>`) become their ids, as a chat template needs.
 
 #[path = "tokenizer/fingerprint.rs"]
 mod fingerprint;
+#[path = "tokenizer/prefix.rs"]
+mod prefix;
 #[path = "tokenizer/special.rs"]
 mod special;
 
+pub use prefix::Beginning;
 pub use special::SpecialTokens;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +28,8 @@ pub struct Tokenizer {
     fingerprint: [u8; 32],
     special: SpecialTokens,
     eos: Option<u32>,
+    /// Bytes of text that the longest added token can be read from, at most.
+    longest_added: usize,
 }
 
 /// Token ids of a text and where in the text each came from.
@@ -153,7 +158,11 @@ impl Tokenizer {
         let largest = inner.get_vocab(true).into_values().max();
         let eos = special.get("eos_token").and_then(|token| inner.token_to_id(token));
         let size = largest.map_or(0, |id| id.saturating_add(1));
-        Ok(Self { inner, file, size, fingerprint, special, eos })
+        // A normaliser may make it of longer characters.
+        let added = inner.get_added_tokens_decoder();
+        let longest_added = added.values().map(|token| 4 * token.content.len() + 4).max();
+        let longest_added = longest_added.unwrap_or(4);
+        Ok(Self { inner, file, size, fingerprint, special, eos, longest_added })
     }
 
     /// The token ids of a text, `[L]`; an empty text has none.
@@ -170,9 +179,12 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Encoded, TokenizerError> {
+        Ok(Encoded::first(&self.encoding(text)?, usize::MAX))
+    }
+
+    fn encoding(&self, text: &str) -> Result<tokenizers::Encoding, TokenizerError> {
         let encoding = guarded(&self.file, "encoding", || self.inner.encode(text, false))?;
-        let encoding = encoding.map_err(|e| self.cannot_encode(&e))?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+        encoding.map_err(|e| self.cannot_encode(&e))
     }
 
     /// The text of ids, special tokens included; ids the vocabulary does not have give nothing.

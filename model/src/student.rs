@@ -284,8 +284,8 @@ pub fn losses(
     Ok(head_loss(&hidden, model.head(), classes, targets, signal, settings, 1.0, None)?)
 }
 
-/// The rows with a scored position whose loss is infinite or no number.
-fn rows_not_finite(batch: &TokenBatch, loss: &HeadLoss) -> Vec<usize> {
+/// The rows of a batch, from 0, with a scored position whose loss is infinite or no number.
+pub fn rows_not_finite(batch: &TokenBatch, loss: &HeadLoss) -> Vec<usize> {
     let mut positions = loss.ce.iter().zip(&loss.kl);
     let mut rows = Vec::new();
     for (row, &scored) in batch.scored_per_row().iter().enumerate() {

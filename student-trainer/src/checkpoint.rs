@@ -288,8 +288,8 @@ fn clear(dir: &Path) -> Result<(), CheckpointError> {
     }
 }
 
-/// `step-000500`.
-fn name(step: u64) -> String {
+/// A checkpoint's name: `step-000500`.
+pub(crate) fn name(step: u64) -> String {
     format!("step-{step:06}")
 }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches};
 use student_trainer::config::{
-    Command, Config, DemoConfig, EvalConfig, Layers, OptionSpec, options_of,
+    CONFIG_VARIABLE, Command, Config, DemoConfig, EvalConfig, Layers, OptionSpec, options_of,
+    unknown_variables,
 };
 
 /// What a person asked for.
@@ -33,16 +34,24 @@ pub(crate) enum Refusal {
     Settings(Vec<String>),
 }
 
+/// Environment variables, by name.
+pub(crate) type Environment = BTreeMap<String, String>;
+
 /// Reads a command line, the environment and the file named with `--config`.
 ///
 /// # Errors
 /// [`Refusal`] with everything that is wrong.
 pub(crate) fn read(
     arguments: impl IntoIterator<Item = impl Into<OsString>>,
-    variable: impl Fn(&str) -> Option<String>,
+    environment: &Environment,
 ) -> Result<Asked, Refusal> {
     let arguments = arguments.into_iter().map(|argument| dashed(argument.into()));
     let matches = command_line().try_get_matches_from(arguments).map_err(Refusal::Line)?;
+    let unknown = unknown_variables(environment.keys().map(String::as_str));
+    if !unknown.is_empty() {
+        return Err(Refusal::Settings(unknown));
+    }
+    let variable = |name: &str| environment.get(name).cloned();
     let settings = |command, matches: &ArgMatches| layers(command, matches, &variable);
     match matches.subcommand() {
         Some(("train", m)) => settings(Command::Train, m)
@@ -89,7 +98,7 @@ fn layers(
         })
         .collect();
     let named = path_of(matches, "config")
-        .or_else(|| variable("STUDENT_TRAINER_CONFIG").filter(|p| !p.is_empty()).map(Into::into));
+        .or_else(|| variable(CONFIG_VARIABLE).filter(|p| !p.is_empty()).map(Into::into));
     let text = named.as_deref().map(read_config).transpose()?;
     let file = named.as_deref().zip(text.as_deref());
     Layers::new(command, flags, variable, file)
@@ -132,7 +141,8 @@ fn demo(command: clap::Command) -> clap::Command {
     };
     let data = clap::Command::new("data")
         .about("Write the demonstration's models and rows, for runs of your own")
-        .arg(directory("demo-data", "Receives teacher/, student/, train.jsonl and eval.jsonl"));
+        .arg(directory("demo-data", "Receives teacher/, student/, train.jsonl, eval.jsonl, and in tuning-*.jsonl the rows the \
+             demonstration's settings were chosen on"));
     let make_models = clap::Command::new("make-models")
         .about("Train the demonstration's own teacher and student anew, from nothing")
         .arg(directory("student-trainer/demo", "Receives teacher/ and student/"));
@@ -243,7 +253,23 @@ mod tests {
     }
 
     fn asked(line: &str) -> Result<Asked, Refusal> {
-        read(line.split_whitespace().map(str::to_owned), |_| None)
+        read(line.split_whitespace().map(str::to_owned), &Environment::new())
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_refused_whatever_the_command() {
+        let environment = |name: &str| [(name.to_owned(), "1e-4".to_owned())].into();
+        let with = |line: &str, name| read(line.split(' ').map(str::to_owned), &environment(name));
+        for line in ["student-trainer demo", "student-trainer demo data"] {
+            let Err(Refusal::Settings(faults)) = with(line, "STUDENT_TRAINER_LEARNIG_RATE") else {
+                panic!("{line} was not refused")
+            };
+            assert!(
+                faults[0].contains("did you mean STUDENT_TRAINER_LEARNING_RATE?"),
+                "{faults:?}"
+            );
+            with(line, "STUDENT_TRAINER_LEARNING_RATE").unwrap();
+        }
     }
 
     #[test]

@@ -18,8 +18,8 @@ pub use kinds::{
     ChatTemplateUse, Choice, DtypeChoice, LossOn, ProgressKind, Resume, SaveDtype, SchedulerKind,
     SignalKind, StudentInit, TailKind,
 };
-pub use layers::{Layers, Origin, Written};
-pub use options::{Command, OPTIONS, OptionSpec, options_of};
+pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
+pub use options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
 use reader::Reader;
 
 /// Everything `train` needs to know. Fields are named as the flags; [`OPTIONS`] says what each

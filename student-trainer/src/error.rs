@@ -65,16 +65,57 @@ pub enum TrainError {
     Schedule(#[from] distill::schedule::ScheduleError),
     /// A loss or a gradient that is not a number.
     #[error(
-        "step {step}: {source}. Rows of the training set concerned, counted from 0 among those \
-         kept: {rows:?}. The state before this step is kept"
+        "step {step}: {source}. Rows of the training set concerned: {rows}. The state before this \
+         step is kept"
     )]
     NotFinite {
         /// The step that was not done.
         step: u64,
-        /// Indices of the rows, in the training set.
-        rows: Vec<usize>,
+        /// Where the rows stand.
+        rows: String,
         /// What is not finite.
         source: Box<StudentError>,
+    },
+    /// An evaluation whose loss is not a number.
+    #[error(
+        "{model}: the loss is not finite on {count} of {of} held-out rows ({rows}); its weights \
+         hold, or lead to, numbers that are not finite: take another model, or an earlier \
+         checkpoint"
+    )]
+    EvaluationNotFinite {
+        /// The model, and after which step where it is being trained.
+        model: String,
+        /// How many rows are concerned.
+        count: usize,
+        /// Of how many.
+        of: usize,
+        /// Where the first of them stand.
+        rows: String,
+    },
+    /// A teacher's failure that has to do with one row.
+    #[error("{source} (row {row} is {place})")]
+    AtRow {
+        /// Index of the row in its set.
+        row: usize,
+        /// Where it stands.
+        place: String,
+        /// The failure.
+        source: TeacherError,
+    },
+    /// A teacher's failure in the middle of a run.
+    #[error(
+        "{source}. The {step} steps done are in the checkpoint {}: once the teacher is well, run \
+         the same command {how} to go on from there", checkpoint.display()
+    )]
+    Interrupted {
+        /// What happened.
+        source: Box<TrainError>,
+        /// Steps done.
+        step: u64,
+        /// Where they are kept.
+        checkpoint: PathBuf,
+        /// With which flags.
+        how: &'static str,
     },
     /// A student without weights, and no word that it should have none.
     #[error(

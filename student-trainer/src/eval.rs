@@ -4,17 +4,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use distill::batch::{Sequence, TokenBatch};
+use distill::batch::TokenBatch;
 use distill::codec::row_bytes;
 use distill::perplexity::Nll;
 use distill::signal::TopK;
 use model::ops::head::{HeadLoss, LossSettings};
 use model::qwen3::Qwen3;
-use model::student::losses;
+use model::student::{losses, rows_not_finite};
 
+use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::feed::{Ask, Feed, Scored};
 use crate::observer::Perplexity;
+use crate::setup::at_row;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
 
@@ -24,7 +26,7 @@ const KEPT_BYTES: usize = 1 << 30;
 
 /// Held-out rows, and where what the teacher says of them comes from.
 pub struct HeldOut {
-    rows: Arc<[Sequence]>,
+    rows: RowSet,
     answers: Answers,
 }
 
@@ -72,7 +74,7 @@ impl HeldOut {
     /// # Errors
     /// Those of the feed.
     pub fn new(
-        rows: Arc<[Sequence]>,
+        rows: RowSet,
         teacher: Option<&(Teacher, Ask)>,
         network: &Network,
         stop: &Stop,
@@ -80,15 +82,16 @@ impl HeldOut {
         let Some((teacher, ask)) = teacher else {
             return Ok(Self { rows, answers: Answers::None });
         };
-        let positions: usize = rows.iter().map(|row| row.scored().count()).sum();
+        let positions: usize = rows.sequences.iter().map(|row| row.scored().count()).sum();
         // In memory an entry takes 8 bytes and a position 12 more: the raw codec's size.
         let bytes = positions.saturating_mul(row_bytes(ask.top_k, distill::codec::Codec::Raw) + 4);
         if bytes > KEPT_BYTES {
             return Ok(Self { rows, answers: Answers::Asked(Box::new((teacher.clone(), *ask))) });
         }
-        let mut feed = Feed::start(network, teacher, Arc::clone(&rows), 0..rows.len(), *ask);
+        let set = Arc::clone(&rows.sequences);
+        let mut feed = Feed::start(network, teacher, set, 0..rows.len(), *ask);
         let mut kept = Vec::with_capacity(rows.len());
-        while let Some(scored) = feed.next(stop)? {
+        while let Some(scored) = feed.next(stop).map_err(|e| at_row(e, &rows))? {
             kept.push(scored);
         }
         if kept.len() < rows.len() {
@@ -108,12 +111,14 @@ impl HeldOut {
     }
 }
 
-/// Measures `model` on held-out rows.
+/// Measures `model`, called `name`, on held-out rows.
 ///
 /// # Errors
-/// When an operation fails, or the teacher when its answers are asked for anew.
+/// [`TrainError::EvaluationNotFinite`]; when an operation fails, or the teacher when its answers
+/// are asked for anew.
 pub fn evaluate(
     model: &Qwen3,
+    name: &str,
     held_out: &HeldOut,
     settings: &EvalSettings,
     network: &Network,
@@ -124,18 +129,18 @@ pub fn evaluate(
     let mut feed = match &held_out.answers {
         Answers::Asked(asked) => {
             let (teacher, ask) = asked.as_ref();
-            Some(Feed::start(network, teacher, Arc::clone(rows), 0..rows.len(), *ask))
+            Some(Feed::start(network, teacher, Arc::clone(&rows.sequences), 0..rows.len(), *ask))
         }
         Answers::None | Answers::Kept(_) => None,
     };
-    let mut tally = Tally::default();
-    for (index, chunk) in rows.chunks(settings.rows_at_once.max(1)).enumerate() {
+    let (mut tally, mut bad) = (Tally::default(), Vec::new());
+    for (index, chunk) in rows.sequences.chunks(settings.rows_at_once.max(1)).enumerate() {
         let first = index * settings.rows_at_once.max(1);
         let asked;
         let answers: &[Scored] = match (&held_out.answers, &mut feed) {
             (Answers::Kept(kept), _) => &kept[first..first + chunk.len()],
             (_, Some(feed)) => {
-                asked = take(feed, chunk.len(), stop)?;
+                asked = take(feed, rows, chunk.len(), stop)?;
                 &asked
             }
             (_, None) => &[],
@@ -143,16 +148,27 @@ pub fn evaluate(
         let batch = TokenBatch::pack(chunk);
         let signal = joined(answers);
         let loss = losses(model, &batch, settings.classes, signal.as_ref(), &settings.loss)?;
+        bad.extend(rows_not_finite(&batch, &loss).into_iter().map(|row| first + row));
         tally.add(&batch, &loss, answers);
+    }
+    if !bad.is_empty() {
+        let (model, count, of) = (name.to_owned(), bad.len(), rows.len());
+        return Err(TrainError::EvaluationNotFinite { model, count, of, rows: rows.list(&bad) });
     }
     tally.report(begin.elapsed().as_secs_f64())
 }
 
-/// The next `count` answers of a feed.
-pub(crate) fn take(feed: &mut Feed, count: usize, stop: &Stop) -> Result<Vec<Scored>, TrainError> {
+/// The next `count` answers of a feed of `rows`.
+pub(crate) fn take(
+    feed: &mut Feed,
+    rows: &RowSet,
+    count: usize,
+    stop: &Stop,
+) -> Result<Vec<Scored>, TrainError> {
     let mut answers = Vec::with_capacity(count);
     while answers.len() < count {
-        answers.push(feed.next(stop)?.ok_or(TrainError::Stopped)?);
+        let answer = feed.next(stop).map_err(|e| at_row(e, rows))?;
+        answers.push(answer.ok_or(TrainError::Stopped)?);
     }
     Ok(answers)
 }

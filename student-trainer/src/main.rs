@@ -13,6 +13,7 @@ mod report;
 mod table;
 mod tensorboard;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -26,7 +27,11 @@ use recorder::Recorder;
 
 fn main() -> ExitCode {
     model::malloc::tune();
-    let asked = match cli::read(std::env::args_os(), |name| std::env::var(name).ok()) {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let environment = std::env::vars_os().filter_map(text).collect();
+    let asked = match cli::read(std::env::args_os(), &environment) {
         Ok(asked) => asked,
         Err(refusal) => return refuse(refusal),
     };
@@ -104,24 +109,23 @@ fn train(config: &Config, console: &Console, stop: &Stop) -> anyhow::Result<()> 
     recorder.ended();
     let summary = done?;
     if summary.stopped_early {
-        return Ok(());
+        return recorder.complete();
     }
     let table = progress::results(&summary);
     if !table.rows.is_empty() {
-        console.result(&format!("\n{}\n", table.to_text()));
+        console.result(&format!("\n{}\n", table.to_text()))?;
     }
     let outputs = config.output_dir.display();
     console.tell(&format!("wrote {outputs}  (report.html shows the run)"));
-    Ok(())
+    recorder.complete()
 }
 
 fn evaluate(config: &EvalConfig, console: &Console, stop: &Stop) -> anyhow::Result<()> {
     let mut note = |text: &str| console.tell(text);
     let measured = student_trainer::measure::measure(config, &mut note, stop)?;
     if config.json {
-        console.result(&format!("{}\n", serde_json::to_string_pretty(&measured)?));
+        console.result(&format!("{}\n", serde_json::to_string_pretty(&measured)?))
     } else {
-        console.result(&format!("{}\n", progress::measurement(&measured).to_text()));
+        console.result(&format!("{}\n", progress::measurement(&measured).to_text()))
     }
-    Ok(())
 }

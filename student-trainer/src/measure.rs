@@ -69,7 +69,7 @@ pub fn measure(
     let limit = config.max_eval_samples;
     let rows = source.rows("held-out", &config.eval_file, limit, options, note)?;
     let network = Network::start()?;
-    let facts = source.student_facts([&rows, &[]], config.top_k);
+    let facts = source.student_facts([&rows.sequences, &[]], config.top_k);
     let ask = Ask {
         temperature: config.temperature as f32,
         top_k: config.top_k,
@@ -87,7 +87,7 @@ pub fn measure(
     };
     let count = rows.len();
     let held_out = HeldOut::new(rows, teacher.as_ref(), &network, stop)?;
-    let found = evaluate(&model, &held_out, &settings, &network, stop)?;
+    let found = evaluate(&model, &source.id, &held_out, &settings, &network, stop)?;
     Ok(report(config, &source, &model, count, found, teacher.map(|(t, _)| t.line())))
 }
 

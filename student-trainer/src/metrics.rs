@@ -47,6 +47,14 @@ impl Metrics {
     }
 }
 
+#[cfg(test)]
+impl Metrics {
+    /// One on a full disk.
+    pub(crate) fn full() -> Self {
+        Self { file: OpenOptions::new().write(true).open("/dev/full").unwrap(), every: 1 }
+    }
+}
+
 /// Reads the steps of a metrics file back.
 ///
 /// # Errors

@@ -1,12 +1,23 @@
 //! What the output directory receives: claimed before the training, filled after it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Names this program writes at the root of an output directory; `--overwrite-output-dir` removes
 /// these and nothing else.
 const OURS: [&str; 5] = ["checkpoints", "metrics.jsonl", "summary.json", "runs", "report.html"];
+
+/// The file whose lock says that a run is using the directory. It stays behind, empty of meaning:
+/// what counts is the lock, which the system takes off however the run ends.
+const LOCK: &str = ".student-trainer.lock";
+
+/// An output directory that this run alone may write to, until this is dropped.
+#[derive(Debug)]
+#[must_use = "dropped, the directory is free for other runs"]
+pub struct Claim {
+    _locked: File,
+}
 
 /// Why an output directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +34,17 @@ pub enum OutputError {
         /// One of the names in it.
         found: String,
     },
+    /// Another run is at work in it.
+    #[error(
+        "--output-dir {} is in use by another run{}; wait for it to end, or choose another \
+         directory", dir.display(), holder.as_ref().map(|h| format!(" (process {h})")).unwrap_or_default()
+    )]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// Process id of the other run, as it wrote it down.
+        holder: Option<u32>,
+    },
     /// The file system refused.
     #[error("--output-dir: cannot {action} {}: {source}", path.display())]
     Io {
@@ -35,21 +57,49 @@ pub enum OutputError {
     },
 }
 
-/// Makes sure that `dir` exists, may be written to, and is free for this run: empty, or `reuse`
-/// allows what is in it. Removes nothing.
+/// Makes sure that `dir` exists, may be written to, is used by no other run, and is free for this
+/// one: empty, or `reuse` allows what is in it. Removes nothing.
 ///
 /// # Errors
 /// [`OutputError`] with the directory and the remedy.
-pub fn claim(dir: &Path, reuse: bool) -> Result<(), OutputError> {
+pub fn claim(dir: &Path, reuse: bool) -> Result<Claim, OutputError> {
     at("create", dir, fs::create_dir_all(dir))?;
-    let first = at("list", dir, fs::read_dir(dir))?.next();
-    if let (Some(entry), false) = (first, reuse) {
-        let found = at("list", dir, entry)?.file_name().to_string_lossy().into_owned();
-        return Err(OutputError::NotEmpty { dir: dir.to_path_buf(), found });
+    // Looked at before, to put no lock into a stranger's directory; and again once it is ours.
+    let checked = || if reuse { Ok(()) } else { refuse_occupied(dir) };
+    checked()?;
+    let claim = lock(dir)?;
+    checked()?;
+    Ok(claim)
+}
+
+fn refuse_occupied(dir: &Path) -> Result<(), OutputError> {
+    for entry in at("list", dir, fs::read_dir(dir))? {
+        let name = at("list", dir, entry)?.file_name();
+        if name != LOCK {
+            let found = name.to_string_lossy().into_owned();
+            return Err(OutputError::NotEmpty { dir: dir.to_path_buf(), found });
+        }
     }
-    let probe = dir.join(format!(".writable-{}", std::process::id()));
-    at("write to", dir, fs::write(&probe, b"x"))?;
-    at("write to", dir, fs::remove_file(&probe))
+    Ok(())
+}
+
+fn lock(dir: &Path) -> Result<Claim, OutputError> {
+    let path = dir.join(LOCK);
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = at("write to", dir, opened)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(&path).ok().and_then(|pid| pid.trim().parse().ok());
+            return Err(OutputError::InUse { dir: dir.to_path_buf(), holder });
+        }
+        // Some network file systems know no locks; there the runs' owner has to keep them apart.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(e)) => at("lock", &path, Err(e))?,
+    }
+    let pid = format!("{}\n", std::process::id());
+    at("write to", dir, file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())))?;
+    Ok(Claim { _locked: file })
 }
 
 /// Removes what an earlier run of this program left in `dir`.
@@ -87,10 +137,32 @@ mod tests {
         fs::write(root.path().join("thesis.tex"), "x").unwrap();
         let error = claim(root.path(), false).unwrap_err().to_string();
         assert!(error.contains("thesis.tex") && error.contains("--overwrite-output-dir"));
-        claim(root.path(), true).unwrap();
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing was put into it");
+        let _claim = claim(root.path(), true).unwrap();
         clear(root.path()).unwrap();
         assert!(root.path().join("thesis.tex").is_file(), "only our own files are removed");
-        claim(&root.path().join("new/nested"), false).unwrap();
+        drop(claim(&root.path().join("new/nested"), false).unwrap());
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused_naming_the_other_process_until_that_ends() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path();
+        let first = claim(dir, false).unwrap();
+        fs::write(dir.join("metrics.jsonl"), "{}").unwrap();
+        for reuse in [true, false] {
+            let error = claim(dir, reuse).unwrap_err().to_string();
+            let word = if reuse { "in use by another run" } else { "metrics.jsonl" };
+            assert!(error.contains(word) && error.contains(&dir.display().to_string()), "{error}");
+        }
+        let error = claim(dir, true).unwrap_err().to_string();
+        assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
+        fs::remove_file(dir.join("metrics.jsonl")).unwrap();
+        assert!(matches!(claim(dir, false), Err(OutputError::InUse { .. })));
+        drop(first);
+        // What a killed run leaves of its claim is nothing that must be allowed.
+        assert!(dir.join(LOCK).is_file());
+        drop(claim(dir, false).unwrap());
     }
 
     #[test]

@@ -6,10 +6,11 @@ mod pace;
 pub(crate) mod tests;
 
 use std::collections::HashSet;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use student_trainer::config::{Config, ProgressKind};
 use student_trainer::measure::Measurement;
@@ -43,7 +44,7 @@ pub(crate) struct Console {
 impl Console {
     /// A console for this process. Colour only on a terminal, and not with `NO_COLOR` set.
     pub(crate) fn new(kind: ProgressKind) -> Self {
-        let terminal = std::io::stderr().is_terminal();
+        let terminal = io::stderr().is_terminal();
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let dumb = variable("TERM").is_none_or(|term| term == "dumb");
         let manner = match kind {
@@ -56,17 +57,18 @@ impl Console {
     }
 
     /// Prints results. A reader that has gone (`| head`) is no reason to fail.
-    pub(crate) fn result(&self, text: &str) {
-        self.around_bar(|| {
-            let mut out = std::io::stdout().lock();
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        });
+    ///
+    /// # Errors
+    /// When they cannot be written, to a full disk say: a result nobody gets is none.
+    pub(crate) fn result(&self, text: &str) -> anyhow::Result<()> {
+        self.around_bar(|| deliver(io::stdout().lock(), text))
+            .context("the result could not be written to standard output")
     }
 
     /// Says something a person should read, whatever progress is shown.
     pub(crate) fn say(&self, text: &str) {
         self.around_bar(|| {
-            let _ = writeln!(std::io::stderr().lock(), "{text}");
+            let _ = writeln!(io::stderr().lock(), "{text}");
         });
     }
 
@@ -96,7 +98,7 @@ impl Console {
     }
 
     /// Runs something that writes to the terminal with the bar out of its way.
-    fn around_bar(&self, write: impl FnOnce()) {
+    fn around_bar<T>(&self, write: impl FnOnce() -> T) -> T {
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match bar {
             Some(bar) => bar.suspend(write),
@@ -128,17 +130,25 @@ impl Console {
     }
 }
 
+/// Writes a text to its end, unless its reader has gone.
+fn deliver(mut out: impl Write, text: &str) -> io::Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(gone) if gone.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
 /// Log lines of libraries go around the bar too.
 impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.around_bar(|| {
-            let _ = std::io::stderr().write_all(bytes);
+            let _ = io::stderr().write_all(bytes);
         });
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stderr().flush()
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 

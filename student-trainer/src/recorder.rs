@@ -15,7 +15,8 @@ use crate::tensorboard::EventFile;
 const WEIGHED_STEPS: usize = 8;
 
 /// The observer of a run. What it cannot write it says once and goes on: a full disk must not cost
-/// the training that a later checkpoint may still save.
+/// the training that a later checkpoint may still save. [`Recorder::complete`] says at the end
+/// whether all that other people's programs rely on is there.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     config: Config,
@@ -26,6 +27,8 @@ pub(crate) struct Recorder {
     facts: Option<RunFacts>,
     /// The teacher's mass on its signal, in the first steps of this process.
     masses: Vec<f64>,
+    /// Whether steps are missing in `metrics.jsonl`.
+    metrics_lost: bool,
     /// Whether this run stands alone: then it has a banner and says everything.
     alone: bool,
 }
@@ -51,6 +54,7 @@ impl Recorder {
             board: None,
             facts: None,
             masses: Vec::new(),
+            metrics_lost: false,
             alone: false,
         }
     }
@@ -58,6 +62,20 @@ impl Recorder {
     /// Takes the bar off the terminal; to be called when the run has ended, well or not.
     pub(crate) fn ended(&self) {
         self.progress.ended();
+    }
+
+    /// To be asked when everything else of the run is safe.
+    ///
+    /// # Errors
+    /// When `metrics.jsonl` lacks steps because they could not be written.
+    pub(crate) fn complete(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.metrics_lost,
+            "metrics.jsonl in {} is not complete (the reason stands above); model, checkpoints and \
+             summary are not concerned",
+            self.config.output_dir.display()
+        );
+        Ok(())
     }
 
     /// Says so, once, when the signal holds little of the teacher.
@@ -85,6 +103,7 @@ impl Observer for Recorder {
         let every = self.config.logging_steps as u64;
         let path = facts.output_dir.join("metrics.jsonl");
         self.metrics = self.kept("metrics.jsonl", Metrics::open(&path, facts.start_step, every));
+        self.metrics_lost = self.metrics.is_none();
         let runs = facts.output_dir.join("runs");
         self.board = self.kept("runs/", EventFile::create(&runs, facts.start_step, now()));
         if self.alone {
@@ -98,6 +117,7 @@ impl Observer for Recorder {
         if let Some(mut metrics) = self.metrics.take() {
             let done = metrics.record(report);
             self.metrics = self.kept("metrics.jsonl", done).map(|()| metrics);
+            self.metrics_lost = self.metrics.is_none();
         }
         if report.step.is_multiple_of(self.config.logging_steps as u64)
             && let Some(mut board) = self.board.take()
@@ -120,9 +140,15 @@ impl Observer for Recorder {
     fn finished(&mut self, summary: &Summary) {
         self.progress.ended();
         let Some(facts) = &self.facts else { return };
-        let steps = metrics::read(&facts.output_dir.join("metrics.jsonl")).unwrap_or_default();
-        let page = report::of_run(facts, summary, &steps).to_html();
-        let written = std::fs::write(facts.output_dir.join("report.html"), page);
+        // Steps that could not be written were told of.
+        let steps = match &self.metrics {
+            Some(_) => metrics::read(&facts.output_dir.join("metrics.jsonl")),
+            None => Ok(Vec::new()),
+        };
+        let written = steps.and_then(|steps| {
+            let page = report::of_run(facts, summary, &steps).to_html();
+            std::fs::write(facts.output_dir.join("report.html"), page)
+        });
         let _ = self.kept("report.html", written);
     }
 
@@ -169,12 +195,34 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_does_not_end_the_run() {
-        let mut facts = facts(std::path::Path::new("/nowhere/at/all"));
-        facts.start_step = 0;
+    fn what_cannot_be_written_does_not_end_the_run_and_is_told_at_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = |spoilt: &str| {
+            let out = dir.path().join(spoilt);
+            std::fs::create_dir_all(out.join(spoilt)).unwrap();
+            let mut recorder = Recorder::new(&config(), &Console::new(ProgressKind::None));
+            recorder.started(&facts(&out));
+            recorder.step(&step(1));
+            recorder.finished(&summary());
+            recorder.complete()
+        };
+        let error = record("metrics.jsonl").unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl in out is not complete"), "{error}");
+        // The report is for people's eyes: its loss is told, and fails nobody's script.
+        record("report.html").unwrap();
+    }
+
+    #[test]
+    fn a_step_that_cannot_be_written_is_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
         let mut recorder = Recorder::new(&config(), &Console::new(ProgressKind::None));
-        recorder.started(&facts);
+        recorder.started(&facts(dir.path()));
         recorder.step(&step(1));
+        recorder.complete().unwrap();
+        recorder.metrics = Some(Metrics::full());
+        recorder.step(&step(2));
+        recorder.step(&step(3));
         recorder.finished(&summary());
+        recorder.complete().unwrap_err();
     }
 }

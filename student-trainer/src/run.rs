@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::DType;
-use distill::batch::Sequence;
 use distill::schedule::{LrSchedule, ScheduleKind};
 use model::ops::head::LossSettings;
 use model::save::save_model;
@@ -14,11 +13,12 @@ use model::student::Student;
 
 use crate::checkpoint;
 use crate::config::{Config, Resume, SaveDtype, SchedulerKind};
+use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
 use crate::feed::{Ask, Feed};
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
-use crate::outputs::{self, OutputError};
+use crate::outputs::{self, Claim, OutputError};
 use crate::plan::{Plan, PlannedStep};
 use crate::setup::{self, Material};
 use crate::state::{self, Identity, Progress};
@@ -31,7 +31,7 @@ pub(crate) const STATE_FILE: &str = "training_state.safetensors";
 
 /// A run between two steps.
 pub(crate) struct Run {
-    pub(crate) rows: Arc<[Sequence]>,
+    pub(crate) rows: RowSet,
     pub(crate) student: Student,
     pub(crate) plan: Plan,
     pub(crate) progress: Progress,
@@ -51,6 +51,8 @@ pub(crate) struct Run {
     teacher: Option<(Teacher, Ask)>,
     network: Network,
     identity: Identity,
+    /// Held as long as the run may write.
+    _claim: Claim,
 }
 
 impl Run {
@@ -63,21 +65,23 @@ impl Run {
         stop: &Stop,
     ) -> Result<Self, TrainError> {
         let resuming = config.resume_from_checkpoint != Resume::Off;
-        outputs::claim(&config.output_dir, config.overwrite_output_dir || resuming)?;
+        let reuse = config.overwrite_output_dir || resuming;
+        let claim = outputs::claim(&config.output_dir, reuse)?;
         let material = Material::gather(config, observer)?;
-        Self::assemble(config, material, observer, stop)
+        Self::assemble(config, claim, material, observer, stop)
     }
 
     /// Makes a run of rows and a model already at hand.
     pub(crate) fn assemble(
         config: &Config,
+        claim: Claim,
         material: Material,
         observer: &mut dyn Observer,
         stop: &Stop,
     ) -> Result<Self, TrainError> {
         let Material { source, rows, held_out: held_out_rows } = material;
         let network = Network::start()?;
-        let facts = source.student_facts([&rows, &held_out_rows], config.top_k);
+        let facts = source.student_facts([&rows.sequences, &held_out_rows.sequences], config.top_k);
         let ask = Ask {
             temperature: config.temperature as f32,
             top_k: config.top_k,
@@ -89,7 +93,7 @@ impl Run {
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
         let plan = plan(config, rows.len());
         let fingerprint = teacher.as_ref().map(|(t, _)| t.facts().model_fingerprint.to_string());
-        let identity = Identity::new(config, &rows, fingerprint, plan.total_steps);
+        let identity = Identity::new(config, &rows.sequences, fingerprint, plan.total_steps);
         let (student, progress) =
             setup::student(config, &source, &config.output_dir, &identity, observer)?;
         let schedule = schedule(config, plan.total_steps)?;
@@ -120,6 +124,7 @@ impl Run {
             teacher,
             network,
             identity,
+            _claim: claim,
         })
     }
 
@@ -134,7 +139,7 @@ impl Run {
             device: setup::device_name(weights.device()),
             dtype: self.student.model().precision().to_string(),
             train_rows: self.rows.len(),
-            train_tokens: self.rows.iter().map(|row| row.len() as u64).sum(),
+            train_tokens: self.rows.sequences.iter().map(|row| row.len() as u64).sum(),
             eval_rows: self.held_out.as_ref().map_or(0, HeldOut::len),
             steps_per_epoch: self.plan.steps_per_epoch(),
             total_steps: self.plan.total_steps,
@@ -147,7 +152,7 @@ impl Run {
     pub(crate) fn open_feed(&self) -> Option<Feed> {
         let (teacher, ask) = self.teacher.as_ref().filter(|_| self.loss.alpha > 0.0)?;
         let order = self.plan.steps_after(self.progress.step).flat_map(|step| step.rows);
-        Some(Feed::start(&self.network, teacher, Arc::clone(&self.rows), order, *ask))
+        Some(Feed::start(&self.network, teacher, Arc::clone(&self.rows.sequences), order, *ask))
     }
 
     /// The student on the held-out rows; none without such rows.
@@ -158,7 +163,12 @@ impl Run {
             rows_at_once: self.rows_at_once,
             loss: self.loss,
         };
-        evaluate(self.student.model(), held_out, &settings, &self.network, stop).map(Some)
+        let name = match self.progress.step {
+            0 => self.model_id.clone(),
+            step => format!("{} after step {step}", self.model_id),
+        };
+        let model = self.student.model();
+        evaluate(model, &name, held_out, &settings, &self.network, stop).map(Some)
     }
 
     /// Whether an evaluation follows this step. The last step's is made when all is over.
@@ -185,7 +195,7 @@ impl Run {
         &mut self,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
-        let root = self.output_dir.join("checkpoints");
+        let root = self.checkpoints();
         let dir = checkpoint::write(&root, self.progress.step, |dir| {
             self.save_model(dir)?;
             save_state(&self.student, &dir.join(STATE_FILE))?;
@@ -212,13 +222,33 @@ impl Run {
         Ok(())
     }
 
+    fn checkpoints(&self) -> PathBuf {
+        self.output_dir.join("checkpoints")
+    }
+
     /// What to type to go on.
     pub(crate) fn how_to_resume(&self) -> String {
-        format!(
-            "stopped after step {} of {}; to go on, run the same command with \
-             --resume-from-checkpoint auto",
-            self.progress.step, self.plan.total_steps
-        )
+        let (step, steps, how) = (self.progress.step, self.plan.total_steps, self.resume_flags());
+        format!("stopped after step {step} of {steps}; to go on, run the same command {how}")
+    }
+
+    /// An error that ended the steps; where the teacher failed, with what to do once it is well.
+    pub(crate) fn explain(&self, error: TrainError) -> TrainError {
+        let step = self.progress.step;
+        let of_teacher = matches!(error, TrainError::Teacher(_) | TrainError::AtRow { .. });
+        if !of_teacher || step == 0 || self.saved_step < step {
+            return error;
+        }
+        let checkpoint = self.checkpoints().join(checkpoint::name(step));
+        let how = self.resume_flags();
+        TrainError::Interrupted { source: Box::new(error), step, checkpoint, how }
+    }
+
+    fn resume_flags(&self) -> &'static str {
+        match self.config.overwrite_output_dir {
+            true => "with --resume-from-checkpoint auto in place of --overwrite-output-dir",
+            false => "with --resume-from-checkpoint auto",
+        }
     }
 
     /// The numbers of the run so far.

@@ -2,7 +2,6 @@
 //! teacher, and the student.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::Device;
 use distill::batch::Sequence;
@@ -23,7 +22,7 @@ use model::student::{Student, StudentError};
 
 use crate::checkpoint;
 use crate::config::{Config, DtypeChoice, Resume, StudentInit, TailKind};
-use crate::data::{self, TokenizeOptions, Tokenized};
+use crate::data::{self, RowSet, TokenizeOptions};
 use crate::error::TrainError;
 use crate::feed::Ask;
 use crate::observer::Observer;
@@ -31,7 +30,7 @@ use crate::proof::prove;
 use crate::run::STATE_FILE;
 use crate::state::{self, Identity, Progress};
 use crate::stop::Stop;
-use crate::teacher::{Network, Teacher};
+use crate::teacher::{Network, Teacher, TeacherError};
 
 /// A model's folder, its small files read.
 pub(crate) struct Source {
@@ -48,9 +47,9 @@ pub(crate) struct Source {
 pub(crate) struct Material {
     pub(crate) source: Source,
     /// Training rows, each with a scored position.
-    pub(crate) rows: Arc<[Sequence]>,
+    pub(crate) rows: RowSet,
     /// Held-out rows; may be none.
-    pub(crate) held_out: Arc<[Sequence]>,
+    pub(crate) held_out: RowSet,
 }
 
 impl Material {
@@ -74,7 +73,7 @@ impl Material {
             Some(file) => {
                 source.rows("held-out", file, config.max_eval_samples, options, &mut note)?
             }
-            None => Arc::default(),
+            None => RowSet::default(),
         };
         Ok(Self { source, rows, held_out })
     }
@@ -89,21 +88,21 @@ impl Source {
         limit: Option<usize>,
         options: TokenizeOptions,
         note: &mut dyn FnMut(&str),
-    ) -> Result<Arc<[Sequence]>, TrainError> {
+    ) -> Result<RowSet, TrainError> {
         let rows = data::load(files, limit)?;
-        let Tokenized { sequences, report } =
-            data::tokenize(&rows, &self.tokenizer, self.template.as_ref(), &options)?;
+        let done = data::tokenize(&rows, &self.tokenizer, self.template.as_ref(), &options)?;
+        let report = done.report;
         note(&format!(
             "{what}: {} rows, {} tokens, {} of them learned; {} rows cut to {} tokens, {} left \
              out (nothing to learn in them)",
-            sequences.len(),
+            done.sequences.len(),
             report.tokens,
             report.scored,
             report.truncated,
             options.max_length,
             report.skipped
         ));
-        Ok(sequences.into())
+        Ok(done.into())
     }
 
     /// Finds a model and reads its small files.
@@ -145,7 +144,7 @@ pub(crate) fn join_teacher(
     urls: &[String],
     facts: &StudentFacts,
     ask: Ask,
-    rows: &Arc<[Sequence]>,
+    rows: &RowSet,
     stop: &Stop,
 ) -> Result<Option<(Teacher, Ask)>, TrainError> {
     let url = match urls {
@@ -154,8 +153,16 @@ pub(crate) fn join_teacher(
         several => return Err(TrainError::SeveralTeachers { found: several.len() }),
     };
     let teacher = Teacher::connect(network, url, facts, ask.give_up_after, stop)?;
-    prove(network, &teacher, rows, ask, stop)?;
+    prove(network, &teacher, &rows.sequences, ask, stop).map_err(|e| at_row(e, rows))?;
     Ok(Some((teacher, ask)))
+}
+
+/// A teacher's error, with the place of the row it speaks of.
+pub(crate) fn at_row(source: TeacherError, rows: &RowSet) -> TrainError {
+    match source.row() {
+        Some(row) => TrainError::AtRow { row, place: rows.place(row), source },
+        None => source.into(),
+    }
 }
 
 /// The loss these options mean.

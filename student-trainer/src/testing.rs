@@ -23,6 +23,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::{Command, Config, Layers};
+use crate::data::{Place, RowSet};
 use crate::setup::{Material, Source};
 
 /// Classes of the tiny student.
@@ -280,9 +281,21 @@ pub(crate) fn rows(count: usize, seed: usize) -> Arc<[Sequence]> {
     (0..count).map(row).collect()
 }
 
+/// Rows as if they stood in a file from its line 1 on.
+pub(crate) fn row_set(file: &str, sequences: Arc<[Sequence]>) -> RowSet {
+    let file: Arc<Path> = Path::new(file).into();
+    let place = |number| Place { file: file.clone(), number, unit: "line" };
+    let places = (1..=sequences.len() as u64).map(place).collect();
+    RowSet::new(sequences, places)
+}
+
 /// A run's material: 10 training rows, 4 held-out ones, a tiny model.
 pub(crate) fn material(dir: &Path) -> Material {
-    Material { source: tiny_source(dir), rows: rows(10, 1), held_out: rows(4, 2) }
+    Material {
+        source: tiny_source(dir),
+        rows: row_set("train.jsonl", rows(10, 1)),
+        held_out: row_set("eval.jsonl", rows(4, 2)),
+    }
 }
 
 /// The defaults with these options over them: a random tiny student, batches of 3.

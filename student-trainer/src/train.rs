@@ -12,6 +12,7 @@ use model::qwen3::Recompute;
 use model::student::StudentError;
 
 use crate::config::Config;
+use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::eval::{joined, take};
 use crate::feed::Scored;
@@ -43,20 +44,40 @@ pub(crate) fn carry_out(
     stop: &Stop,
 ) -> Result<Summary, TrainError> {
     observer.started(&run.facts());
-    if run.progress.step == 0 {
-        evaluate(&mut run, Moment::Before, observer, stop)?;
-    }
-    let outcome = steps(&mut run, observer, stop);
+    let outcome = steps_and_evaluations(&mut run, observer, stop);
     // Whatever ended the steps, those done are kept.
     if run.progress.step > run.saved_step && (outcome.is_err() || stop.requested()) {
-        run.save_checkpoint(observer)?;
+        match (run.save_checkpoint(observer), &outcome) {
+            (Err(unsaved), Err(_)) => {
+                observer.note(&format!("the steps done could not be saved: {unsaved}"))
+            }
+            (saved, _) => saved?,
+        }
     }
-    outcome?;
+    outcome.map_err(|error| run.explain(error))?;
     if run.progress.step < run.plan.total_steps {
         observer.note(&run.how_to_resume());
         return Ok(run.summary(true));
     }
-    finish(run, observer, stop)
+    finish(run, observer)
+}
+
+/// All that computes: an evaluation before the first step, the steps, one after the last.
+fn steps_and_evaluations(
+    run: &mut Run,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<(), TrainError> {
+    if run.progress.step == 0 {
+        evaluate(run, Moment::Before, observer, stop)?;
+    }
+    steps(run, observer, stop)?;
+    let measured = run.progress.evaluations.last();
+    let done = run.progress.step == run.plan.total_steps;
+    if done && measured.is_none_or(|last| last.moment != Moment::After) {
+        evaluate(run, Moment::After, observer, stop)?;
+    }
+    Ok(())
 }
 
 /// Every step that is left, and the things done now and then.
@@ -65,7 +86,7 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
     for planned in run.plan.steps_after(run.progress.step) {
         let begin = Instant::now();
         let answers = match &mut feed {
-            Some(feed) => take(feed, planned.rows.len(), stop),
+            Some(feed) => take(feed, &run.rows, planned.rows.len(), stop),
             None => Ok(Vec::new()),
         };
         if stop.requested() {
@@ -95,7 +116,7 @@ fn train_step(
     planned: &PlannedStep,
     answers: &[Scored],
 ) -> Result<StepReport, TrainError> {
-    let rows: Vec<&Sequence> = planned.rows.iter().map(|&row| &run.rows[row]).collect();
+    let rows: Vec<&Sequence> = planned.rows.iter().map(|&row| &run.rows.sequences[row]).collect();
     let positions: usize = rows.iter().map(|row| row.scored().count()).sum();
     let at_once = run.rows_at_once;
     let mut sums = Sums::default();
@@ -113,14 +134,14 @@ fn train_step(
                 1.0 / positions as f64,
                 Recompute::None,
             )
-            .map_err(|error| not_finite(error, planned, index * at_once))?;
+            .map_err(|error| not_finite(error, &run.rows, planned, index * at_once))?;
         sums.add(&loss);
     }
     let learning_rate = run.schedule.lr(planned.step - 1);
     let grad_norm = run
         .student
         .step(learning_rate, run.max_grad_norm)
-        .map_err(|error| not_finite(error, planned, 0))?;
+        .map_err(|error| not_finite(error, &run.rows, planned, 0))?;
     let taught = !answers.is_empty();
     let mean = |sum: f64| sum / positions as f64;
     let kl = mean(sums.kl) * run.loss.temperature * run.loss.temperature;
@@ -168,12 +189,8 @@ fn evaluate(
     Ok(())
 }
 
-/// The last evaluation, the model at the root of the output directory, the summary.
-fn finish(mut run: Run, observer: &mut dyn Observer, stop: &Stop) -> Result<Summary, TrainError> {
-    let measured = run.progress.evaluations.last();
-    if measured.is_none_or(|last| last.moment != Moment::After) {
-        evaluate(&mut run, Moment::After, observer, stop)?;
-    }
+/// The model at the root of the output directory, the summary.
+fn finish(mut run: Run, observer: &mut dyn Observer) -> Result<Summary, TrainError> {
     if run.saves() && run.progress.step > run.saved_step {
         run.save_checkpoint(observer)?;
     }
@@ -186,8 +203,13 @@ fn finish(mut run: Run, observer: &mut dyn Observer, stop: &Stop) -> Result<Summ
 
 /// Names the rows of the training set when a loss or gradient is no number; `first` is where the
 /// micro-batch begins in the step.
-fn not_finite(error: StudentError, planned: &PlannedStep, first: usize) -> TrainError {
-    let rows = match &error {
+fn not_finite(
+    error: StudentError,
+    set: &RowSet,
+    planned: &PlannedStep,
+    first: usize,
+) -> TrainError {
+    let rows: Vec<usize> = match &error {
         StudentError::LossNotFinite { rows } => {
             rows.iter().map(|row| planned.rows[first + row]).collect()
         }
@@ -198,7 +220,7 @@ fn not_finite(error: StudentError, planned: &PlannedStep, first: usize) -> Train
         | StudentError::Save(_)
         | StudentError::State { .. } => return error.into(),
     };
-    TrainError::NotFinite { step: planned.step, rows, source: Box::new(error) }
+    TrainError::NotFinite { step: planned.step, rows: set.list(&rows), source: Box::new(error) }
 }
 
 /// Sums over scored positions, in float64 and in row order.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::observer::{RunFacts, Silent};
 use crate::setup::Material;
-use crate::testing::{FakeTeacher, Served, config, material, rows, tiny_source};
+use crate::testing::{FakeTeacher, Served, config, material, row_set, rows, tiny_source};
 use std::path::Path;
 
 /// Keeps everything it is told; asks for a stop after a step.
@@ -53,8 +53,8 @@ fn run(
     let mut all = vec![("teacher", teacher)];
     all.extend_from_slice(options);
     let config = config(&root.join(out), &all);
-    crate::outputs::claim(&config.output_dir, true)?;
-    let run = Run::assemble(&config, material(&root.join("model")), observer, stop)?;
+    let claim = crate::outputs::claim(&config.output_dir, true)?;
+    let run = Run::assemble(&config, claim, material(&root.join("model")), observer, stop)?;
     carry_out(run, observer, stop)
 }
 
@@ -74,8 +74,10 @@ fn a_student_comes_nearer_to_its_teacher_and_leaves_what_the_contract_lists() {
         ("alpha", "1"),
     ];
     let config = config(&root.path().join("out"), &options);
-    let material = Material { rows: rows(79, 1), ..material(&root.path().join("model")) };
-    let run = Run::assemble(&config, material, &mut told, &Stop::default()).unwrap();
+    let all = row_set("train.jsonl", rows(79, 1));
+    let material = Material { rows: all, ..material(&root.path().join("model")) };
+    let claim = crate::outputs::claim(&config.output_dir, false).unwrap();
+    let run = Run::assemble(&config, claim, material, &mut told, &Stop::default()).unwrap();
     let summary = carry_out(run, &mut told, &Stop::default()).unwrap();
     let (before, after) = (summary.eval_kl_before.unwrap(), summary.eval_kl_after.unwrap());
     assert!(after < 0.3 * before, "held-out KL {before} -> {after}");
@@ -312,7 +314,9 @@ fn a_loss_that_is_no_number_stops_before_the_update_and_names_the_rows() {
     let error = error.unwrap_err();
     let TrainError::NotFinite { step, rows, .. } = &error else { panic!("{error}") };
     assert_eq!(*step, told.steps.len() as u64 + 1);
-    assert!(!rows.is_empty());
+    // Ten rows in file order, three a step: the first row of step 2 is on line 4.
+    let first = (*step as usize - 1) * 3 % 10 + 1;
+    assert!(rows.starts_with(&format!("train.jsonl, line {first}")), "{error}");
     let last = told.steps.len();
     assert!(root.path().join(format!("out/checkpoints/step-{last:06}")).is_dir());
 }
@@ -339,8 +343,49 @@ fn a_teacher_lost_for_good_ends_the_run_with_its_address_and_a_checkpoint() {
     let mut killer = Killer(Some(served));
     let error = run(root.path(), "out", &url, &options, &mut killer, &Stop::default());
     let error = error.unwrap_err().to_string();
-    assert!(error.contains(&url) && error.contains("attempts in"), "{error}");
+    assert!(error.contains(&url) && error.contains("attempts to reach one in"), "{error}");
+    let kept = root.path().join("out/checkpoints/step-");
+    assert!(error.contains(kept.to_str().unwrap()), "{error}");
+    assert!(error.contains("--resume-from-checkpoint auto"), "{error}");
     let checkpoints: Vec<_> =
         std::fs::read_dir(root.path().join("out/checkpoints")).unwrap().collect();
     assert_eq!(checkpoints.len(), 1);
+}
+
+#[test]
+fn an_evaluation_that_is_no_number_ends_the_run_naming_step_and_rows_and_loses_no_step() {
+    let root = tempfile::tempdir().unwrap();
+    let mut told = Recorder::default();
+    // A rate at which the first update makes the weights overflow.
+    let options =
+        [("alpha", "0"), ("learning-rate", "1e38"), ("eval-file", "-"), ("eval-steps", "1")];
+    let error = run(root.path(), "out", "", &options, &mut told, &Stop::default()).unwrap_err();
+    assert!(matches!(error, TrainError::EvaluationNotFinite { of: 4, .. }), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("tiny after step 1"), "{error}");
+    assert!(error.contains("eval.jsonl, line 1; eval.jsonl, line 2"), "{error}");
+    assert!(root.path().join("out/checkpoints/step-000001").is_dir());
+}
+
+#[test]
+fn a_run_keeps_its_output_directory_to_itself_until_it_is_over() {
+    let root = tempfile::tempdir().unwrap();
+    /// Tries to begin another run in the same directory while this one takes its steps.
+    struct Rival(std::path::PathBuf, usize);
+    impl Observer for Rival {
+        fn started(&mut self, _: &RunFacts) {}
+        fn step(&mut self, _: &StepReport) {
+            let refused = crate::outputs::claim(&self.0, true).unwrap_err();
+            assert!(matches!(refused, crate::outputs::OutputError::InUse { .. }), "{refused}");
+            self.1 += 1;
+        }
+        fn evaluated(&mut self, _: &EvalReport) {}
+        fn finished(&mut self, _: &Summary) {}
+        fn note(&mut self, _: &str) {}
+    }
+    let mut rival = Rival(root.path().join("out"), 0);
+    let options = [("alpha", "0"), ("max-steps", "2")];
+    run(root.path(), "out", "", &options, &mut rival, &Stop::default()).unwrap();
+    assert_eq!(rival.1, 2);
+    drop(crate::outputs::claim(&rival.0, true).unwrap());
 }

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::settings::Settings;
 
@@ -171,6 +172,42 @@ impl Cli {
     }
 }
 
+/// What every environment variable of this program begins with.
+const VARIABLE_PREFIX: &str = "TEACHER_SERVER_";
+
+impl Cli {
+    /// Refuses environment variables that carry this program's prefix and that no flag has. Those
+    /// that Kubernetes sets for a service called teacher-server, which nobody wrote, are passed
+    /// over.
+    ///
+    /// # Errors
+    /// The first such name with the nearest one that exists, as a usage error.
+    pub fn check_variables<'a>(
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), clap::Error> {
+        let mut command = Self::command();
+        let variables = |command: &clap::Command| -> Vec<String> {
+            let named = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str());
+            named.map(str::to_owned).collect()
+        };
+        let known: Vec<String> = command.get_subcommands().flat_map(variables).collect();
+        let of_a_service = |rest: &str| {
+            ["SERVICE_HOST", "SERVICE_PORT", "PORT"].contains(&rest)
+                || rest.starts_with("SERVICE_PORT_")
+                || rest.starts_with("PORT_")
+        };
+        let unknown = |name: &&str| {
+            name.strip_prefix(VARIABLE_PREFIX).is_some_and(|rest| !of_a_service(rest))
+                && known.iter().all(|known| known != name)
+        };
+        let Some(name) = names.into_iter().find(unknown) else { return Ok(()) };
+        let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, name));
+        let advice = nearest.map_or(String::new(), |nearest| format!("; the nearest is {nearest}"));
+        let text = format!("unknown environment variable {name}{advice}");
+        Err(command.error(ErrorKind::UnknownArgument, text))
+    }
+}
+
 impl ServeArgs {
     /// Refuses plaintext addresses other machines reach unless that was asked for by name.
     ///
@@ -254,7 +291,6 @@ mod tests {
 
     #[test]
     fn the_flags_of_serve_are_frozen() {
-        use clap::CommandFactory;
         let mut cli = Cli::command();
         cli.build();
         let serve = cli.find_subcommand("serve").unwrap();
@@ -272,6 +308,24 @@ mod tests {
             let variable = argument.get_env().and_then(|env| env.to_str());
             assert_eq!(variable, Some(wanted.as_str()), "--{flag}");
         }
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_a_usage_error_that_names_the_nearest() {
+        let known = [
+            "TEACHER_SERVER_DTYPE",
+            "TEACHER_SERVER_MAX_TOP_K",
+            "TEACHER_SERVER_HEALTH_ADDR",
+            "TEACHER_SERVER_SERVICE_HOST",
+            "TEACHER_SERVER_PORT_50051_TCP",
+            "TEACHER_SERVERS",
+            "HOME",
+        ];
+        Cli::check_variables(known).unwrap();
+        let error = Cli::check_variables(["PATH", "TEACHER_SERVER_MAX_TOPK"]).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("TEACHER_SERVER_MAX_TOPK; the nearest is TEACHER_SERVER_MAX_TOP_K"));
+        assert_eq!(error.exit_code(), 2);
     }
 
     #[test]

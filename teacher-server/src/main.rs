@@ -15,6 +15,11 @@ const BAD_USAGE: u8 = 2;
 fn main() -> ExitCode {
     model::malloc::tune();
     let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let names: Vec<_> =
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+    if let Err(error) = Cli::check_variables(names.iter().map(String::as_str)) {
+        error.exit();
+    }
     match cli.command {
         Command::Health(args) => end(probe(&args)),
         Command::Serve(args) => {

@@ -210,3 +210,86 @@ fn a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows() {
     let changes = ["--train-file", &rows, "--learning-rate", "1e30", "--max-grad-norm", "inf"];
     refused(&desk, &changes, 1, &["not finite", "Rows of the training set"]);
 }
+
+/// `student-trainer eval` of a model on the good row, as JSON, to a standard output of any kind.
+fn eval(desk: &Desk, model: &Path, stdout: std::process::Stdio) -> (i32, String) {
+    let (model, rows) = (text(model), text(&desk.path("rows.jsonl")));
+    let flags = ["eval", "--progress", "none", "--json", "--model", &model, "--eval-file", &rows];
+    let child = trainer(&flags).stdout(stdout).stderr(std::process::Stdio::piped()).spawn();
+    let output = child.expect("the trainer starts").wait_with_output().expect("it ends");
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code().expect("no signal"), complaint)
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure_and_a_reader_who_left_is_none() {
+    let desk = Desk::new();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let (code, complaint) = eval(&desk, &demo("student"), full.into());
+    assert_eq!(code, 1, "{complaint}");
+    assert!(complaint.contains("standard output: No space left"), "{complaint}");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    assert_eq!(eval(&desk, &demo("student"), writer.into()), (0, String::new()));
+}
+
+#[test]
+fn a_model_of_numbers_that_are_not_finite_is_named_not_measured() {
+    let desk = Desk::new();
+    let model = desk.model("nan");
+    let file = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&file).expect("weights");
+    // NaN in bfloat16, in the last 64 weights of the last tensor.
+    let end = bytes.len();
+    bytes[end - 128..].chunks_exact_mut(2).for_each(|weight| weight.copy_from_slice(&[0xc0, 0x7f]));
+    std::fs::write(&file, bytes).expect("weights");
+    let (code, complaint) = eval(&desk, &model, std::process::Stdio::null());
+    assert_eq!(code, 1, "{complaint}");
+    for word in [text(&model).as_str(), "not finite on 1 of 1", "rows.jsonl, line 1"] {
+        assert!(complaint.contains(word), "no {word:?} in: {complaint}");
+    }
+}
+
+#[test]
+fn an_environment_variable_no_option_has_is_a_usage_error() {
+    let output = run(trainer(&["demo"]).env("STUDENT_TRAINER_SEED_S", "1"));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{complaint}");
+    assert!(complaint.contains("STUDENT_TRAINER_SEEDS"), "{complaint}");
+    let mut server = Command::new(binary("teacher-server"));
+    let output = run(server.args(["--model", "none"]).env("TEACHER_SERVER_TYPE", "f32"));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{complaint}");
+    assert!(complaint.contains("TEACHER_SERVER_DTYPE"), "{complaint}");
+}
+
+#[test]
+fn a_second_run_into_a_directory_in_use_is_refused_and_touches_nothing() {
+    let desk = Desk::new();
+    let rows = desk.file("many.jsonl", &b"{\"text\": \"Two and two are four.\"}\n".repeat(400));
+    let (student, out) = (text(&demo("student")), text(&desk.path("out")));
+    let flags = ["train", "--progress", "none", "--alpha", "0", "--student", &student];
+    let flags = [&flags[..], &["--train-file", &rows, "--output-dir", &out]].concat();
+    let mut first = trainer(&flags).args(["--num-train-epochs", "1000"]).spawn().expect("starts");
+    let metrics = desk.path("out/metrics.jsonl");
+    let begin = std::time::Instant::now();
+    while std::fs::metadata(&metrics).map_or(0, |meta| meta.len()) == 0 {
+        assert!(begin.elapsed().as_secs() < 60, "no step was taken");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let before = std::fs::read(&metrics).expect("metrics");
+    for more in [["--overwrite-output-dir", "true"], ["--resume-from-checkpoint", "auto"]] {
+        let output = run(trainer(&flags).args(more));
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{complaint}");
+        for word in [&out, &format!("(process {})", first.id())] {
+            assert!(complaint.contains(word), "no {word:?} in: {complaint}");
+        }
+    }
+    assert!(std::fs::read(&metrics).expect("metrics").starts_with(&before), "steps were lost");
+    first.kill().expect("killed");
+    first.wait().expect("ended");
+    // The lock went with its process.
+    let output = run(trainer(&flags).args(["--max-steps", "1", "--overwrite-output-dir", "true"]));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -11,8 +11,8 @@ pub struct WindowSettings {
     pub max_requests: usize,
     /// Most tokens that have a place. A single sequence above it is let in when it is alone.
     pub max_tokens: usize,
-    /// How long one sequence is tried again after its first failure, or a connection after it was
-    /// lost, before the window gives up.
+    /// How long one sequence is tried again after its first failure, outages apart, or a teacher
+    /// after nothing was heard of any, before the window gives up.
     pub give_up_after: Duration,
     /// How long a connected teacher may say nothing while it owes answers.
     pub max_silence: Duration,
@@ -153,17 +153,17 @@ pub enum GiveUp {
         id: u64,
         /// Requests sent for it.
         attempts: u32,
-        /// Since its first failure.
+        /// Since its first failure, outages apart.
         tried_for: Duration,
         /// The time allowed.
         limit: Duration,
         /// The last error reported.
         last_error: String,
     },
-    /// No teacher could be reached in the time allowed.
+    /// No teacher said a word in the time allowed, and none is connected.
     #[error(
-        "no teacher could be reached: {attempts} attempts in {:.1} s (limit {:.1} s), the last \
-         error: {last_error}",
+        "no teacher answers: {attempts} attempts to reach one in {:.1} s (limit {:.1} s), the \
+         last error: {last_error}",
         tried_for.as_secs_f64(), limit.as_secs_f64()
     )]
     Unreachable {

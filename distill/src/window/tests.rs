@@ -173,6 +173,65 @@ fn a_sequence_that_keeps_failing_ends_the_run_with_attempts_and_the_last_error()
 }
 
 #[test]
+fn an_outage_is_not_held_against_the_sequences_that_waited_through_it() {
+    let mut window = connected(1);
+    window.submit(1);
+    window.on(Event::Tick, at(0), 0.0);
+    // 10 s of its own, then 50 s without a teacher.
+    failed(&mut window, 0, 1);
+    assert_eq!(window.on(Event::Tick, at(3), 0.0), [send(0, 0), wait(23)]);
+    disconnected(&mut window, 0, 11);
+    window.on(Event::Tick, at(13), 0.0);
+    let commands = window.on(Event::Connected { teacher: 0, max_in_flight: 8 }, at(61), 0.0);
+    assert_eq!(commands, [send(0, 0), wait(81)]);
+    // Since the stream opened nothing was heard: whether the outage is over is not known yet.
+    assert_eq!(window.on(Event::Tick, at(75), 0.0), [wait(81)]);
+    assert_eq!(failed(&mut window, 0, 76), [wait(80)]);
+    // 65 s of 76 were the outage's; the sequence has 49 s left.
+    assert_eq!(window.on(Event::Tick, at(80), 0.0), [send(0, 0), wait(100)]);
+    failed(&mut window, 0, 99);
+    window.on(Event::Tick, at(107), 0.0);
+    assert_eq!(window.on(Event::Heard { teacher: 0 }, at(125), 0.0), [wait(126)]);
+    let commands = window.on(Event::Tick, at(126), 0.0);
+    let [Command::GiveUp { reason: GiveUp::Sequence { tried_for, .. } }] = commands[..] else {
+        panic!("{commands:?}")
+    };
+    assert_eq!(tried_for, at(60));
+}
+
+#[test]
+fn streams_that_open_and_break_without_a_word_do_not_end_an_outage() {
+    let mut window = connected(1);
+    window.submit(1);
+    window.on(Event::Tick, at(0), 0.0);
+    let mut now = 1;
+    let given_up = loop {
+        let commands = disconnected(&mut window, 0, now);
+        if let [Command::GiveUp { reason }] = &commands[..] {
+            break reason.clone();
+        }
+        let &[Command::Wait { until }] = &commands[..] else { panic!("{commands:?}") };
+        now = until.as_secs() + 1;
+        window.on(Event::Tick, at(now), 0.0);
+        let commands = window.on(Event::Connected { teacher: 0, max_in_flight: 8 }, at(now), 0.0);
+        assert_eq!(commands, [send(0, 0), wait(now + 20)]);
+        now += 1;
+    };
+    assert!(matches!(given_up, GiveUp::Unreachable { attempts: 7, .. }), "{given_up}");
+    assert!((61..80).contains(&now), "gave up at {now}");
+}
+
+#[test]
+fn a_teacher_that_comes_back_with_nothing_to_do_is_there() {
+    let mut window = connected(1);
+    disconnected(&mut window, 0, 5);
+    window.on(Event::Tick, at(7), 0.0);
+    assert_eq!(window.on(Event::Connected { teacher: 0, max_in_flight: 8 }, at(8), 0.0), []);
+    // Hours later its loss begins an outage of its own.
+    assert_eq!(disconnected(&mut window, 0, 9_000), [wait(9_004)]);
+}
+
+#[test]
 fn a_teacher_never_reached_ends_the_run_naming_its_address_and_the_time() {
     let mut window = Window::new(SETTINGS, 1, at(5));
     assert_eq!(window.on(Event::Tick, at(5), 0.0), [Command::Connect { teacher: 0 }, wait(65)]);
@@ -181,7 +240,7 @@ fn a_teacher_never_reached_ends_the_run_naming_its_address_and_the_time() {
     assert_eq!(disconnected(&mut window, 0, 64), [wait(65)]);
     let commands = window.on(Event::Tick, at(66), 0.0);
     let [Command::GiveUp { reason }] = &commands[..] else { panic!("{commands:?}") };
-    let wanted = "no teacher could be reached: 2 attempts in 61.0 s (limit 60.0 s), the last \
+    let wanted = "no teacher answers: 2 attempts to reach one in 61.0 s (limit 60.0 s), the last \
                   error: http://teacher-0 refused at 64";
     assert_eq!(reason.to_string(), wanted);
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::options::{Command, OPTIONS, OptionSpec, options_of};
+use super::options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
+
+/// The variable that stands for `--config`.
+pub const CONFIG_VARIABLE: &str = "STUDENT_TRAINER_CONFIG";
 
 /// Where a value was written. Later ones win.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,16 +137,47 @@ fn plain_text(value: &toml::Value) -> Option<String> {
     }
 }
 
+/// The faults of these environment variables: names with this program's prefix that no option
+/// has, each with the nearest one that exists. A variable of another command's option is no fault:
+/// one environment may serve several commands.
+pub fn unknown_variables<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let unknown = |name: &&str| {
+        let own = name.strip_prefix(VARIABLE_PREFIX).filter(|rest| !is_of_a_service(rest));
+        own.is_some()
+            && *name != CONFIG_VARIABLE
+            && OPTIONS.iter().all(|option| option.variable() != *name)
+    };
+    let fault = |name: &str| {
+        let key = name[VARIABLE_PREFIX.len()..].to_lowercase();
+        let advice = match nearest_key(&key) {
+            Some(nearest) => format!("did you mean {VARIABLE_PREFIX}{}?", nearest.to_uppercase()),
+            None => "`student-trainer train --help` lists the flags (here in capitals, with _ for \
+                     -)"
+            .to_owned(),
+        };
+        format!("unknown environment variable {name}; {advice}")
+    };
+    names.into_iter().filter(unknown).map(fault).collect()
+}
+
+/// Whether a variable, after its prefix, is one that Kubernetes sets in every container of a
+/// namespace for a service of this program's name: nobody wrote it.
+fn is_of_a_service(rest: &str) -> bool {
+    let names = ["SERVICE_HOST", "SERVICE_PORT", "PORT"];
+    names.contains(&rest) || rest.starts_with("SERVICE_PORT_") || rest.starts_with("PORT_")
+}
+
 fn unknown_key(path: &Path, key: &str) -> String {
-    let known = OPTIONS.iter().map(OptionSpec::key);
-    let distance = |name: &String| strsim::damerau_levenshtein(name, &key.replace('-', "_"));
-    match known.min_by_key(distance) {
-        Some(nearest) if distance(&nearest) <= 2 + nearest.len() / 3 => {
-            format!("{}: unknown key `{key}`; did you mean `{nearest}`?", path.display())
-        }
-        _ => format!(
-            "{}: unknown key `{key}`; `student-trainer train --help` lists the keys (with _ for -)",
-            path.display()
-        ),
-    }
+    let advice = match nearest_key(&key.replace('-', "_")) {
+        Some(nearest) => format!("did you mean `{nearest}`?"),
+        None => "`student-trainer train --help` lists the keys (with _ for -)".to_owned(),
+    };
+    format!("{}: unknown key `{key}`; {advice}", path.display())
+}
+
+/// The known key that a person may have meant, if one is near.
+fn nearest_key(key: &str) -> Option<String> {
+    let known = OPTIONS.iter().map(OptionSpec::key).chain(["config".to_owned()]);
+    let distance = |name: &String| strsim::damerau_levenshtein(name, key);
+    known.min_by_key(distance).filter(|nearest| distance(nearest) <= 2 + nearest.len() / 3)
 }

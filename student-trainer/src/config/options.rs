@@ -3,6 +3,9 @@
 //! One name serves three places: the flag `--learning-rate`, the environment variable
 //! `STUDENT_TRAINER_LEARNING_RATE` and the key `learning_rate` of the file given with `--config`.
 
+/// What every environment variable of this program begins with.
+pub const VARIABLE_PREFIX: &str = "STUDENT_TRAINER_";
+
 /// A command with options of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -41,7 +44,7 @@ impl OptionSpec {
 
     /// Environment variable.
     pub fn variable(&self) -> String {
-        format!("STUDENT_TRAINER_{}", self.key().to_uppercase())
+        format!("{VARIABLE_PREFIX}{}", self.key().to_uppercase())
     }
 }
 
@@ -58,6 +61,7 @@ const BOTH: &[Command] = &[Command::Train, Command::Eval];
 const MODELS: &str = "Models";
 const DATA: &str = "Data";
 const LOSS: &str = "Loss";
+const COMPARISON: &str = "Comparison with the teacher";
 const OPTIMISER: &str = "Optimiser";
 const LENGTH: &str = "Length of the run";
 const MACHINE: &str = "Machine";
@@ -84,17 +88,23 @@ const fn switch(
     OptionSpec { switch: true, ..option(group, commands, (name, "true|false", "false"), help) }
 }
 
-/// The table. Names and defaults are promised to other people's scripts: add, never change.
+/// The table. Names and defaults are promised to other people's scripts: add, never change. Where
+/// an option means something else to another command, it has a row for each.
 #[rustfmt::skip]
 pub const OPTIONS: &[OptionSpec] = &[
-    option(MODELS, BOTH, ("teacher", "URL[,URL...]", ""),
+    option(MODELS, TRAIN, ("teacher", "URL[,URL...]", ""),
         "Address of the teacher server, such as grpc://127.0.0.1:50051; needed unless --alpha \
-         is 0"),
+         is 0. Several are not offered yet"),
+    option(MODELS, EVAL, ("teacher", "URL[,URL...]", ""),
+        "Address of a teacher server to compare the model with, such as grpc://127.0.0.1:50051; \
+         without one only the model's own perplexity is measured"),
     option(MODELS, BOTH, ("teacher-timeout", "SECONDS", "60"),
         "How long to try to reach a teacher that does not answer before giving up, in seconds"),
-    option(MODELS, BOTH, ("teacher-window", "REQUESTS", "16"),
+    option(MODELS, TRAIN, ("teacher-window", "REQUESTS", "16"),
         "Rows asked of the teacher ahead of the step that needs them. Bounds memory; a larger one \
          hides a slow network"),
+    option(MODELS, EVAL, ("teacher-window", "REQUESTS", "16"),
+        "Rows asked of the teacher at a time; more of them hide a slow network"),
     option(MODELS, TRAIN, ("student", "MODEL", ""),
         "The model to train: a local directory in Hugging Face form or a hub id such as \
          Qwen/Qwen3-0.6B"),
@@ -111,16 +121,25 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(DATA, TRAIN, ("train-file", "FILES", ""),
         "Training rows: a .jsonl or .parquet path (also .gz, .zst), a glob, or \
          hf://datasets/ORG/NAME@REV/SPLIT"),
-    option(DATA, BOTH, ("eval-file", "FILES", ""),
+    option(DATA, TRAIN, ("eval-file", "FILES", ""),
         "Held-out rows, in the same forms; without them nothing is evaluated"),
+    option(DATA, EVAL, ("eval-file", "FILES", ""),
+        "The rows to measure on: a .jsonl or .parquet path (also .gz, .zst), a glob, or \
+         hf://datasets/ORG/NAME@REV/SPLIT"),
     option(DATA, TRAIN, ("max-train-samples", "ROWS", ""),
         "Take only the first ROWS training rows"),
-    option(DATA, BOTH, ("max-eval-samples", "ROWS", ""),
+    option(DATA, TRAIN, ("max-eval-samples", "ROWS", ""),
         "Take only the first ROWS held-out rows"),
+    option(DATA, EVAL, ("max-eval-samples", "ROWS", ""),
+        "Measure on the first ROWS rows only"),
     option(DATA, BOTH, ("max-length", "TOKENS", "1024"),
         "Longest row in tokens; longer ones are cut there, counted and reported"),
-    option(DATA, BOTH, ("loss-on", "completion|all", "completion"),
-        "Which tokens are targets: the answer's only, or every token but the first"),
+    option(DATA, TRAIN, ("loss-on", "completion|all", "completion"),
+        "Which tokens are learned: the answer's only, or every token but the first. Of plain text \
+         rows it is always the latter"),
+    option(DATA, EVAL, ("loss-on", "completion|all", "completion"),
+        "Which tokens are scored: the answer's only, or every token but the first. Of plain text \
+         rows it is always the latter"),
     option(DATA, BOTH, ("chat-template", "auto|none|model", "auto"),
         "Put rows through the model's chat template. auto does so where rows are conversations"),
     option(DATA, TRAIN, ("shuffle", "true|false", "true"),
@@ -131,23 +150,32 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(LOSS, TRAIN, ("alpha", "0..1", "0.7"),
         "Weight of the teacher: loss = alpha T^2 KL + (1 - alpha) CE. 0 is plain training \
          without a teacher"),
-    option(LOSS, BOTH, ("temperature", "T", "5.0"),
+    option(LOSS, TRAIN, ("temperature", "T", "5.0"),
         "Softens both distributions before they are compared; above 0. 1 compares them as \
          they are"),
-    option(LOSS, BOTH, ("signal", "top-k|sampled|full|coded", "top-k"),
-        "What the teacher sends of each position"),
-    option(LOSS, BOTH, ("top-k", "K", "64"),
+    option(LOSS, TRAIN, ("signal", "top-k|sampled|full|coded", "top-k"),
+        "What the teacher sends of each position; only top-k is offered yet"),
+    option(LOSS, TRAIN, ("top-k", "K", "64"),
         "Classes the teacher names per position; 5 bytes each"),
-    option(LOSS, BOTH, ("tail", "bucket|renormalise", "bucket"),
+    option(LOSS, TRAIN, ("tail", "bucket|renormalise", "bucket"),
         "What becomes of the classes outside the top k: one more outcome (exact), or dropped \
          (biased; for comparison)"),
+    option(COMPARISON, EVAL, ("temperature", "T", "5.0"),
+        "Softens both distributions before KL is taken; above 0. Perplexity and agreement do not \
+         depend on it"),
+    option(COMPARISON, EVAL, ("signal", "top-k|sampled|full|coded", "top-k"),
+        "What the teacher sends of each position; only top-k is offered yet"),
+    option(COMPARISON, EVAL, ("top-k", "K", "64"),
+        "Classes the teacher names per position, for KL"),
+    option(COMPARISON, EVAL, ("tail", "bucket|renormalise", "bucket"),
+        "How KL takes the classes outside the top k: as one more outcome, or not at all"),
 
     option(OPTIMISER, TRAIN, ("learning-rate", "RATE", "5e-5"),
         "Peak learning rate of AdamW"),
     option(OPTIMISER, TRAIN, ("lr-scheduler-type", "NAME", "constant"),
         "constant, linear, cosine or constant_with_warmup; the formulas of transformers"),
     option(OPTIMISER, TRAIN, ("warmup-steps", "STEPS", "0"),
-        "Steps over which the rate rises from 0 to its peak"),
+        "Steps over which the rate rises from 0 to its peak; with every scheduler but constant"),
     option(OPTIMISER, TRAIN, ("weight-decay", "RATE", "0.01"),
         "Decoupled weight decay"),
     option(OPTIMISER, TRAIN, ("adam-beta1", "0..1", "0.9"),
@@ -163,21 +191,27 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Passes over the training rows"),
     option(LENGTH, TRAIN, ("max-steps", "STEPS", ""),
         "Stop after STEPS optimiser steps instead, however many epochs that takes"),
-    option(LENGTH, BOTH, ("per-device-train-batch-size", "ROWS", "4"),
+    option(LENGTH, TRAIN, ("per-device-train-batch-size", "ROWS", "4"),
         "Rows computed at once"),
     option(LENGTH, TRAIN, ("gradient-accumulation-steps", "BATCHES", "1"),
         "Batches to one optimiser step; the loss is the mean over all their scored positions"),
 
+    option(MACHINE, EVAL, ("per-device-train-batch-size", "ROWS", "4"),
+        "Rows computed at once (named as in train, so that one --config serves both)"),
     option(MACHINE, BOTH, ("device", "auto|cpu|cuda:N", "auto"),
-        "Where to compute"),
-    option(MACHINE, BOTH, ("dtype", "auto|f32|bf16|f16", "auto"),
-        "Number type of the products' operands; sums, master weights and moments are float32 \
-         always"),
+        "Where to compute; auto is the CPU, and cuda:N is not offered yet"),
+    option(MACHINE, TRAIN, ("dtype", "auto|f32|bf16|f16", "auto"),
+        "Number type of the products' operands (auto: f32 on a CPU, bf16 on a GPU); sums, master \
+         weights and moments are float32 always"),
+    option(MACHINE, EVAL, ("dtype", "auto|f32|bf16|f16", "auto"),
+        "Number type of the products' operands (auto: f32 on a CPU, bf16 on a GPU); sums are \
+         float32 always"),
 
     option(OUTPUT, TRAIN, ("output-dir", "DIR", ""),
         "Where the model, the metrics, the report and the checkpoints go"),
     switch(OUTPUT, TRAIN, "overwrite-output-dir",
-        "Allow an output directory that already holds files"),
+        "Use an output directory that holds files already, and replace what an earlier run left \
+         in it; other files stay"),
     option(OUTPUT, TRAIN, ("save-dtype", "f32|bf16", "f32"),
         "Number type of the saved weights"),
     option(OUTPUT, TRAIN, ("eval-steps", "STEPS", ""),
@@ -187,11 +221,13 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(OUTPUT, TRAIN, ("save-total-limit", "CHECKPOINTS", "3"),
         "Checkpoints kept; the oldest go first"),
     option(OUTPUT, TRAIN, ("resume-from-checkpoint", "auto|PATH", ""),
-        "Go on from a checkpoint: auto takes the newest whole one in --output-dir"),
+        "Go on from a checkpoint: auto takes the newest whole one in --output-dir; off when absent"),
     option(OUTPUT, TRAIN, ("logging-steps", "STEPS", "1"),
         "A line in metrics.jsonl and a point in TensorBoard every STEPS steps"),
-    option(OUTPUT, BOTH, ("progress", "auto|bar|plain|none", "auto"),
+    option(OUTPUT, TRAIN, ("progress", "auto|bar|plain|none", "auto"),
         "How to show the run; auto is a bar on a terminal and plain lines elsewhere"),
+    option(OUTPUT, EVAL, ("progress", "auto|bar|plain|none", "auto"),
+        "none says nothing on stderr of what is being done; the others say it in plain lines"),
     switch(OUTPUT, EVAL, "json",
         "Print the results as one JSON object"),
 

@@ -187,3 +187,24 @@ fn every_field_of_the_settings_is_an_option_and_the_other_way_round() {
     options.sort();
     assert_eq!(sorted, options);
 }
+
+#[test]
+fn a_variable_no_option_has_is_a_fault_that_names_the_nearest() {
+    let known = [
+        "STUDENT_TRAINER_ALPHA",
+        "STUDENT_TRAINER_JSON",
+        "STUDENT_TRAINER_CONFIG",
+        // Kubernetes' own, for a service called student-trainer.
+        "STUDENT_TRAINER_SERVICE_HOST",
+        "STUDENT_TRAINER_SERVICE_PORT_GRPC",
+        "STUDENT_TRAINER_PORT_50051_TCP_ADDR",
+        "STUDENT_TRAINERS",
+        "PATH",
+    ];
+    assert_eq!(unknown_variables(known), Vec::<String>::new());
+    let faults = unknown_variables(["STUDENT_TRAINER_TOPK", "STUDENT_TRAINER_alpha"]);
+    assert!(faults[0].contains("STUDENT_TRAINER_TOPK; did you mean STUDENT_TRAINER_TOP_K?"));
+    assert!(faults[1].contains("did you mean STUDENT_TRAINER_ALPHA?"), "{faults:?}");
+    let [far] = &unknown_variables(["STUDENT_TRAINER_XYZZY_PLUGH"])[..] else { panic!("no fault") };
+    assert!(far.contains("--help"), "{far}");
+}

@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`files`] (a name becomes files), [`jsonl`] and [`parquet`] (a file becomes
 //! records), [`rows`] (a record becomes a row: which columns mean what), [`turns`] (which part of
-//! a conversation is the answer), [`mod@tokenize`] (rows become [`distill::batch::Sequence`]s).
+//! a conversation is the answer), [`mod@tokenize`] (rows become [`distill::batch::Sequence`]s),
+//! [`row_set`] (sequences that know where they stand).
 //!
 //! ```text
 //! load(spec, max_samples) -> Vec<Row>
@@ -13,11 +14,13 @@ pub mod error;
 pub mod files;
 pub mod jsonl;
 pub mod parquet;
+pub mod row_set;
 pub mod rows;
 pub mod tokenize;
 pub mod turns;
 
 pub use error::{DataError, Place};
+pub use row_set::RowSet;
 pub use rows::{Row, RowContent};
 pub use tokenize::{TokenizeOptions, TokenizeReport, Tokenized, tokenize};
 

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use distill::batch::Sequence;
 
-use super::error::DataError;
+use super::MAX_LINE_BYTES;
+use super::error::{DataError, Place};
 use super::rows::{Row, RowContent};
 use super::turns::MarkedText;
 use crate::config::{ChatTemplateUse, LossOn};
@@ -42,6 +43,8 @@ pub struct TokenizeReport {
 pub struct Tokenized {
     /// One for each row kept.
     pub sequences: Vec<Sequence>,
+    /// Where each of them stands.
+    pub places: Vec<Place>,
     /// Counts.
     pub report: TokenizeReport,
 }
@@ -73,6 +76,7 @@ pub fn tokenize(
     let mut all = Tokenized::default();
     for share in shares {
         all.sequences.extend(share.sequences);
+        all.places.extend(share.places);
         all.report = all.report.plus(share.report);
     }
     if all.sequences.is_empty() {
@@ -104,15 +108,16 @@ fn tokenize_share(
     share.report.rows = rows.len();
     for row in rows {
         let marked = marked_text(row, tokenizer, template, options)?;
-        let encoded = tokenizer.encode_with_offsets(&marked.text).map_err(|source| {
+        // Lines are bounded where they are read; a Parquet row is not.
+        if marked.text.len() > MAX_LINE_BYTES {
+            return Err(DataError::TooLong { place: row.place.clone(), limit: MAX_LINE_BYTES });
+        }
+        let begin = tokenizer.encode_first(&marked.text, options.max_length).map_err(|source| {
             DataError::Tokenizer { place: row.place.clone(), source: source.into() }
         })?;
-        let mut mask = marked.mask(&encoded.offsets);
-        let mut ids = encoded.ids;
-        share.report.truncated += usize::from(ids.len() > options.max_length);
-        ids.truncate(options.max_length);
-        mask.truncate(options.max_length);
-        let sequence = match Sequence::new(ids, mask) {
+        share.report.truncated += usize::from(begin.more);
+        let mask = marked.mask(&begin.encoded.offsets);
+        let sequence = match Sequence::new(begin.encoded.ids, mask) {
             Ok(sequence) if sequence.scored().next().is_some() => sequence,
             // No tokens, or none to learn from.
             Ok(_) | Err(_) => {
@@ -123,6 +128,7 @@ fn tokenize_share(
         share.report.tokens += sequence.len();
         share.report.scored += sequence.scored().count();
         share.sequences.push(sequence);
+        share.places.push(row.place.clone());
     }
     Ok(share)
 }

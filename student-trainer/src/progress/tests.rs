@@ -62,6 +62,29 @@ pub(crate) fn summary() -> Summary {
     serde_json::from_value(json).unwrap()
 }
 
+/// Takes text until it is flushed, then fails.
+struct Failing(io::ErrorKind);
+
+impl Write for Failing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Err(self.0.into())
+    }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_an_error_but_a_reader_who_left_is_none() {
+    let mut out = Vec::new();
+    deliver(&mut out, "42\n").unwrap();
+    assert_eq!(out, b"42\n");
+    deliver(Failing(io::ErrorKind::BrokenPipe), "42\n").unwrap();
+    let error = deliver(Failing(io::ErrorKind::StorageFull), "42\n").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+}
+
 #[test]
 fn the_table_compares_teacher_before_and_after() {
     let wanted = "                   perplexity   row mean   KL to teacher   agreement\n  \

@@ -23,7 +23,10 @@ struct World {
     answered: BTreeSet<u64>,
     delivered: u64,
     failed_first: BTreeMap<u64, Duration>,
+    /// Since when no teacher has been heard.
     outage: Option<Duration>,
+    /// Outages that are over.
+    outages: Vec<(Duration, Duration)>,
     wake: Option<Duration>,
     given_up: Option<GiveUp>,
 }
@@ -57,6 +60,7 @@ impl World {
             delivered: 0,
             failed_first: BTreeMap::new(),
             outage: Some(at(0)),
+            outages: Vec::new(),
             wake: Some(at(0)),
             given_up: None,
         }
@@ -70,6 +74,7 @@ impl World {
             assert_eq!(id, self.tokens.len() as u64);
             self.tokens.insert(id, tokens);
         }
+        self.hear(&event);
         let random = self.random.random();
         let commands = self.window.on(event, self.now, random);
         assert!(self.given_up.is_none() || commands.is_empty(), "alive after giving up");
@@ -86,6 +91,21 @@ impl World {
         let more = (self.tokens.len() as u64) < SEQUENCES && self.window.is_empty();
         if more && self.given_up.is_none() {
             self.tell(Event::Tick);
+        }
+    }
+
+    /// A word about a request ends an outage while a stream is open; so does a stream that opens
+    /// with nothing to ask.
+    fn hear(&mut self, event: &Event) {
+        let over = match event {
+            Event::Answered { .. } | Event::Failed { .. } | Event::Heard { .. } => {
+                self.streams.iter().any(|stream| stream.up)
+            }
+            Event::Connected { .. } => self.answered.len() == self.tokens.len(),
+            Event::Tick | Event::Disconnected { .. } | Event::Refused { .. } => false,
+        };
+        if over && let Some(since) = self.outage.take() {
+            self.outages.push((since, self.now));
         }
     }
 
@@ -126,13 +146,21 @@ impl World {
 
     /// Giving up is right only when the deadline has passed by the world's own clock.
     fn check_deadline(&mut self, reason: GiveUp) {
-        let since = match &reason {
-            GiveUp::Sequence { id, .. } => self.failed_first.get(id).copied(),
-            GiveUp::Unreachable { .. } => self.outage,
+        let tried_for = match &reason {
+            GiveUp::Sequence { id, .. } => {
+                assert_eq!(self.outage, None, "gave up on a sequence in an outage");
+                let since = self.failed_first[id];
+                let of_outages =
+                    self.outages.iter().map(|&(from, to)| to - from.max(since).min(to));
+                self.now - since - of_outages.sum::<Duration>()
+            }
+            GiveUp::Unreachable { .. } => {
+                assert!(self.streams.iter().all(|stream| !stream.up), "gave up while connected");
+                self.now - self.outage.expect("gave up on teachers that are well")
+            }
             GiveUp::Refused { .. } => panic!("nothing was refused"),
         };
-        let since = since.expect("gave up on something that had not failed");
-        assert!(self.now - since >= self.settings.give_up_after, "gave up too early: {reason}");
+        assert!(tried_for >= self.settings.give_up_after, "gave up too early: {reason}");
         self.given_up = Some(reason);
     }
 
@@ -153,7 +181,6 @@ impl World {
 
     fn connect(&mut self, teacher: usize) {
         self.streams[teacher] = Stream { up: true, ..Stream::default() };
-        self.outage = None;
         self.tell(Event::Connected { teacher, max_in_flight: MAX_IN_FLIGHT });
     }
 
