@@ -53,9 +53,11 @@ fn a_run_in_bf16_ends_beside_the_one_in_f32_and_keeps_its_weights_and_moments_in
     assert!(number(&f32, after) < 0.95 * number(&f32, before), "nothing was learned: {f32}");
     for name in ["teacher_perplexity", before, after] {
         let (wide, narrow) = (number(&f32, name), number(&bf16, name));
-        assert!((narrow / wide - 1.0).abs() < 0.01, "{name}: {narrow} in bf16, {wide} in f32");
-        // Equal numbers would mean that --dtype changed nothing.
-        assert!(narrow != wide, "{name}: {narrow} in both");
+        // Float32 alone differs by 1e-11 (the teacher's bf16 signal orders a sum otherwise): nearer
+        // than 1e-6, and --dtype would have changed nothing.
+        let difference = (narrow / wide - 1.0).abs();
+        let bounds = 1e-6..0.01;
+        assert!(bounds.contains(&difference), "{name}: {narrow} in bf16, {wide} in f32");
     }
 
     let state = outs[1].join("checkpoints/step-000020/training_state.safetensors");
