@@ -164,6 +164,7 @@ impl TeacherError {
             Self::Lost { row, .. } => *row,
             Self::Address { .. }
             | Self::Unreachable { .. }
+            | Self::NotATeacher { .. }
             | Self::Stopped { .. }
             | Self::Refused { .. }
             | Self::Mismatch { .. }
