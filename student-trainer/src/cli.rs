@@ -141,8 +141,11 @@ fn demo(command: clap::Command) -> clap::Command {
     };
     let data = clap::Command::new("data")
         .about("Write the demonstration's models and rows, for runs of your own")
-        .arg(directory("demo-data", "Receives teacher/, student/, train.jsonl, eval.jsonl, and in tuning-*.jsonl the rows the \
-             demonstration's settings were chosen on"));
+        .arg(directory(
+            "demo-data",
+            "Receives teacher/, student/, train.jsonl, eval.jsonl, and in tuning-*.jsonl the rows \
+             the settings were chosen on",
+        ));
     let make_models = clap::Command::new("make-models")
         .about("Train the demonstration's own teacher and student anew, from nothing")
         .arg(directory("student-trainer/demo", "Receives teacher/ and student/"));

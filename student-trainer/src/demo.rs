@@ -37,8 +37,8 @@ const HELD_OUT_ROWS: usize = 128;
 /// Seeds of the two corpora; the teacher's own text has another (`models`).
 const TRAIN_SEED: u64 = 2;
 const HELD_OUT_SEED: u64 = 3;
-/// Seeds of the rows that the settings in `compare` were chosen on. None of their held-out questions
-/// is among those reported.
+/// Seeds of the rows that the settings in `compare` were chosen on. None of their held-out
+/// questions is among those reported.
 const TUNING_TRAIN_SEED: u64 = 4;
 const TUNING_HELD_OUT_SEED: u64 = 5;
 
@@ -77,8 +77,8 @@ pub(crate) fn run(config: &DemoConfig, console: &Console, stop: &Stop) -> anyhow
     ))
 }
 
-/// Writes the demonstration's models and rows into `dir`, and in `tuning-*.jsonl` those its settings
-/// were chosen on; returns the held-out rows.
+/// Writes the demonstration's models and rows into `dir`, and in `tuning-*.jsonl` those its
+/// settings were chosen on; returns the held-out rows.
 pub(crate) fn write_data(dir: &Path) -> anyhow::Result<Vec<Row>> {
     models::unpack(dir)?;
     let held_out = rows(HELD_OUT_SEED, HELD_OUT_ROWS, Split::HeldOut);

@@ -37,7 +37,8 @@ pub enum OutputError {
     /// Another run is at work in it.
     #[error(
         "--output-dir {} is in use by another run{}; wait for it to end, or choose another \
-         directory", dir.display(), holder.as_ref().map(|h| format!(" (process {h})")).unwrap_or_default()
+         directory",
+        dir.display(), holder.map(|pid| format!(" (process {pid})")).unwrap_or_default()
     )]
     InUse {
         /// The directory.

@@ -159,7 +159,15 @@ pub(crate) fn join_teacher(
 
 /// A teacher's error, with the place of the row it speaks of.
 pub(crate) fn at_row(source: TeacherError, rows: &RowSet) -> TrainError {
-    match source.row() {
+    let row = if let TeacherError::Reply { row, .. } | TeacherError::Alignment { row, .. } = &source
+    {
+        Some(*row)
+    } else if let TeacherError::Lost { row, .. } = &source {
+        *row
+    } else {
+        None
+    };
+    match row {
         Some(row) => TrainError::AtRow { row, place: rows.place(row), source },
         None => source.into(),
     }

@@ -156,6 +156,7 @@ pub enum TeacherError {
     Runtime(std::io::Error),
 }
 
+<<<<<<< HEAD
 impl TeacherError {
     /// Index of the row in its set, when one row is the cause.
     pub fn row(&self) -> Option<usize> {
@@ -176,6 +177,8 @@ impl TeacherError {
     }
 }
 
+=======
+>>>>>>> trainer
 /// The network side of the trainer: one worker thread for all connections.
 #[derive(Debug)]
 pub struct Network(Runtime);

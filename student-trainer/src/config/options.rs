@@ -221,7 +221,8 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(OUTPUT, TRAIN, ("save-total-limit", "CHECKPOINTS", "3"),
         "Checkpoints kept; the oldest go first"),
     option(OUTPUT, TRAIN, ("resume-from-checkpoint", "auto|PATH", ""),
-        "Go on from a checkpoint: auto takes the newest whole one in --output-dir; off when absent"),
+        "Go on from a checkpoint: auto takes the newest whole one in --output-dir. Off when \
+         absent"),
     option(OUTPUT, TRAIN, ("logging-steps", "STEPS", "1"),
         "A line in metrics.jsonl and a point in TensorBoard every STEPS steps"),
     option(OUTPUT, TRAIN, ("progress", "auto|bar|plain|none", "auto"),
