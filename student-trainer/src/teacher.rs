@@ -156,29 +156,6 @@ pub enum TeacherError {
     Runtime(std::io::Error),
 }
 
-<<<<<<< HEAD
-impl TeacherError {
-    /// Index of the row in its set, when one row is the cause.
-    pub fn row(&self) -> Option<usize> {
-        match self {
-            Self::Reply { row, .. } | Self::Alignment { row, .. } => Some(*row),
-            Self::Lost { row, .. } => *row,
-            Self::Address { .. }
-            | Self::Unreachable { .. }
-            | Self::NotATeacher { .. }
-            | Self::Stopped { .. }
-            | Self::Refused { .. }
-            | Self::Mismatch { .. }
-            | Self::Info { .. }
-            | Self::Changed { .. }
-            | Self::Ended
-            | Self::Runtime(_) => None,
-        }
-    }
-}
-
-=======
->>>>>>> trainer
 /// The network side of the trainer: one worker thread for all connections.
 #[derive(Debug)]
 pub struct Network(Runtime);

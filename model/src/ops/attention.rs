@@ -157,6 +157,11 @@ impl Qkv<'_> {
         self.matrix(self.layout.value(tokens.start, head), tokens.len())
     }
 
+    /// A product of this task's own.
+    fn product(&self, dst: MatMut<'_>, store: Store, alpha: f32, a: MatRef<'_>, b: MatRef<'_>) {
+        product(dst, store, alpha, a, b, self.precision, Threads::Own);
+    }
+
     fn scale(&self) -> f32 {
         1.0 / (self.layout.head_dim as f32).sqrt()
     }
@@ -165,7 +170,7 @@ impl Qkv<'_> {
     fn scores(&self, keys: &Range<usize>, tile: &Range<usize>, head: usize, scores: &mut [f32]) {
         let dst = MatMut::strided(scores, keys.len(), tile.len(), TILE);
         let (k, q) = (self.keys(keys, head), self.queries(tile, head).transposed());
-        product(dst, Store::Replace, self.scale(), k, q, self.precision, Threads::Own);
+        self.product(dst, Store::Replace, self.scale(), k, q);
     }
 
     /// One head's attention for one tile of queries of the row that begins at `start`.
@@ -186,7 +191,7 @@ impl Qkv<'_> {
         softmax_tile(scores, tile.start - start, &mut max, &mut sum);
         let p = MatRef::strided(scores.as_slice(), keys.len(), tile.len(), TILE).transposed();
         let v = self.values(&keys, head);
-        product(out.reborrow(), Store::Replace, 1.0, p, v, self.precision, Threads::Own);
+        self.product(out.reborrow(), Store::Replace, 1.0, p, v);
         for i in 0..tile.len() {
             math::scale_in_place(out.row(i), 1.0 / sum[i]);
             lse.row(i)[0] = (f64::from(max[i]) + f64::from(sum[i]).ln()) as f32;
@@ -217,15 +222,7 @@ impl Qkv<'_> {
                 let d_out = MatRef::strided(&saved.d_out[at..], tile.len(), e, h * e);
                 let dst = MatMut::strided(ds, keys.len(), tile.len(), TILE);
                 let v = self.values(&keys, head);
-                product(
-                    dst,
-                    Store::Replace,
-                    1.0,
-                    v,
-                    d_out.transposed(),
-                    Precision::F32,
-                    Threads::Own,
-                );
+                self.product(dst, Store::Replace, 1.0, v, d_out.transposed());
                 let (mut lse, mut mean) = ([0.0; TILE], [0.0; TILE]);
                 for (i, token) in tile.clone().enumerate() {
                     let at = token * h + head;
@@ -241,29 +238,12 @@ impl Qkv<'_> {
                 let ds = MatRef::strided(&*ds, keys.len(), tile.len(), TILE);
                 let q = self.queries(&tile, head);
                 let k = self.keys(&keys, head);
-                let (precision, own) = (self.precision, Threads::Own);
                 #[expect(unsafe_code, reason = "a block of a matrix of this task alone")]
                 // SAFETY: the block is gone before the matrix is used again.
                 let dq = unsafe { dq.block(here, column..column + e) };
-                product(dq, Store::Replace, 1.0, ds.transposed(), k, precision, own);
-                product(
-                    dv.reborrow().first_rows(keys.len()),
-                    Store::Add,
-                    1.0,
-                    p,
-                    d_out,
-                    precision,
-                    own,
-                );
-                product(
-                    dk.reborrow().first_rows(keys.len()),
-                    Store::Add,
-                    1.0,
-                    ds,
-                    q,
-                    precision,
-                    own,
-                );
+                self.product(dq, Store::Replace, 1.0, ds.transposed(), k);
+                self.product(dv.reborrow().first_rows(keys.len()), Store::Add, 1.0, p, d_out);
+                self.product(dk.reborrow().first_rows(keys.len()), Store::Add, 1.0, ds, q);
             }
         }
     }
