@@ -100,7 +100,7 @@ pub enum TrainError {
         /// Where it stands.
         place: String,
         /// The failure.
-        source: TeacherError,
+        source: Box<TeacherError>,
     },
     /// A teacher's failure in the middle of a run.
     #[error(

@@ -168,7 +168,7 @@ pub(crate) fn at_row(source: TeacherError, rows: &RowSet) -> TrainError {
         None
     };
     match row {
-        Some(row) => TrainError::AtRow { row, place: rows.place(row), source },
+        Some(row) => TrainError::AtRow { row, place: rows.place(row), source: Box::new(source) },
         None => source.into(),
     }
 }
