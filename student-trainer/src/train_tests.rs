@@ -389,3 +389,13 @@ fn a_run_keeps_its_output_directory_to_itself_until_it_is_over() {
     assert_eq!(rival.1, 2);
     drop(crate::outputs::claim(&rival.0, true).unwrap());
 }
+
+#[test]
+fn a_teacher_that_fails_on_a_row_says_where_the_row_stands() {
+    let root = tempfile::tempdir().unwrap();
+    let served = serve(root.path());
+    served.teacher.mischief.shift.store(1, std::sync::atomic::Ordering::Relaxed);
+    let error = run(root.path(), "out", &served.url, &[], &mut Silent, &Stop::default());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("shifted") && error.contains("is train.jsonl, line "), "{error}");
+}

@@ -16,8 +16,9 @@ use crate::table::{Table, number, percent};
 /// Directory of the runs within the output directory.
 pub(super) const RUNS: &str = "runs";
 
-/// Settings both ways of training share, chosen for the one without a teacher, on rows of their own
-/// (`tuning-*.jsonl`) and not on those reported: perplexity of plain training over three seeds.
+/// Settings both ways of training share, chosen for the one without a teacher, on rows of their
+/// own
+/// (`tuning-*.jsonl`) and not on those reported. Perplexity of plain training over three seeds:
 ///
 /// | epochs | rate 3e-3 | 4e-3 | 6e-3 |
 /// |---|---|---|---|
