@@ -31,6 +31,19 @@ const FOR_TESTS: &str = "test-support";
 /// Packages that must not stand anywhere below `distill`.
 const FORBIDDEN_IN_DISTILL: &[&str] = &["tokio", "tonic", "candle-core"];
 
+/// Words that must not stand in its sources, tests apart.
+const MACHINE: &[&str] = &[
+    "std::fs",
+    "std::net",
+    "std::env",
+    "std::process",
+    "Instant::now",
+    "SystemTime",
+    "rand::rng",
+    "rand::random",
+    "from_os_rng",
+];
+
 /// Runs every rule; an error that counts the findings.
 pub(crate) fn check() -> Result<()> {
     let mut findings = Vec::new();
@@ -40,6 +53,9 @@ pub(crate) fn check() -> Result<()> {
         opening(path, text, &mut findings);
         if !is_test(path) {
             sizes(path, text, &mut findings);
+            if path.starts_with("distill/src/") {
+                machine(path, text, &mut findings);
+            }
         }
     }
     contract(&mut findings)?;
@@ -131,18 +147,38 @@ fn functions(lines: &[&str]) -> Vec<(String, usize, usize)> {
     let mut found = Vec::new();
     for (start, line) in lines.iter().enumerate() {
         let body = line.trim_start();
-        let Some(rest) = ["fn ", "pub fn ", "pub(crate) fn ", "async fn ", "pub async fn "]
-            .iter()
-            .find_map(|opening| body.strip_prefix(opening))
-        else {
-            continue;
-        };
+        let Some(rest) = declared(body) else { continue };
         let close = format!("{}}}", &line[..line.len() - body.len()]);
         let Some(length) = lines[start..].iter().position(|line| *line == close) else { continue };
         let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
         found.push((name, start, length + 1));
     }
     found
+}
+
+/// What follows `fn ` where a line declares a function, whatever stands before it.
+fn declared(line: &str) -> Option<&str> {
+    let mut rest = line;
+    if let Some(after) = rest.strip_prefix("pub") {
+        rest = match after.strip_prefix('(') {
+            Some(scope) => scope.split_once(") ")?.1,
+            None => after.strip_prefix(' ')?,
+        };
+    }
+    for word in ["const ", "async ", "unsafe "] {
+        rest = rest.strip_prefix(word).unwrap_or(rest);
+    }
+    rest.strip_prefix("fn ")
+}
+
+/// Floor 0 asks the machine for nothing: time, files and random numbers are arguments.
+fn machine(path: &str, text: &str, findings: &mut Vec<String>) {
+    for (number, line) in text.lines().enumerate() {
+        if let Some(word) = MACHINE.iter().find(|word| line.contains(*word)) {
+            let number = number + 1;
+            findings.push(format!("{path}:{number}: {word}: floor 0 knows no machine"));
+        }
+    }
 }
 
 /// Every message, field, call and enum value of the contract has a comment above it.
@@ -168,6 +204,27 @@ mod tests {
     fn function_lengths_are_counted_to_the_closing_brace() {
         let lines = ["impl A {", "    fn short() {", "        1", "    }", "}", "fn one() {}"];
         assert_eq!(functions(&lines), [("short".to_owned(), 1, 3)]);
+    }
+
+    #[test]
+    fn functions_are_found_whatever_stands_before_them() {
+        for line in ["fn f()", "pub fn f()", "pub(super) const fn f()", "pub(in a::b) async fn f()"]
+        {
+            assert_eq!(declared(line), Some("f()"), "{line}");
+        }
+        assert_eq!(declared("pub(crate) async unsafe fn f()"), Some("f()"));
+        for line in ["public fn f()", "let fn_count = 1;", "// fn f()", "pub struct A;"] {
+            assert_eq!(declared(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn floor_0_may_not_look_at_the_clock() {
+        let mut findings = Vec::new();
+        machine("distill/src/a.rs", "fn f(now: Duration) {}\n", &mut findings);
+        assert!(findings.is_empty());
+        machine("distill/src/a.rs", "fn f() {\n    Instant::now();\n}\n", &mut findings);
+        assert_eq!(findings.len(), 1, "{findings:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The gate: the same checks for a person and for CI, cheap ones first.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::run::{cargo, run, say};
 use crate::tidy;
@@ -30,5 +30,13 @@ pub(crate) fn fix() -> Result<()> {
 /// the workspace.
 pub(crate) fn oracle(folders: &[&str]) -> Result<()> {
     let program = ["run", "--quiet", "--release", "--package", "model", "--bin", "oracle", "--"];
-    folders.iter().try_for_each(|folder| run(cargo().args(program).arg(folder)))
+    let mut failed = 0;
+    for folder in folders {
+        // Cargo runs in the repository's root; the folder is named from where the person stands.
+        let folder = std::path::absolute(folder)?;
+        say(format!("\n{}", folder.display()));
+        failed += usize::from(!cargo().args(program).arg(folder).status()?.success());
+    }
+    ensure!(failed == 0, "{failed} of {} folders failed", folders.len());
+    Ok(())
 }
