@@ -53,6 +53,18 @@ pub enum CheckpointError {
         /// What the system said.
         source: io::Error,
     },
+    /// Checkpoints, and none of them whole.
+    #[error(
+        "no checkpoint in {} is whole: {}. Restore one from a copy, or begin anew in another \
+         --output-dir",
+        root.display(), notes.join(". ")
+    )]
+    NoneWhole {
+        /// The directory of the checkpoints.
+        root: PathBuf,
+        /// What is wrong with each.
+        notes: Vec<String>,
+    },
     /// No manifest: not a checkpoint, or one from an interrupted copy.
     #[error("{} is not a complete checkpoint: it has no {MANIFEST}", dir.display())]
     Incomplete {
@@ -177,16 +189,44 @@ pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
 /// each newer one that is not.
 ///
 /// # Errors
-/// When `root` cannot be listed; a missing `root` holds no checkpoints.
+/// When `root` cannot be listed (a missing one holds no checkpoints), or there are checkpoints and
+/// none of them is whole.
 pub fn newest_valid(root: &Path) -> Result<(Option<Found>, Vec<String>), CheckpointError> {
     let mut notes = Vec::new();
     for (_, dir) in list(root)?.into_iter().rev() {
         match verify(&dir) {
             Ok(manifest) => return Ok((Some((dir, manifest)), notes)),
-            Err(error) => notes.push(format!("{error}; trying the one before it")),
+            Err(error) => notes.push(error.to_string()),
         }
     }
-    Ok((None, notes))
+    if notes.is_empty() {
+        return Ok((None, notes));
+    }
+    Err(CheckpointError::NoneWhole { root: root.to_path_buf(), notes })
+}
+
+/// Takes the checkpoints after `step` out of the row, and gives their new places: a run that goes on
+/// from an earlier step makes others, and neither pruning nor the next resumption may take these for
+/// the newest. They keep their contents under a name of their own (`aside-step-000060`).
+///
+/// # Errors
+/// Those of the file system.
+pub fn set_aside_after(root: &Path, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
+    let later = list(root)?.into_iter().filter(|(found, _)| *found > step);
+    let mut places = Vec::new();
+    for (found, dir) in later {
+        let free = |number: u32| match number {
+            1 => root.join(format!("aside-{}", name(found))),
+            _ => root.join(format!("aside-{}-{number}", name(found))),
+        };
+        let place = (1..).map(free).find(|place| !place.exists()).unwrap_or_default();
+        at("rename", &dir, fs::rename(&dir, &place))?;
+        places.push(place);
+    }
+    if !places.is_empty() {
+        sync(root)?;
+    }
+    Ok(places)
 }
 
 /// Removes all but the `keep` newest checkpoints (at least one stays) and what interrupted saves

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use student_trainer::config::DemoConfig;
-use student_trainer::outputs;
+use student_trainer::outputs::{self, Reuse};
 use student_trainer::stop::Stop;
 
 use crate::progress::Console;
@@ -45,7 +45,7 @@ const TUNING_HELD_OUT_SEED: u64 = 5;
 /// Runs the demonstration.
 pub(crate) fn run(config: &DemoConfig, console: &Console, stop: &Stop) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let _claim = outputs::claim(&config.output_dir, true)?;
+    let _claim = outputs::claim(&config.output_dir, Reuse::Anything)?;
     let dir = prepare(&config.output_dir)?;
     console.tell(&format!(
         "{}\nA student learns a made-up island from {TRAIN_ROWS} questions and answers: once from \

@@ -117,6 +117,21 @@ pub enum TrainError {
         /// With which flags.
         how: &'static str,
     },
+    /// Files that could not be written in the middle of a run.
+    #[error(
+        "{source}. The newest whole checkpoint is {} (step {step}): once there is room to write, \
+         run the same command {how} to go on from there", checkpoint.display()
+    )]
+    Unsaved {
+        /// What happened.
+        source: Box<TrainError>,
+        /// Step of that checkpoint.
+        step: u64,
+        /// Where it is.
+        checkpoint: PathBuf,
+        /// With which flags.
+        how: &'static str,
+    },
     /// A student without weights, and no word that it should have none.
     #[error(
         "{} holds no weights (model.safetensors, or its index with shards); to begin from seeded \
@@ -139,4 +154,17 @@ pub enum TrainError {
     /// A signal asked for the end before there was anything to save.
     #[error("stopped before the first step")]
     Stopped,
+}
+
+impl TrainError {
+    /// Whether the file system refused: what was to be saved cannot be, for now.
+    pub(crate) fn is_of_the_disk(&self) -> bool {
+        matches!(
+            self,
+            Self::Output(OutputError::Io { .. })
+                | Self::Checkpoint(CheckpointError::Io { .. })
+                | Self::Save(_)
+                | Self::Student(StudentError::Save(_))
+        )
+    }
 }

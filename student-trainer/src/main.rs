@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     });
     listen_to_logs(&console);
     match carry_out(asked, &console) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             console.stop_bar();
             console.say(&format!("error: {}", complaint(&error)));
@@ -91,25 +91,27 @@ fn listen_to_logs(console: &Console) {
         .init();
 }
 
-fn carry_out(asked: Asked, console: &Console) -> anyhow::Result<()> {
+fn carry_out(asked: Asked, console: &Console) -> anyhow::Result<ExitCode> {
     let stop = Stop::default();
     stop.on_signals().context("listening for signals")?;
     match asked {
-        Asked::Train(config) => train(&config, console, &stop),
-        Asked::Eval(config) => evaluate(&config, console, &stop),
-        Asked::Demo(config) => demo::run(&config, console, &stop),
-        Asked::DemoData(dir) => demo::write_data(&dir).map(|_| ()),
-        Asked::MakeModels(dir) => demo::make_models(&dir, console, &stop),
+        Asked::Train(config) => return train(&config, console, &stop),
+        Asked::Eval(config) => evaluate(&config, console, &stop)?,
+        Asked::Demo(config) => demo::run(&config, console, &stop)?,
+        Asked::DemoData(dir) => drop(demo::write_data(&dir)?),
+        Asked::MakeModels(dir) => demo::make_models(&dir, console, &stop)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn train(config: &Config, console: &Console, stop: &Stop) -> anyhow::Result<()> {
+fn train(config: &Config, console: &Console, stop: &Stop) -> anyhow::Result<ExitCode> {
     let mut recorder = Recorder::new(config, console);
     let done = student_trainer::train::train(config, &mut recorder, stop);
     recorder.ended();
     let summary = done?;
+    recorder.complete()?;
     if summary.stopped_early {
-        return recorder.complete();
+        return Ok(ExitCode::from(stop.exit_code()));
     }
     let table = progress::results(&summary);
     if !table.rows.is_empty() {
@@ -117,7 +119,7 @@ fn train(config: &Config, console: &Console, stop: &Stop) -> anyhow::Result<()> 
     }
     let outputs = config.output_dir.display();
     console.tell(&format!("wrote {outputs}  (report.html shows the run)"));
-    recorder.complete()
+    Ok(ExitCode::SUCCESS)
 }
 
 fn evaluate(config: &EvalConfig, console: &Console, stop: &Stop) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
 use crate::feed::{Ask, Feed};
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
-use crate::outputs::{self, Claim, OutputError};
+use crate::outputs::{self, Claim, OutputError, Reuse};
 use crate::plan::{Plan, PlannedStep};
 use crate::setup::{self, Material};
 use crate::state::{self, Identity, Progress};
@@ -26,6 +26,8 @@ use crate::stop::Stop;
 use crate::summary::{Summary, peak_rss_bytes, split};
 use crate::teacher::{Network, Teacher};
 
+/// The directory of the checkpoints within the output directory.
+const CHECKPOINTS: &str = "checkpoints";
 /// The training state's file within a checkpoint.
 pub(crate) const STATE_FILE: &str = "training_state.safetensors";
 
@@ -64,8 +66,11 @@ impl Run {
         observer: &mut dyn Observer,
         stop: &Stop,
     ) -> Result<Self, TrainError> {
-        let resuming = config.resume_from_checkpoint != Resume::Off;
-        let reuse = config.overwrite_output_dir || resuming;
+        let reuse = match config.resume_from_checkpoint {
+            Resume::Off if config.overwrite_output_dir => Reuse::Overwritten,
+            Resume::Off => Reuse::Nothing,
+            Resume::Auto | Resume::Path(_) => Reuse::Continued,
+        };
         let claim = outputs::claim(&config.output_dir, reuse)?;
         let material = Material::gather(config, observer)?;
         Self::assemble(config, claim, material, observer, stop)
@@ -101,8 +106,14 @@ impl Run {
             true => None,
             false => Some(HeldOut::new(held_out_rows, teacher.as_ref(), &network, stop)?),
         };
+        outputs::apart_from_student(&config.output_dir, &source.dir)?;
         if config.overwrite_output_dir {
             outputs::clear(&config.output_dir)?;
+        }
+        let root = config.output_dir.join(CHECKPOINTS);
+        for place in checkpoint::set_aside_after(&root, progress.step)? {
+            let place = place.display();
+            observer.note(&format!("a later checkpoint was set aside: {place}"));
         }
         let precision = student.model().precision();
         Ok(Self {
@@ -223,7 +234,7 @@ impl Run {
     }
 
     fn checkpoints(&self) -> PathBuf {
-        self.output_dir.join("checkpoints")
+        self.output_dir.join(CHECKPOINTS)
     }
 
     /// What to type to go on.
@@ -232,16 +243,20 @@ impl Run {
         format!("stopped after step {step} of {steps}; to go on, run the same command {how}")
     }
 
-    /// An error that ended the steps; where the teacher failed, with what to do once it is well.
+    /// An error that ended the steps, with what is kept and what to do.
     pub(crate) fn explain(&self, error: TrainError) -> TrainError {
-        let step = self.progress.step;
+        let (step, saved) = (self.progress.step, self.saved_step);
         let of_teacher = matches!(error, TrainError::Teacher(_) | TrainError::AtRow { .. });
-        if !of_teacher || step == 0 || self.saved_step < step {
+        let of_disk = error.is_of_the_disk();
+        if saved == 0 || !(of_disk || of_teacher && saved == step) {
             return error;
         }
-        let checkpoint = self.checkpoints().join(checkpoint::name(step));
-        let how = self.resume_flags();
-        TrainError::Interrupted { source: Box::new(error), step, checkpoint, how }
+        let checkpoint = self.checkpoints().join(checkpoint::name(saved));
+        let (source, how) = (Box::new(error), self.resume_flags());
+        match of_disk {
+            true => TrainError::Unsaved { source, step: saved, checkpoint, how },
+            false => TrainError::Interrupted { source, step, checkpoint, how },
+        }
     }
 
     fn resume_flags(&self) -> &'static str {

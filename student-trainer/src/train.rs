@@ -45,16 +45,17 @@ pub(crate) fn carry_out(
 ) -> Result<Summary, TrainError> {
     observer.started(&run.facts());
     let outcome = steps_and_evaluations(&mut run, observer, stop);
-    // Whatever ended the steps, those done are kept.
-    if run.progress.step > run.saved_step && (outcome.is_err() || stop.requested()) {
-        match (run.save_checkpoint(observer), &outcome) {
-            (Err(unsaved), Err(_)) => {
-                observer.note(&format!("the steps done could not be saved: {unsaved}"))
-            }
-            (saved, _) => saved?,
-        }
+    // Whatever ended the steps, those done are kept; what cannot be written once is not tried twice.
+    let of_disk = outcome.as_ref().is_err_and(TrainError::is_of_the_disk);
+    let ended = outcome.is_err() || stop.requested();
+    let saved = match run.progress.step > run.saved_step && ended && !of_disk {
+        true => run.save_checkpoint(observer),
+        false => Ok(()),
+    };
+    if let (Err(unsaved), Err(_)) = (&saved, &outcome) {
+        observer.note(&format!("the steps done could not be saved: {unsaved}"));
     }
-    outcome.map_err(|error| run.explain(error))?;
+    outcome.and(saved).map_err(|error| run.explain(error))?;
     if run.progress.step < run.plan.total_steps {
         observer.note(&run.how_to_resume());
         return Ok(run.summary(true));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::observer::{RunFacts, Silent};
+use crate::outputs::Reuse;
 use crate::setup::Material;
 use crate::testing::{FakeTeacher, Served, config, material, row_set, rows, tiny_source};
 use std::path::Path;
@@ -53,7 +54,7 @@ fn run(
     let mut all = vec![("teacher", teacher)];
     all.extend_from_slice(options);
     let config = config(&root.join(out), &all);
-    let claim = crate::outputs::claim(&config.output_dir, true)?;
+    let claim = crate::outputs::claim(&config.output_dir, Reuse::Anything)?;
     let run = Run::assemble(&config, claim, material(&root.join("model")), observer, stop)?;
     carry_out(run, observer, stop)
 }
@@ -76,7 +77,7 @@ fn a_student_comes_nearer_to_its_teacher_and_leaves_what_the_contract_lists() {
     let config = config(&root.path().join("out"), &options);
     let all = row_set("train.jsonl", rows(79, 1));
     let material = Material { rows: all, ..material(&root.path().join("model")) };
-    let claim = crate::outputs::claim(&config.output_dir, false).unwrap();
+    let claim = crate::outputs::claim(&config.output_dir, Reuse::Nothing).unwrap();
     let run = Run::assemble(&config, claim, material, &mut told, &Stop::default()).unwrap();
     let summary = carry_out(run, &mut told, &Stop::default()).unwrap();
     let (before, after) = (summary.eval_kl_before.unwrap(), summary.eval_kl_after.unwrap());
@@ -367,6 +368,51 @@ fn an_evaluation_that_is_no_number_ends_the_run_naming_step_and_rows_and_loses_n
     assert!(root.path().join("out/checkpoints/step-000001").is_dir());
 }
 
+/// What goes on from an earlier step makes checkpoints of its own: those of the course that was left
+/// neither stand in their way nor are taken for the newest afterwards.
+#[test]
+fn checkpoints_after_the_step_a_run_goes_on_from_are_set_aside() {
+    let root = tempfile::tempdir().unwrap();
+    let go = |options: &[(&'static str, &str)], told: &mut Recorder| {
+        let all =
+            [&[("alpha", "0"), ("save-steps", "2"), ("save-total-limit", "3")], options].concat();
+        run(root.path(), "out", "", &all, told, &Stop::default())
+    };
+    go(&[("max-steps", "6")], &mut Recorder::default()).unwrap();
+    let checkpoints = root.path().join("out/checkpoints");
+    let names = || {
+        let entries = std::fs::read_dir(&checkpoints).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["step-000002", "step-000004", "step-000006"]);
+    let from = checkpoints.join("step-000002").display().to_string();
+    let mut told = Recorder::default();
+    go(&[("max-steps", "6"), ("resume-from-checkpoint", &from)], &mut told).unwrap();
+    assert_eq!(told.steps[0].step, 3);
+    let aside = ["aside-step-000004", "aside-step-000006"];
+    let new = ["step-000002", "step-000004", "step-000006"];
+    assert_eq!(names(), [&aside[..], &new[..]].concat());
+    assert_eq!(told.notes.iter().filter(|note| note.contains("set aside")).count(), 2);
+
+    // Damaged ones do not count either; where no whole one is left the run does not begin anew.
+    for step in ["step-000004", "step-000006"] {
+        std::fs::write(checkpoints.join(step).join("training_state.safetensors"), "x").unwrap();
+    }
+    let auto = [("max-steps", "6"), ("resume-from-checkpoint", "auto")];
+    let mut told = Recorder::default();
+    go(&auto, &mut told).unwrap();
+    assert_eq!(told.steps[0].step, 3);
+    assert!(names().contains(&"aside-step-000004-2".to_owned()), "{:?}", names());
+    for step in new {
+        std::fs::write(checkpoints.join(step).join("training_state.safetensors"), "x").unwrap();
+    }
+    let error = go(&auto, &mut Recorder::default()).unwrap_err().to_string();
+    assert!(error.contains("is whole") && error.contains("step-000002"), "{error}");
+}
+
 #[test]
 fn a_run_keeps_its_output_directory_to_itself_until_it_is_over() {
     let root = tempfile::tempdir().unwrap();
@@ -375,7 +421,7 @@ fn a_run_keeps_its_output_directory_to_itself_until_it_is_over() {
     impl Observer for Rival {
         fn started(&mut self, _: &RunFacts) {}
         fn step(&mut self, _: &StepReport) {
-            let refused = crate::outputs::claim(&self.0, true).unwrap_err();
+            let refused = crate::outputs::claim(&self.0, Reuse::Anything).unwrap_err();
             assert!(matches!(refused, crate::outputs::OutputError::InUse { .. }), "{refused}");
             self.1 += 1;
         }
@@ -387,7 +433,7 @@ fn a_run_keeps_its_output_directory_to_itself_until_it_is_over() {
     let options = [("alpha", "0"), ("max-steps", "2")];
     run(root.path(), "out", "", &options, &mut rival, &Stop::default()).unwrap();
     assert_eq!(rival.1, 2);
-    drop(crate::outputs::claim(&rival.0, true).unwrap());
+    drop(crate::outputs::claim(&rival.0, Reuse::Anything).unwrap());
 }
 
 #[test]

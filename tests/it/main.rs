@@ -7,4 +7,5 @@ mod hub;
 mod job;
 mod peers;
 mod precision;
+mod stop;
 mod vocabulary;
