@@ -52,7 +52,7 @@ pub(crate) fn read(
         return Err(Refusal::Settings(unknown));
     }
     let variable = |name: &str| environment.get(name).cloned();
-    let settings = |command, matches: &ArgMatches| layers(command, matches, &variable);
+    let settings = |command, matches: &ArgMatches| layers(command, matches, variable);
     match matches.subcommand() {
         Some(("train", m)) => settings(Command::Train, m)
             .and_then(|layers| Config::from_layers(&layers))
