@@ -160,8 +160,8 @@ impl Tokenizer {
         let size = largest.map_or(0, |id| id.saturating_add(1));
         // A normaliser may make it of longer characters.
         let added = inner.get_added_tokens_decoder();
-        let longest_added = added.values().map(|token| 4 * token.content.len() + 4).max();
-        let longest_added = longest_added.unwrap_or(4);
+        let longest_added = added.values().map(|token| 4 * token.content.len()).max();
+        let longest_added = longest_added.unwrap_or(0);
         Ok(Self { inner, file, size, fingerprint, special, eos, longest_added })
     }
 

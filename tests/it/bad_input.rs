@@ -251,7 +251,9 @@ fn a_model_of_numbers_that_are_not_finite_is_named_not_measured() {
 
 #[test]
 fn an_environment_variable_no_option_has_is_a_usage_error() {
-    let output = run(trainer(&["demo"]).env("STUDENT_TRAINER_SEED_S", "1"));
+    let desk = Desk::new();
+    let demo = ["demo", "--output-dir", &text(&desk.path("demo"))];
+    let output = run(trainer(&demo).env("STUDENT_TRAINER_SEED_S", "1"));
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{complaint}");
     assert!(complaint.contains("STUDENT_TRAINER_SEEDS"), "{complaint}");

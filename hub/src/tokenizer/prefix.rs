@@ -16,6 +16,8 @@ use super::{Encoded, Tokenizer, TokenizerError};
 /// Bytes encoded at first: this many for each token wanted (ordinary text has about 4) and these.
 const BYTES_PER_TOKEN: usize = 16;
 const FIRST_BYTES: usize = 4096;
+/// Bytes past its end that may decide where a word ends: a few characters.
+const LOOK_AHEAD: usize = 32;
 /// Bytes of one word beyond which its beginning is settled.
 const LONG_WORD: usize = 64 << 10;
 
@@ -78,15 +80,15 @@ impl Tokenizer {
         let words = encoding.get_word_ids();
         let starts: Vec<usize> =
             (0..words.len()).filter(|&i| i == 0 || words[i] != words[i - 1]).collect();
-        // An added token that the cut went through was taken for words that reach near the cut.
-        let near = cut.saturating_sub(self.longest_added);
+        // Words are cut by what follows them at once; and an added token that the cut went through
+        // was taken for words, of which the first begins this far before it.
+        let near = cut.saturating_sub(LOOK_AHEAD + self.longest_added);
         let end_of = |word: usize| {
             let end = starts.get(word + 1).map_or(words.len(), |&next| next);
             encoding.get_offsets()[end - 1].1
         };
-        let whole = (0..starts.len().saturating_sub(2)).take_while(|&word| end_of(word) < near);
-        // The last of them may have ended otherwise before an added token.
-        whole.count().checked_sub(1).map_or(0, |word| starts[word])
+        let whole = (0..starts.len()).take_while(|&word| end_of(word) < near).count();
+        starts.get(whole).copied().unwrap_or(words.len())
     }
 }
 

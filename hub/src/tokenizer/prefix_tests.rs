@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::testing::write_tiny_tokenizer;
+use crate::testing::{tiny_tokenizer_json, write_tiny_tokenizer};
 
 /// The tiny tokenizer, and one with a thousand real merges.
 fn tokenizers() -> [Tokenizer; 2] {
@@ -116,6 +116,28 @@ fn a_text_with_just_as_many_tokens_is_not_cut() {
         for (max_tokens, more) in [(count - 1, true), (count, false), (count + 1, false)] {
             let found = tokenizer.beginning(&text, max_tokens, 64, 64).unwrap();
             assert_eq!((found.encoded.ids.len(), found.more), (count.min(max_tokens), more));
+        }
+    }
+}
+
+#[test]
+fn a_cut_through_a_long_added_token_is_not_taken_for_its_words() {
+    let token = "<an added token of many words, longer than any word could look ahead>";
+    let mut json = tiny_tokenizer_json();
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    let mut long = added[0].clone();
+    long["id"] = (added[added.len() - 1]["id"].as_u64().unwrap() + 1).into();
+    long["content"] = token.into();
+    added.push(long);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    let text = format!("hello world {token}").repeat(20);
+    for max_tokens in [5, 10, 20] {
+        let (encoded, more) = wanted(&tokenizer, &text, max_tokens);
+        for cut in 1..400 {
+            let found = tokenizer.beginning(&text, max_tokens, cut, 1 << 16).unwrap();
+            assert_eq!((&found.encoded, found.more), (&encoded, more), "{max_tokens}, {cut}");
         }
     }
 }

@@ -16,9 +16,9 @@ use crate::table::{Table, number, percent};
 /// Directory of the runs within the output directory.
 pub(super) const RUNS: &str = "runs";
 
-/// Settings both ways of training share, chosen for the one without a teacher, on rows of their
-/// own
-/// (`tuning-*.jsonl`) and not on those reported. Perplexity of plain training over three seeds:
+/// Settings both ways of training share, chosen for the one without a teacher, and not on the rows
+/// that are reported but on others (`tuning-*.jsonl`). Perplexity of plain training over three
+/// seeds there:
 ///
 /// | epochs | rate 3e-3 | 4e-3 | 6e-3 |
 /// |---|---|---|---|
@@ -38,7 +38,7 @@ const SHARED: [(&str, &str); 7] = [
     ("save-steps", "0"),
 ];
 /// The teacher's weight in the distilled runs. On the tuning rows 0.5, 0.7, 0.9 and 1 come to
-/// perplexities of 1.912, 1.886, 1.891 and 1.896 (± 0.02) and to agreements of 84.7, 85.8, 86.1 and
+/// perplexities of 1.912, 1.886, 1.891 and 1.896 (± 0.02), to agreements of 84.7, 85.8, 86.1 and
 /// 85.8 %.
 const ALPHA: &str = "0.9";
 
