@@ -86,6 +86,16 @@ fn unknown_keys_are_refused_with_the_nearest_name_and_all_at_once() {
     ] {
         assert!(all.contains(piece), "{piece} is not in\n{all}");
     }
+    let one = |file: &str| settings(&[], &[], Some(file)).unwrap_err().join("\n");
+    for tables in ["[train]\nseed = 1", "[[train]]\nseed = 1", "alpha = { a = 1 }"] {
+        let found = one(tables);
+        assert!(found.contains("keys stand at the top level"), "{found}");
+        assert!(!found.contains("did you mean"), "{found}");
+    }
+    let found = one("config = \"other.toml\"");
+    assert!(found.contains("`config` names this file and cannot stand in it"), "{found}");
+    let found = one("confg = 1");
+    assert!(!found.contains("`config`"), "{found}");
     let broken = settings(&[], &[], Some("alpha = = 1")).unwrap_err();
     assert!(broken[0].contains("run.toml: not valid TOML"), "{broken:?}");
 }
