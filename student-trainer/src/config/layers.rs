@@ -128,10 +128,8 @@ fn read_file(path: &Path, text: &str) -> Result<InFile, Vec<String>> {
 
 /// Whether a value is a table or a list of them: `[name]`, `[[name]]`, `name = { ... }`.
 fn holds_table(value: &toml::Value) -> bool {
-    match value {
-        toml::Value::Array(items) => items.iter().any(toml::Value::is_table),
-        _ => value.is_table(),
-    }
+    value.is_table()
+        || value.as_array().is_some_and(|items| items.iter().any(toml::Value::is_table))
 }
 
 fn table_fault(path: &Path, key: &str) -> String {
