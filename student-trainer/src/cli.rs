@@ -277,10 +277,10 @@ mod tests {
 
     #[test]
     fn a_line_becomes_settings() {
-        let line = "student-trainer train --teacher grpc://a:1 --teacher grpc://b:2 --student s \
+        let line = "student-trainer train --teacher grpc://a:1 --student s \
                     --train-file f --output-dir o --overwrite-output-dir --learning_rate 1e-3";
         let Asked::Train(config) = asked(line).unwrap() else { panic!("not train") };
-        assert_eq!(config.teacher, ["grpc://a:1", "grpc://b:2"]);
+        assert_eq!(config.teacher, ["grpc://a:1"]);
         assert!(config.overwrite_output_dir);
         assert_eq!(config.learning_rate, 1e-3);
         let Asked::Eval(config) =

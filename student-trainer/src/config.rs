@@ -12,6 +12,7 @@ mod tests;
 
 use std::path::PathBuf;
 
+use proto::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
 use serde::{Serialize, Serializer};
 
 pub use kinds::{
@@ -21,6 +22,9 @@ pub use kinds::{
 pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
 pub use options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
 use reader::Reader;
+
+use crate::error::TrainError;
+use crate::teacher::Address;
 
 /// Everything `train` needs to know. Fields are named as the flags; [`OPTIONS`] says what each
 /// means.
@@ -243,7 +247,9 @@ fn length(r: &mut Reader<'_>) -> usize {
 }
 
 fn temperature(r: &mut Reader<'_>) -> f64 {
-    r.number("temperature", SMALLEST..=f64::MAX, "a finite number above 0")
+    let range = f64::from(MIN_TEMPERATURE)..=f64::from(MAX_TEMPERATURE);
+    let wanted = format!("a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}");
+    r.number("temperature", range, &wanted)
 }
 
 fn top_k(r: &mut Reader<'_>) -> usize {
@@ -258,29 +264,26 @@ fn signal(r: &mut Reader<'_>) -> SignalKind {
     kind
 }
 
-/// `auto`, `cpu`, `cuda` or `cuda:N`.
+/// A device this build can compute on.
 fn device(r: &mut Reader<'_>) -> String {
-    let known = |text: &str| {
-        let numbered = |n: &str| n.parse::<usize>().is_ok();
-        matches!(text, "auto" | "cpu" | "cuda") || text.strip_prefix("cuda:").is_some_and(numbered)
-    };
-    r.parse("device", "auto, cpu, cuda or cuda:N", |text| known(text).then(|| text.to_owned()))
-        .unwrap_or_default()
+    let name = r.text("device").unwrap_or_default();
+    if let Err(error) = model::device::choose(&name) {
+        r.fault(format!("--device {name} is refused: {error}"));
+    }
+    name
 }
 
-/// Teacher addresses, a comma between them. Only their form is looked at here.
+/// Teacher addresses, a comma between them. Only their form and number are looked at here.
 fn teachers(r: &mut Reader<'_>) -> Vec<String> {
     let Some(list) = r.text("teacher") else { return Vec::new() };
     let urls: Vec<_> = list.split(',').map(|url| url.trim().to_owned()).collect();
     for url in &urls {
-        let host = match url.split_once("://") {
-            Some(("grpc" | "http" | "https", host)) => host,
-            Some(_) => "",
-            None => url,
-        };
-        if host.trim_end_matches('/').is_empty() {
-            r.fault(format!("--teacher `{url}`: wanted an address such as grpc://HOST:PORT"));
+        if let Err(error) = Address::parse(url) {
+            r.fault(error.to_string());
         }
+    }
+    if urls.len() > 1 {
+        r.fault(TrainError::SeveralTeachers { found: urls.len() }.to_string());
     }
     urls
 }

@@ -91,6 +91,7 @@ impl Source {
     ) -> Result<RowSet, TrainError> {
         let rows = data::load(files, limit)?;
         let done = data::tokenize(&rows, &self.tokenizer, self.template.as_ref(), &options)?;
+        done.fit(self.config.max_position_embeddings, options.max_length)?;
         let report = done.report;
         note(&format!(
             "{what}: {} rows, {} tokens, {} of them learned; {} rows cut to {} tokens, {} left \

@@ -31,7 +31,7 @@ const INFO_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum TeacherError {
     /// Not an address.
-    #[error("--teacher {url}: {reason}; an address looks like grpc://127.0.0.1:50051")]
+    #[error("--teacher {url}: {reason}; wanted: an address such as grpc://127.0.0.1:50051")]
     Address {
         /// What was given.
         url: String,
@@ -246,7 +246,10 @@ pub(crate) struct Address {
 
 impl Address {
     /// Reads `grpc://HOST:PORT` or `http://HOST:PORT`; the scheme may be left out.
-    fn parse(url: &str) -> Result<Self, TeacherError> {
+    ///
+    /// # Errors
+    /// [`TeacherError::Address`].
+    pub(crate) fn parse(url: &str) -> Result<Self, TeacherError> {
         let wrong = |reason: String| TeacherError::Address { url: url.to_owned(), reason };
         let host = match url.split_once("://") {
             None => url,
@@ -257,6 +260,9 @@ impl Address {
             Some((scheme, _)) => return Err(wrong(format!("unknown scheme {scheme}://"))),
         };
         let host = host.trim_end_matches('/');
+        if host.is_empty() || host.starts_with(':') {
+            return Err(wrong("it names no host".to_owned()));
+        }
         let port = host.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
         match port {
             Some(Ok(1..)) => {}
@@ -398,6 +404,8 @@ mod tests {
         }
         let cases = [
             ("grpc://teacher", "no port"),
+            ("grpc://", "no host"),
+            ("grpc://:50051", "no host"),
             ("grpc://teacher:0", "port"),
             ("grpc://teacher:70000", "port"),
             ("grpcs://teacher:1", "encrypted"),

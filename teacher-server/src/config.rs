@@ -51,6 +51,7 @@ pub struct ServeArgs {
     pub insecure_allow_remote: bool,
     /// `auto`, `cpu` or `cuda:N`.
     #[arg(long, value_name = "DEVICE", env = "TEACHER_SERVER_DEVICE", default_value = "auto")]
+    #[arg(value_parser = device)]
     pub device: String,
     /// Arithmetic of the matrix products; `auto` is f32 on a CPU and bf16 on a GPU.
     #[arg(long, env = "TEACHER_SERVER_DTYPE", default_value = "auto")]
@@ -58,6 +59,10 @@ pub struct ServeArgs {
     /// Threads for computing [default: one a processor].
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_THREADS", value_parser = at_least_1)]
     pub threads: Option<u32>,
+    /// Stop, as on SIGTERM, when standard input ends: for a program that holds the other end of a
+    /// pipe, and whose server must not outlive it.
+    #[arg(long, env = "TEACHER_SERVER_UNTIL_STDIN_ENDS", hide = true)]
+    pub until_stdin_ends: bool,
     /// The bounds.
     #[command(flatten)]
     pub bounds: BoundArgs,
@@ -252,6 +257,11 @@ fn at_least_1(text: &str) -> Result<u32, String> {
     }
 }
 
+/// The name of a device this build can compute on.
+fn device(name: &str) -> Result<String, String> {
+    model::device::choose(name).map(|_| name.to_owned()).map_err(|error| error.to_string())
+}
+
 fn bytes(text: &str) -> Result<u32, String> {
     let (number, unit) = [("KiB", 10), ("MiB", 20)]
         .into_iter()
@@ -298,6 +308,7 @@ mod tests {
         assert_eq!(
             flags.join(" "),
             "model revision listen http-listen insecure-allow-remote device dtype threads \
+             until-stdin-ends \
              max-sequence-tokens max-batch-tokens max-top-k max-queued-sequences \
              max-queued-tokens max-in-flight-per-stream max-reply-bytes max-request-bytes \
              max-text-bytes max-connections idle-timeout drain-timeout help"
@@ -336,6 +347,8 @@ mod tests {
             "teacher-server --model m --max-batch-tokens -1",
             "teacher-server --model m --listen nowhere",
             "teacher-server --model m --dtype int8",
+            "teacher-server --model m --device gpu",
+            "teacher-server --model m --device cuda:0",
             "teacher-server --model m --max-reply-bytes 4096MiB",
             "teacher-server --model m --no-such-flag",
             "teacher-server health --timeout soon",

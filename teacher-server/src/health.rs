@@ -3,10 +3,15 @@
 use std::time::Duration;
 
 use proto::v1::teacher_server::SERVICE_NAME;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::Code;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+
+use crate::http::HEALTH;
 
 /// Why a server is not healthy.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +31,17 @@ pub enum ProbeError {
         address: String,
         /// What happened.
         reason: String,
+    },
+    /// Something else answers there.
+    #[error(
+        "{address} is {what}, not the gRPC port of a teacher-server; give the address that it \
+         prints as grpc=HOST:PORT when it has started"
+    )]
+    OtherPort {
+        /// Who was asked.
+        address: String,
+        /// What it is.
+        what: &'static str,
     },
     /// It answered and does not serve.
     #[error("{address} answers {status}")]
@@ -50,10 +66,23 @@ pub async fn probe(address: &str, patience: Duration) -> Result<(), ProbeError> 
     })?;
     let silent = |reason: String| ProbeError::Silent { address: address.to_owned(), reason };
     let ask = async {
+        let authority = endpoint.uri().authority().map_or("", |authority| authority.as_str());
         let channel = endpoint.connect().await.map_err(|error| silent(chain(&error)))?;
         let request = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
-        let answer = HealthClient::new(channel).check(request).await;
-        answer.map_err(|status| silent(status.to_string()))
+        match HealthClient::new(channel).check(request).await {
+            Ok(answer) => Ok(answer),
+            // A teacher-server knows this call: something else answers, most likely its own other
+            // port.
+            Err(status) if status.code() == Code::Unimplemented => {
+                let address = address.to_owned();
+                let what = match is_http_port(authority).await {
+                    Ok(true) => "the HTTP port of a teacher-server (printed as http=)",
+                    Ok(false) | Err(_) => "something that does not tell its health by gRPC",
+                };
+                Err(ProbeError::OtherPort { address, what })
+            }
+            Err(status) => Err(silent(status.to_string())),
+        }
     };
     let late = |_| silent(format!("nothing within {} s", patience.as_secs_f32()));
     let status = tokio::time::timeout(patience, ask).await.map_err(late)??.into_inner().status();
@@ -64,6 +93,17 @@ pub async fn probe(address: &str, patience: Duration) -> Result<(), ProbeError> 
             Err(ProbeError::NotServing { address: address.to_owned(), status })
         }
     }
+}
+
+/// Whether `/health` at `HOST:PORT` answers as a teacher-server's HTTP side does.
+async fn is_http_port(authority: &str) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(authority).await?;
+    let request = format!("GET /health HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(4096).read_to_end(&mut answer).await?;
+    let says = |word: &&str| answer.ends_with(format!("\r\n\r\n{word}").as_bytes());
+    Ok(answer.starts_with(b"HTTP/1") && HEALTH.iter().any(says))
 }
 
 /// An error and what caused it, on one line.

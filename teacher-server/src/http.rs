@@ -16,6 +16,9 @@ use crate::state::State;
 /// The OpenMetrics content type.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// What `/health` says while loading, serving and draining.
+pub(crate) const HEALTH: [&str; 3] = ["loading\n", "serving\n", "draining\n"];
+
 /// The routes.
 pub fn routes(registry: Registry, state: watch::Receiver<State>) -> Router {
     let registry = Arc::new(registry);
@@ -29,9 +32,10 @@ fn metrics(registry: &Registry) -> impl IntoResponse + use<> {
 }
 
 fn health(state: &State) -> impl IntoResponse + use<> {
+    let [loading, serving, draining] = HEALTH;
     match state {
-        State::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading\n"),
-        State::Serving(_) => (StatusCode::OK, "serving\n"),
-        State::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        State::Loading => (StatusCode::SERVICE_UNAVAILABLE, loading),
+        State::Serving(_) => (StatusCode::OK, serving),
+        State::Draining => (StatusCode::SERVICE_UNAVAILABLE, draining),
     }
 }

@@ -73,7 +73,13 @@ fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 async fn serve_model(args: ServeArgs) -> anyhow::Result<()> {
     let began = Instant::now();
-    let stop = shutdown::signals().context("listening for signals")?;
+    let told = shutdown::signals().context("listening for signals")?;
+    let stop = async move {
+        tokio::select! {
+            () = told => {}
+            () = shutdown::stdin_ends(), if args.until_stdin_ends => {}
+        }
+    };
     let listeners = Listeners::bind(args.listen, args.http_listen).await?;
     let (grpc, http) = (listeners.grpc.local_addr()?, listeners.http.local_addr()?);
     if args.insecure_allow_remote {

@@ -8,6 +8,23 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+/// Completes when standard input ends, in whatever way the process at its other end does. Never
+/// completes if the system gives no thread to read it.
+pub async fn stdin_ends() {
+    let (told, ended) = tokio::sync::oneshot::channel();
+    // A thread of its own: a read that blocks would keep the runtime from ending.
+    let read = move || {
+        // An error ends it too.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = told.send(());
+    };
+    match std::thread::Builder::new().name("stdin".into()).spawn(read) {
+        Ok(_) => drop(ended.await),
+        Err(_) => std::future::pending().await,
+    }
+    tracing::info!("standard input ended: draining");
+}
+
 /// Completes at the first SIGTERM or ctrl-c. The second one ends the process at once with status
 /// 1, for the person who will not wait for the drain.
 ///

@@ -83,13 +83,29 @@ fn refused(desk: &Desk, changes: &[&str], status: i32, words: &[&str]) {
 #[test]
 fn settings_out_of_range_or_unknown_are_usage_errors() {
     let desk = Desk::new();
-    for value in ["0", "-1", "nan", "inf", "warm"] {
+    for value in ["0", "-1", "nan", "inf", "warm", "0.00001", "2e6"] {
         let flag = format!("--temperature={value}");
         refused(&desk, &[&flag], 2, &["temperature", value]);
     }
     refused(&desk, &["--top-k", "0"], 2, &["top-k", "0"]);
     refused(&desk, &["--alpha", "1.5"], 2, &["alpha", "1.5"]);
     refused(&desk, &["--alpha", "0.7"], 2, &["--teacher"]);
+    // Found before rows are looked for.
+    for (flag, value, word) in [
+        ("--teacher", "https://127.0.0.1:9", "encrypted"),
+        ("--teacher", "127.0.0.1", "no port"),
+        ("--teacher", "grpc://127.0.0.1:9,grpc://127.0.0.1:10", "names 2 teachers"),
+        ("--device", "cuda:0", "CPU only"),
+        ("--device", "warp", "cuda:N"),
+    ] {
+        let changes = ["--train-file", "no/such/rows.jsonl", flag, value];
+        refused(&desk, &changes, 2, &[flag, word]);
+    }
+    let mut server = Command::new(binary("teacher-server"));
+    let output = run(server.args(["--model", "none", "--device", "cuda:0"]));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{complaint}");
+    assert!(complaint.contains("--device") && complaint.contains("CPU only"), "{complaint}");
     let config = desk.file("run.toml", b"learning_rat = 0.1\n");
     refused(&desk, &["--config", &config], 2, &["learning_rat", "learning_rate"]);
 }
@@ -109,6 +125,28 @@ fn rows_that_cannot_be_read_are_named() {
     refused(&desk, &["--train-file", "no/such/rows.jsonl"], 1, &["no/such/rows.jsonl"]);
     let parquet = file("rows.parquet", b"PAR1 this is no parquet file PAR1");
     refused(&desk, &["--train-file", &parquet], 1, &["rows.parquet"]);
+}
+
+#[test]
+fn rows_past_the_students_positions_are_refused_before_a_teacher_is_asked() {
+    let desk = Desk::new();
+    let long = "Two and two are four. ".repeat(200);
+    let rows = format!("{{\"text\": \"short enough\"}}\n{{\"text\": \"{long}\"}}\n");
+    let rows = desk.file("long.jsonl", rows.as_bytes());
+    let words = ["long.jsonl, line 2 has 1024 tokens", "512 positions", "--max-length 512"];
+    // Nobody listens at port 9: it would be waited for.
+    let changes = ["--train-file", &rows, "--teacher", "grpc://127.0.0.1:9"];
+    refused(&desk, &changes, 1, &words);
+    refused(&desk, &["--eval-file", &rows], 1, &words);
+    let student = text(&demo("student"));
+    let output = run(&mut trainer(&["eval", "--model", &student, "--eval-file", &rows]));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{complaint}");
+    words.iter().for_each(|word| assert!(complaint.contains(word), "{complaint}"));
+    refused(&desk, &["--train-file", &rows, "--max-length", "513"], 1, &["line 2 has 513 tokens"]);
+    let fits = ["--train-file", &rows, "--max-length", "512", "--max-steps", "1"];
+    let (code, complaint) = train(&desk, &fits);
+    assert_eq!(code, 0, "{complaint}");
 }
 
 #[test]
@@ -175,6 +213,13 @@ fn the_http_port_of_a_teacher_is_told_from_its_grpc_port() {
     // With the default patience of minutes; the complaint is not the one of a wait that ended.
     let changes = ["--teacher", &url];
     refused(&desk, &changes, 1, &[&url, "the HTTP port of a teacher-server", "grpc=HOST:PORT"]);
+    let mut health = Command::new(binary("teacher-server"));
+    let output = run(health.args(["health", "--addr", &teacher.http]));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{complaint}");
+    for word in [&teacher.http, "the HTTP port of a teacher-server", "grpc=HOST:PORT"] {
+        assert!(complaint.contains(word), "no {word:?} in: {complaint}");
+    }
 }
 
 #[test]

@@ -104,13 +104,17 @@ fn read_file(path: &Path, text: &str) -> Result<InFile, Vec<String>> {
     let mut found = BTreeMap::new();
     for (key, value) in &table {
         let Some(option) = OPTIONS.iter().find(|o| o.key() == *key) else {
-            faults.push(unknown_key(path, key));
+            faults.push(match holds_table(value) {
+                true => table_fault(path, key),
+                false => unknown_key(path, key),
+            });
             continue;
         };
         match plain_text(value) {
             Some(text) => {
                 found.insert(option.name, (text, Origin::File(path.to_owned())));
             }
+            None if holds_table(value) => faults.push(table_fault(path, key)),
             None => faults.push(format!(
                 "{}: `{key}` is a {}, but a plain value is wanted: {}",
                 path.display(),
@@ -120,6 +124,17 @@ fn read_file(path: &Path, text: &str) -> Result<InFile, Vec<String>> {
         }
     }
     if faults.is_empty() { Ok(found) } else { Err(faults) }
+}
+
+/// Whether a value is a table or a list of them: `[name]`, `[[name]]`, `name = { ... }`.
+fn holds_table(value: &toml::Value) -> bool {
+    value.is_table()
+        || value.as_array().is_some_and(|items| items.iter().any(toml::Value::is_table))
+}
+
+fn table_fault(path: &Path, key: &str) -> String {
+    let path = path.display();
+    format!("{path}: `{key}` is a table; tables are not used: keys stand at the top level")
 }
 
 /// The text of a plain value, lists joined by commas; None for tables, dates and nested lists.
@@ -149,7 +164,7 @@ pub fn unknown_variables<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<St
     };
     let fault = |name: &str| {
         let key = name[VARIABLE_PREFIX.len()..].to_lowercase();
-        let advice = match nearest_key(&key) {
+        let advice = match nearest(known_keys().chain(["config".to_owned()]), &key) {
             Some(nearest) => format!("did you mean {VARIABLE_PREFIX}{}?", nearest.to_uppercase()),
             None => "`student-trainer train --help` lists the flags (here in capitals, with _ for \
                      -)"
@@ -168,16 +183,26 @@ fn is_of_a_service(rest: &str) -> bool {
 }
 
 fn unknown_key(path: &Path, key: &str) -> String {
-    let advice = match nearest_key(&key.replace('-', "_")) {
+    if key == "config" {
+        let path = path.display();
+        return format!(
+            "{path}: `config` names this file and cannot stand in it; take it out (a file reads no \
+             other one)"
+        );
+    }
+    let advice = match nearest(known_keys(), &key.replace('-', "_")) {
         Some(nearest) => format!("did you mean `{nearest}`?"),
         None => "`student-trainer train --help` lists the keys (with _ for -)".to_owned(),
     };
     format!("{}: unknown key `{key}`; {advice}", path.display())
 }
 
-/// The known key that a person may have meant, if one is near.
-fn nearest_key(key: &str) -> Option<String> {
-    let known = OPTIONS.iter().map(OptionSpec::key).chain(["config".to_owned()]);
+fn known_keys() -> impl Iterator<Item = String> {
+    OPTIONS.iter().map(OptionSpec::key)
+}
+
+/// The known name that a person may have meant, if one is near.
+fn nearest(known: impl Iterator<Item = String>, key: &str) -> Option<String> {
     let distance = |name: &String| strsim::damerau_levenshtein(name, key);
     known.min_by_key(distance).filter(|nearest| distance(nearest) <= 2 + nearest.len() / 3)
 }

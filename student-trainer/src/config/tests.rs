@@ -67,9 +67,13 @@ fn flags_beat_environment_beats_file_beats_default() {
 
 #[test]
 fn a_list_in_the_file_is_a_list_with_commas() {
-    let file = "teacher = [\"grpc://a:1\", \"http://b:2\"]";
-    let c = settings(&[("teacher", "-")], &[], Some(file)).unwrap();
-    assert_eq!(c.teacher, ["grpc://a:1", "http://b:2"]);
+    let file = |list| format!("teacher = [{list}]");
+    let c = settings(&[("teacher", "-")], &[], Some(&file("\"grpc://a:1\""))).unwrap();
+    assert_eq!(c.teacher, ["grpc://a:1"]);
+    let two = file("\"grpc://a:1\", \"http://b:2\"");
+    let found = settings(&[("teacher", "-")], &[], Some(&two)).unwrap_err();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].starts_with("--teacher names 2 teachers"), "{found:?}");
 }
 
 #[test]
@@ -86,6 +90,16 @@ fn unknown_keys_are_refused_with_the_nearest_name_and_all_at_once() {
     ] {
         assert!(all.contains(piece), "{piece} is not in\n{all}");
     }
+    let one = |file: &str| settings(&[], &[], Some(file)).unwrap_err().join("\n");
+    for tables in ["[train]\nseed = 1", "[[train]]\nseed = 1", "alpha = { a = 1 }"] {
+        let found = one(tables);
+        assert!(found.contains("keys stand at the top level"), "{found}");
+        assert!(!found.contains("did you mean"), "{found}");
+    }
+    let found = one("config = \"other.toml\"");
+    assert!(found.contains("`config` names this file and cannot stand in it"), "{found}");
+    let found = one("confg = 1");
+    assert!(!found.contains("`config`"), "{found}");
     let broken = settings(&[], &[], Some("alpha = = 1")).unwrap_err();
     assert!(broken[0].contains("run.toml: not valid TOML"), "{broken:?}");
 }
@@ -103,7 +117,6 @@ fn values_out_of_range_are_refused_all_at_once_with_what_is_wanted() {
         ("max-length", "1"),
         ("per-device-train-batch-size", "four"),
         ("tail", "buckets"),
-        ("device", "gpu"),
         ("shuffle", "maybe"),
         ("seed", "-1"),
         ("num-train-epochs", "0"),
@@ -117,8 +130,30 @@ fn values_out_of_range_are_refused_all_at_once_with_what_is_wanted() {
         let fault = named.unwrap_or_else(|| panic!("no fault names --{name}: {found:#?}"));
         assert!(fault.contains(text) && fault.contains("wanted"), "{fault}");
     }
-    for text in ["nan", "inf", "-5", "1e400"] {
-        assert_eq!(faults(&[("temperature", text)]).len(), 1, "T = {text}");
+    for text in ["nan", "inf", "-5", "1e400", "0.00009", "1000001"] {
+        let found = faults(&[("temperature", text)]);
+        assert_eq!(found.len(), 1, "T = {text}");
+        assert!(found[0].ends_with("wanted: a number from 0.0001 to 1000000"), "{found:?}");
+    }
+    for text in ["0.0001", "1_000_000"] {
+        settings(&[("temperature", text)], &[], None).unwrap();
+    }
+}
+
+#[test]
+fn what_this_build_cannot_reach_is_refused_with_its_flag() {
+    for (name, text, pieces) in [
+        ("device", "cuda:0", ["--device cuda:0", "CPU only"]),
+        ("device", "gpu", ["--device gpu", "accepted: auto, cpu, cuda:N"]),
+        ("teacher", "https://a:1", ["--teacher https://a:1", "encrypted"]),
+        ("teacher", "grpc://a", ["--teacher grpc://a", "no port"]),
+        ("teacher", "grpc://a:1,b:2", ["--teacher names 2 teachers", "give one address"]),
+    ] {
+        let found = faults(&[(name, text)]);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        for piece in pieces {
+            assert!(found[0].contains(piece), "no {piece:?} in: {found:?}");
+        }
     }
 }
 

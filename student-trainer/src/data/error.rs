@@ -188,6 +188,22 @@ pub enum DataError {
         /// The assistant's message, from 1.
         message: usize,
     },
+    /// A row longer than the model can take.
+    #[error(
+        "{place} has {tokens} tokens within --max-length {max_length}, but the model has only \
+         {positions} positions (max_position_embeddings in its config.json); give --max-length \
+         {positions}"
+    )]
+    Positions {
+        /// The first such row.
+        place: Place,
+        /// Its tokens, after it was cut to the length limit.
+        tokens: usize,
+        /// The length limit.
+        max_length: usize,
+        /// What the model takes.
+        positions: usize,
+    },
     /// The tokenizer failed on a row.
     #[error("{place}: {source}")]
     Tokenizer {
@@ -196,14 +212,32 @@ pub enum DataError {
         /// Why.
         source: Box<hub::tokenizer::TokenizerError>,
     },
-    /// Rows, but none with a token to learn from.
+    /// Conversations, and nobody answers in them.
     #[error(
-        "none of the {rows} rows has a scored token within {max_length} tokens; raise \
-         --max-length, or use --loss-on all"
+        "none of the {rows} rows has an assistant message, so there is no answer to learn (the \
+         first is {place}); give rows that have one, or learn what is asked with --loss-on all"
+    )]
+    NoAnswer {
+        /// Rows read.
+        rows: usize,
+        /// The first of them.
+        place: Place,
+    },
+    /// Rows, but all were cut before the first token to learn from, or have none.
+    #[error(
+        "none of the {rows} rows has a scored token within {max_length} tokens ({cut} were cut \
+         there); {}",
+        if *cut > 0 {
+            "raise --max-length, or use --loss-on all"
+        } else {
+            "a row needs a text of two tokens, or an answer, that is not empty"
+        }
     )]
     NothingScored {
         /// Rows read.
         rows: usize,
+        /// Rows longer than the limit.
+        cut: usize,
         /// The length limit.
         max_length: usize,
     },

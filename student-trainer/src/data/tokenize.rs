@@ -80,10 +80,42 @@ pub fn tokenize(
         all.report = all.report.plus(share.report);
     }
     if all.sequences.is_empty() {
-        let max_length = options.max_length;
-        return Err(DataError::NothingScored { rows: rows.len(), max_length });
+        return Err(nothing_scored(rows, options, all.report.truncated));
     }
     Ok(all)
+}
+
+/// Why no row has a token to learn from; `cut` of them were longer than the limit.
+fn nothing_scored(rows: &[Row], options: &TokenizeOptions, cut: usize) -> DataError {
+    let unanswered = |row: &Row| match &row.content {
+        RowContent::Conversation(messages) => messages.iter().all(|m| m.role != "assistant"),
+        RowContent::Text(_) | RowContent::Completion { .. } | RowContent::Instruction { .. } => {
+            false
+        }
+    };
+    match rows {
+        [first, ..] if options.loss_on == LossOn::Completion && rows.iter().all(unanswered) => {
+            DataError::NoAnswer { rows: rows.len(), place: first.place.clone() }
+        }
+        _ => DataError::NothingScored { rows: rows.len(), cut, max_length: options.max_length },
+    }
+}
+
+impl Tokenized {
+    /// Refuses rows that a model of this many positions cannot take.
+    ///
+    /// # Errors
+    /// [`DataError::Positions`] for the first row that is too long.
+    pub fn fit(&self, positions: usize, max_length: usize) -> Result<(), DataError> {
+        let too_long = |(sequence, _): &(&Sequence, _)| sequence.len() > positions;
+        match self.sequences.iter().zip(&self.places).find(too_long) {
+            Some((sequence, place)) => {
+                let (place, tokens) = (place.clone(), sequence.len());
+                Err(DataError::Positions { place, tokens, max_length, positions })
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl TokenizeReport {

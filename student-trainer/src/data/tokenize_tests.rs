@@ -223,6 +223,41 @@ fn what_is_cut_and_what_is_left_out_is_counted() {
 }
 
 #[test]
+fn a_row_past_the_models_positions_is_named() {
+    let tiny = tiny();
+    // One token a letter.
+    let rows = ["abcd", "abcde", "abcdef"].map(|text| row(RowContent::Text(text.to_owned())));
+    let done = tokenize(&rows, &tiny.tokenizer, None, &COMPLETION).unwrap();
+    done.fit(6, 1024).unwrap();
+    let message = done.fit(4, 1024).unwrap_err().to_string();
+    for piece in ["d.jsonl, line 7 has 5 tokens", "only 4 positions", "give --max-length 4"] {
+        assert!(message.contains(piece), "no {piece:?} in: {message}");
+    }
+}
+
+#[test]
+fn rows_with_nothing_to_learn_are_refused_with_the_true_cause() {
+    let tiny = tiny();
+    let refusal = |content: &[RowContent], options: &TokenizeOptions| {
+        let rows: Vec<Row> = content.iter().cloned().map(row).collect();
+        let done = tokenize(&rows, &tiny.tokenizer, Some(&tiny.template), options);
+        done.unwrap_err().to_string()
+    };
+    let asked = conversation(&[("user", "q?")]);
+    let message = refusal(&[asked.clone(), asked.clone()], &COMPLETION);
+    assert!(message.contains("none of the 2 rows has an assistant message"), "{message}");
+    assert!(message.contains("d.jsonl, line 7") && message.contains("--loss-on all"), "{message}");
+    assert!(!message.contains("--max-length"), "{message}");
+    let empty = RowContent::Text(String::new());
+    let message = refusal(&[asked, empty.clone()], &COMPLETION);
+    assert!(message.contains("none of the 2 rows") && message.contains("not empty"), "{message}");
+    assert!(!message.contains("--max-length"), "{message}");
+    let all = TokenizeOptions { loss_on: LossOn::All, ..COMPLETION };
+    let message = refusal(&[empty], &all);
+    assert!(!message.contains("--loss-on"), "{message}");
+}
+
+#[test]
 fn many_rows_keep_their_order() {
     let tiny = tiny();
     let rows: Vec<Row> = (0..1000).map(|i| row(RowContent::Text(format!("row {i}")))).collect();

@@ -33,7 +33,9 @@ impl TeacherServer {
             .arg("--model")
             .arg(model)
             .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
-            .stdin(Stdio::null())
+            // The pipe closes with this process, however it ends, and the server with the pipe.
+            .arg("--until-stdin-ends")
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(file)
             .spawn()
@@ -63,10 +65,10 @@ impl TeacherServer {
 
 impl Drop for TeacherServer {
     fn drop(&mut self) {
-        // Asked first, so that it closes its connections; `kill` is the shell's own way to ask.
-        let asked = Command::new("kill").arg(self.child.id().to_string()).status();
+        // The end of its standard input asks it to close its connections.
+        drop(self.child.stdin.take());
         let begin = Instant::now();
-        while asked.is_ok() && begin.elapsed() < STOP_LIMIT {
+        while begin.elapsed() < STOP_LIMIT {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
             }
