@@ -40,8 +40,22 @@ fn near(found: f32, wanted: f32) -> bool {
 }
 
 fn check(logits: &[Vec<f32>], temperature: f64, k: usize) {
-    let next: Vec<Option<u32>> = (0..logits.len()).map(|r| (r % 2 == 0).then_some(0)).collect();
-    let (found, next_logprob) = score(logits, &next, temperature, k).expect("a signal");
+    let next = every_other(logits.len());
+    let found = score(logits, &next, temperature, k).expect("a signal");
+    compare(found, logits, temperature, k);
+}
+
+/// Class 0 follows every other row.
+fn every_other(rows: usize) -> Vec<Option<u32>> {
+    (0..rows).map(|r| (r % 2 == 0).then_some(0)).collect()
+}
+
+fn compare(
+    (found, next_logprob): (TopK, Vec<f32>),
+    logits: &[Vec<f32>],
+    temperature: f64,
+    k: usize,
+) {
     let wanted = exact(logits, temperature, k);
     assert_eq!(found.ids, wanted.ids);
     assert_eq!(found.scaled, wanted.scaled);
@@ -101,6 +115,28 @@ fn rows_that_mean_harm() {
     for k in [1, 64, 1000, 1001, 1999, 2000] {
         for temperature in [0.5, 1.0, 5.0, 20.0] {
             check(&rows, temperature, k);
+        }
+    }
+}
+
+/// With rising logits every block drives out all that were the best before it; what is driven out
+/// is part of the rest.
+#[test]
+fn what_a_later_block_drives_out_is_counted_with_the_rest() {
+    let classes = 2 * 4096 + 100;
+    assert_eq!(blocks(classes).count(), 3);
+    let column: Vec<f32> = (0..classes).map(|i| (i / 2) as f32 * 0.5).collect();
+    let factors = [1.0f32, -1.0, 0.0, 0.015_625];
+    let hidden = tensor(factors.to_vec(), (factors.len(), 1)).unwrap();
+    let w = tensor(column.clone(), (classes, 1)).unwrap();
+    let logits: Vec<Vec<f32>> =
+        factors.iter().map(|factor| column.iter().map(|z| factor * z).collect()).collect();
+    for k in [1, 64, 5000, classes - 1, classes] {
+        for temperature in [1.0, 50.0] {
+            let next = every_other(factors.len());
+            let p = Precision::F32;
+            let found = score_head(&hidden, &w, classes, &next, temperature, k, p).unwrap();
+            compare(found, &logits, temperature, k);
         }
     }
 }
