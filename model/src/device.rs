@@ -1,6 +1,8 @@
 //! The device a model runs on, from what a person wrote.
 
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
+
+use crate::ops::Precision;
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,21 @@ pub fn choose(name: &str) -> Result<Device, DeviceError> {
     })
 }
 
+/// A device in the words of the flags.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// The arithmetic `auto` means: 16-bit products are slower than 32-bit ones on many processors, and
+/// many times faster on a GPU.
+pub fn auto_precision(device: &Device) -> Precision {
+    if device.is_cpu() { Precision::F32 } else { Precision::Bf16 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,7 +64,8 @@ mod tests {
     #[test]
     fn every_name_is_accepted_or_refused_with_the_names_that_are() {
         assert!(choose("auto").unwrap().is_cpu());
-        assert!(choose("cpu").unwrap().is_cpu());
+        let cpu = choose("cpu").unwrap();
+        assert_eq!((name(&cpu), auto_precision(&cpu)), ("cpu".to_owned(), Precision::F32));
         assert!(matches!(choose("cuda:0"), Err(DeviceError::NoCudaKernels { .. })));
         for wrong in ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999"] {
             let message = choose(wrong).unwrap_err().to_string();

@@ -24,7 +24,6 @@ mod run;
 mod setup;
 pub mod state;
 pub mod stop;
-mod stranger;
 pub mod summary;
 pub mod teacher;
 #[cfg(test)]

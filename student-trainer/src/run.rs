@@ -147,7 +147,7 @@ impl Run {
             student: self.model_id.clone(),
             student_parameters: weights.index().total() as u64,
             classes: self.classes,
-            device: setup::device_name(weights.device()),
+            device: model::device::name(weights.device()),
             dtype: self.student.model().precision().to_string(),
             train_rows: self.rows.len(),
             train_tokens: self.rows.sequences.iter().map(|row| row.len() as u64).sum(),

@@ -191,19 +191,10 @@ pub(crate) fn loss(
 /// The arithmetic a choice means on a device.
 pub(crate) fn precision(choice: DtypeChoice, device: &Device) -> Precision {
     match choice {
-        DtypeChoice::Auto if device.is_cpu() => Precision::F32,
-        DtypeChoice::Auto | DtypeChoice::Bf16 => Precision::Bf16,
+        DtypeChoice::Auto => model::device::auto_precision(device),
+        DtypeChoice::Bf16 => Precision::Bf16,
         DtypeChoice::F32 => Precision::F32,
         DtypeChoice::F16 => Precision::F16,
-    }
-}
-
-/// A device in the words of the flags.
-pub(crate) fn device_name(device: &Device) -> String {
-    match device.location() {
-        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
-        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }
 

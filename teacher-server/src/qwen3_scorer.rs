@@ -60,7 +60,7 @@ impl ModelSource {
             tokenizer_size: tokenizer.size() as u32,
             max_positions: u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX),
             dtype: precision.dtype().as_str().to_owned(),
-            device: device_name(&device),
+            device: model::device::name(&device),
             parameters: weights.index().total() as u64,
         };
         let network = Qwen3::new(config, weights, precision)?;
@@ -141,22 +141,12 @@ impl TextCodec for Tokenizer {
     }
 }
 
-/// `auto` means what suits the device: 16-bit products are slower than 32-bit ones on most
-/// processors, and many times faster on a GPU.
 fn precision(dtype: Dtype, device: &Device) -> Precision {
     match dtype {
-        Dtype::Auto if device.is_cpu() => Precision::F32,
-        Dtype::Auto | Dtype::Bf16 => Precision::Bf16,
+        Dtype::Auto => model::device::auto_precision(device),
+        Dtype::Bf16 => Precision::Bf16,
         Dtype::F32 => Precision::F32,
         Dtype::F16 => Precision::F16,
-    }
-}
-
-fn device_name(device: &Device) -> String {
-    match device.location() {
-        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
-        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }
 

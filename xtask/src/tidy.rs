@@ -141,13 +141,13 @@ fn sizes(path: &str, text: &str, findings: &mut Vec<String>) {
     }
 }
 
-/// Functions as (name, first line, number of lines), found by their indentation: rustfmt closes a
+/// Functions of several lines as (name, first line, number of lines), found by their indentation: rustfmt closes a
 /// function with a brace in the column it opened in.
 fn functions(lines: &[&str]) -> Vec<(String, usize, usize)> {
     let mut found = Vec::new();
     for (start, line) in lines.iter().enumerate() {
         let body = line.trim_start();
-        let Some(rest) = declared(body) else { continue };
+        let Some(rest) = declared(body).filter(|_| !body.ends_with(['}', ';'])) else { continue };
         let close = format!("{}}}", &line[..line.len() - body.len()]);
         let Some(length) = lines[start..].iter().position(|line| *line == close) else { continue };
         let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
@@ -202,8 +202,8 @@ mod tests {
 
     #[test]
     fn function_lengths_are_counted_to_the_closing_brace() {
-        let lines = ["impl A {", "    fn short() {", "        1", "    }", "}", "fn one() {}"];
-        assert_eq!(functions(&lines), [("short".to_owned(), 1, 3)]);
+        let lines = ["impl A {", "    fn one() {}", "    fn short() {", "        1", "    }", "}"];
+        assert_eq!(functions(&lines), [("short".to_owned(), 2, 3)]);
     }
 
     #[test]

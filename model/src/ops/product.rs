@@ -324,6 +324,26 @@ fn in_parts(
     });
 }
 
+/// Cuts the sums of a product into pieces of about `most` terms at most, of whole units, and runs
+/// them one after another: where a sum is broken depends on its length alone.
+fn in_pieces(
+    mut dst: MatMut<'_>,
+    store: Store,
+    a: MatRef<'_>,
+    b: MatRef<'_>,
+    [most, unit]: [usize; 2],
+    mut run: impl FnMut(MatMut<'_>, Store, MatRef<'_>, MatRef<'_>),
+) {
+    let depth = a.cols;
+    let pieces = depth.div_ceil(most).max(1);
+    let edge = |piece: usize| depth.min((piece * depth / pieces).next_multiple_of(unit));
+    for piece in 0..pieces {
+        let depths = edge(piece)..edge(piece + 1);
+        let store = if piece == 0 { store } else { Store::Add };
+        run(dst.reborrow(), store, a.columns(depths.clone()), b.row_range(depths));
+    }
+}
+
 /// Parts by rows and by columns, `parts` in all, that read the least: each block reads its rows of
 /// one operand and its columns of the other.
 fn grid(rows: usize, cols: usize, parts: usize) -> [usize; 2] {

@@ -14,7 +14,7 @@ mod pack;
 
 use std::cell::RefCell;
 
-use super::{MatMut, MatRef, Store};
+use super::{MatMut, MatRef, Store, in_pieces};
 use kernel::Tile;
 use pack::Rows;
 
@@ -22,6 +22,8 @@ use pack::Rows;
 pub(super) const UNITS: [usize; 2] = [kernel::ROWS, kernel::COLUMNS];
 /// Terms of a sum that stay in registers.
 const DEPTH: usize = 512;
+/// Terms the instruction takes at once.
+const PAIR: usize = 2;
 /// Rows of `a` that are held rounded: 768 kB at [`DEPTH`] terms.
 const BLOCK_ROWS: usize = 768;
 
@@ -43,33 +45,23 @@ thread_local! {
 /// # Panics
 /// When the instruction is not [`available`].
 pub(super) fn on_this_thread(
-    mut dst: MatMut<'_>,
+    dst: MatMut<'_>,
     store: Store,
     alpha: f32,
     a: MatRef<'_>,
     b: MatRef<'_>,
 ) {
     assert!(available(), "this processor multiplies no bfloat16");
-    let depth = a.cols();
-    let pieces = depth.div_ceil(DEPTH).max(1);
     SCRATCH.with_borrow_mut(|scratch| {
-        for piece in 0..pieces {
-            let depths = edge(piece, depth, pieces)..edge(piece + 1, depth, pieces);
-            let (a, b) = (a.columns(depths.clone()), b.row_range(depths));
-            let store = if piece == 0 { store } else { Store::Add };
-            add_piece(&mut dst, store, alpha, a, b, scratch);
-        }
+        in_pieces(dst, store, a, b, [DEPTH, PAIR], |dst, store, a, b| {
+            add_piece(&dst, store, alpha, a, b, scratch);
+        });
     });
-}
-
-/// Where piece `number` of `pieces` begins: nearly equal, of whole pairs but for the last.
-fn edge(number: usize, depth: usize, pieces: usize) -> usize {
-    depth.min((number * depth / pieces).next_multiple_of(2))
 }
 
 /// One piece of the sum, for all rows and columns.
 fn add_piece(
-    dst: &mut MatMut<'_>,
+    dst: &MatMut<'_>,
     store: Store,
     alpha: f32,
     a: MatRef<'_>,

@@ -3,7 +3,7 @@
 
 use gemm::Parallelism;
 
-use super::{MatMut, MatRef, Store};
+use super::{MatMut, MatRef, Store, in_pieces};
 use crate::ops::Floats;
 
 /// Rows and columns in which a product may be cut: the sides of `gemm`'s micro-kernel.
@@ -13,9 +13,9 @@ const MAX_DEPTH: usize = 512;
 /// Elements of a product up to which `gemm` may sum along vectors instead of across them.
 const SUMMED_ALONG_VECTORS: usize = 16 * 16;
 
-/// A product without other threads, its sum cut into pieces of at most [`MAX_DEPTH`].
+/// `dst (+)= alpha·a·b` on the calling thread.
 pub(super) fn on_this_thread(
-    mut dst: MatMut<'_>,
+    dst: MatMut<'_>,
     store: Store,
     alpha: f32,
     a: MatRef<'_>,
@@ -24,18 +24,13 @@ pub(super) fn on_this_thread(
     if dst.rows == 0 || dst.cols == 0 {
         return;
     }
-    let depth = a.cols;
-    let pieces = depth.div_ceil(MAX_DEPTH).max(1);
-    for piece in 0..pieces {
-        let depths = piece * depth / pieces..(piece + 1) * depth / pieces;
-        let store = if piece == 0 { store } else { Store::Add };
-        let (a, b) = (a.columns(depths.clone()), b.row_range(depths));
+    in_pieces(dst, store, a, b, [MAX_DEPTH, 1], |dst, store, a, b| {
         if dst.rows > 1 && dst.cols > 1 {
-            product(dst.reborrow(), store, alpha, a, b);
+            product(dst, store, alpha, a, b);
         } else {
-            doubled(dst.reborrow(), store, alpha, a, b);
+            doubled(dst, store, alpha, a, b);
         }
-    }
+    });
 }
 
 /// The product when a side is 1, where `gemm` would turn to other summation orders: that side is
