@@ -235,6 +235,17 @@ fn a_row_past_the_models_positions_is_named() {
     }
 }
 
+/// Lines are bounded where they are read; the text of a Parquet row, and what a template makes of a
+/// row, are bounded here.
+#[test]
+fn a_text_at_the_bound_is_cut_and_one_beyond_it_is_refused_with_its_place() {
+    let text = |bytes: usize| RowContent::Text("a ".repeat(bytes / 2) + &"a".repeat(bytes % 2));
+    let done = tiny().run(text(MAX_LINE_BYTES), &COMPLETION).unwrap();
+    assert_eq!((done.sequences[0].len(), done.report.truncated), (1024, 1));
+    let error = tiny().run(text(MAX_LINE_BYTES + 1), &COMPLETION).unwrap_err().to_string();
+    assert!(error.contains("d.jsonl") && error.contains("67108864 bytes"), "{error}");
+}
+
 #[test]
 fn rows_with_nothing_to_learn_are_refused_with_the_true_cause() {
     let tiny = tiny();
