@@ -333,6 +333,13 @@ fn contradictions(r: &mut Reader<'_>, c: &Config) {
              away what the other goes on from",
         );
     }
+    if c.output_dir.starts_with("~") {
+        r.fault(format!(
+            "--output-dir {} would make a directory named `~`: only a shell knows that it means the \
+             home directory, and not within quotes or a settings file; write the path out",
+            c.output_dir.display()
+        ));
+    }
     for name in ["eval-steps", "max-eval-samples"] {
         if c.eval_file.is_none() && layers.given(name) == Some(&Origin::Flag) {
             r.fault(format!("--{name} says nothing without --eval-file"));

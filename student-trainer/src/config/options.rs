@@ -151,8 +151,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Weight of the teacher: loss = alpha T^2 KL + (1 - alpha) CE. 0 is plain training \
          without a teacher"),
     option(LOSS, TRAIN, ("temperature", "T", "5.0"),
-        "Softens both distributions before they are compared; above 0. 1 compares them as \
-         they are"),
+        "Softens both distributions before they are compared, 0.0001 to 1000000. 1 compares \
+         them as they are"),
     option(LOSS, TRAIN, ("signal", "top-k|sampled|full|coded", "top-k"),
         "What the teacher sends of each position; only top-k is offered yet"),
     option(LOSS, TRAIN, ("top-k", "K", "64"),
@@ -161,8 +161,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "What becomes of the classes outside the top k: one more outcome (exact), or dropped \
          (biased; for comparison)"),
     option(COMPARISON, EVAL, ("temperature", "T", "5.0"),
-        "Softens both distributions before KL is taken; above 0. Perplexity and agreement do not \
-         depend on it"),
+        "Softens both distributions before KL is taken, 0.0001 to 1000000. Perplexity and \
+         agreement do not depend on it"),
     option(COMPARISON, EVAL, ("signal", "top-k|sampled|full|coded", "top-k"),
         "What the teacher sends of each position; only top-k is offered yet"),
     option(COMPARISON, EVAL, ("top-k", "K", "64"),

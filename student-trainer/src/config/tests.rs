@@ -148,6 +148,7 @@ fn what_this_build_cannot_reach_is_refused_with_its_flag() {
         ("teacher", "https://a:1", ["--teacher https://a:1", "encrypted"]),
         ("teacher", "grpc://a", ["--teacher grpc://a", "no port"]),
         ("teacher", "grpc://a:1,b:2", ["--teacher names 2 teachers", "give one address"]),
+        ("output-dir", "~/out", ["--output-dir ~/out", "write the path out"]),
     ] {
         let found = faults(&[(name, text)]);
         assert_eq!(found.len(), 1, "{found:#?}");
