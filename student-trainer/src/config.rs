@@ -34,6 +34,8 @@ pub struct Config {
     pub teacher: Vec<String>,
     pub teacher_timeout: f64,
     pub teacher_window: usize,
+    /// MiB for the teacher's answers.
+    pub teacher_memory: usize,
     pub student: String,
     pub student_revision: Option<String>,
     pub student_init: StudentInit,
@@ -124,6 +126,7 @@ impl Config {
             teacher: teachers(&mut r),
             teacher_timeout: seconds(&mut r, "teacher-timeout"),
             teacher_window: count(&mut r, "teacher-window"),
+            teacher_memory: r.number("teacher-memory", .., "a whole number of MiB from 0"),
             student: r.required("student", "a local directory or a hub id"),
             student_revision: r.text("student-revision"),
             student_init: r.choice("student-init"),

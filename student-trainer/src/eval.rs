@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use distill::batch::TokenBatch;
-use distill::codec::row_bytes;
 use distill::perplexity::Nll;
 use distill::signal::TopK;
 use model::ops::head::{HeadLoss, LossSettings};
@@ -14,29 +13,17 @@ use model::student::{losses, rows_not_finite};
 
 use crate::data::RowSet;
 use crate::error::TrainError;
-use crate::feed::{Ask, Feed, Scored};
+use crate::feed::{Ask, Scored};
 use crate::observer::Perplexity;
 use crate::setup::at_row;
+use crate::signals::Signals;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
 
-/// Held-out answers up to this many bytes are asked for once and kept; more are asked for anew at
-/// each evaluation.
-const KEPT_BYTES: usize = 1 << 30;
-
-/// Held-out rows, and where what the teacher says of them comes from.
+/// Held-out rows, and what a teacher says of them where one takes part.
 pub struct HeldOut {
     rows: RowSet,
-    answers: Answers,
-}
-
-enum Answers {
-    /// No teacher takes part.
-    None,
-    /// In memory.
-    Kept(Vec<Scored>),
-    /// Asked for each time.
-    Asked(Box<(Teacher, Ask)>),
+    signals: Option<Signals>,
 }
 
 /// What an evaluation found.
@@ -68,36 +55,12 @@ pub struct EvalSettings {
 }
 
 impl HeldOut {
-    /// Held-out rows, and a teacher's answers where one takes part: asked for now if they may be
-    /// kept.
-    ///
-    /// # Errors
-    /// Those of the feed.
-    pub fn new(
-        rows: RowSet,
-        teacher: Option<&(Teacher, Ask)>,
-        network: &Network,
-        stop: &Stop,
-    ) -> Result<Self, TrainError> {
-        let Some((teacher, ask)) = teacher else {
-            return Ok(Self { rows, answers: Answers::None });
-        };
-        let positions: usize = rows.sequences.iter().map(|row| row.scored().count()).sum();
-        // In memory an entry takes 8 bytes and a position 12 more: the raw codec's size.
-        let bytes = positions.saturating_mul(row_bytes(ask.top_k, distill::codec::Codec::Raw) + 4);
-        if bytes > KEPT_BYTES {
-            return Ok(Self { rows, answers: Answers::Asked(Box::new((teacher.clone(), *ask))) });
-        }
-        let set = Arc::clone(&rows.sequences);
-        let mut feed = Feed::start(network, teacher, set, 0..rows.len(), *ask);
-        let mut kept = Vec::with_capacity(rows.len());
-        while let Some(scored) = feed.next(stop).map_err(|e| at_row(e, &rows))? {
-            kept.push(scored);
-        }
-        if kept.len() < rows.len() {
-            return Err(TrainError::Stopped);
-        }
-        Ok(Self { rows, answers: Answers::Kept(kept) })
+    /// Held-out rows; of a teacher's answers at most `budget` bytes are kept between evaluations.
+    pub fn new(rows: RowSet, teacher: Option<&(Teacher, Ask)>, budget: u64) -> Self {
+        let set = || Arc::clone(&rows.sequences);
+        let signals =
+            teacher.map(|(teacher, ask)| Signals::new(teacher.clone(), *ask, set(), budget));
+        Self { rows, signals }
     }
 
     /// How many rows there are.
@@ -114,42 +77,29 @@ impl HeldOut {
 /// Measures `model`, called `name`, on held-out rows.
 ///
 /// # Errors
-/// [`TrainError::EvaluationNotFinite`]; when an operation fails, or the teacher when its answers
-/// are asked for anew.
+/// [`TrainError::EvaluationNotFinite`]; when an operation fails, or the teacher.
 pub fn evaluate(
     model: &Qwen3,
     name: &str,
-    held_out: &HeldOut,
+    held_out: &mut HeldOut,
     settings: &EvalSettings,
     network: &Network,
     stop: &Stop,
 ) -> Result<Evaluation, TrainError> {
     let begin = Instant::now();
-    let rows = &held_out.rows;
-    let mut feed = match &held_out.answers {
-        Answers::Asked(asked) => {
-            let (teacher, ask) = asked.as_ref();
-            Some(Feed::start(network, teacher, Arc::clone(&rows.sequences), 0..rows.len(), *ask))
-        }
-        Answers::None | Answers::Kept(_) => None,
-    };
+    let HeldOut { rows, signals } = held_out;
+    if let Some(signals) = signals {
+        signals.follow(network, 0..rows.len());
+    }
     let (mut tally, mut bad) = (Tally::default(), Vec::new());
-    for (index, chunk) in rows.sequences.chunks(settings.rows_at_once.max(1)).enumerate() {
-        let first = index * settings.rows_at_once.max(1);
-        let asked;
-        let answers: &[Scored] = match (&held_out.answers, &mut feed) {
-            (Answers::Kept(kept), _) => &kept[first..first + chunk.len()],
-            (_, Some(feed)) => {
-                asked = take(feed, rows, chunk.len(), stop)?;
-                &asked
-            }
-            (_, None) => &[],
-        };
-        let batch = TokenBatch::pack(chunk);
-        let signal = joined(answers);
+    let all: Vec<usize> = (0..rows.len()).collect();
+    for these in all.chunks(settings.rows_at_once.max(1)) {
+        let answers = take(signals.as_mut(), these, rows, stop)?;
+        let batch = TokenBatch::pack(these.iter().map(|&row| &rows.sequences[row]));
+        let signal = joined(&answers);
         let loss = losses(model, &batch, settings.classes, signal.as_ref(), &settings.loss)?;
-        bad.extend(rows_not_finite(&batch, &loss).into_iter().map(|row| first + row));
-        tally.add(&batch, &loss, answers);
+        bad.extend(rows_not_finite(&batch, &loss).into_iter().map(|row| these[row]));
+        tally.add(&batch, &loss, &answers);
     }
     if !bad.is_empty() {
         let (model, count, of) = (name.to_owned(), bad.len(), rows.len());
@@ -158,19 +108,16 @@ pub fn evaluate(
     tally.report(begin.elapsed().as_secs_f64())
 }
 
-/// The next `count` answers of a feed of `rows`.
+/// The answers of the next `these` of `rows`; none where no teacher takes part.
 pub(crate) fn take(
-    feed: &mut Feed,
+    signals: Option<&mut Signals>,
+    these: &[usize],
     rows: &RowSet,
-    count: usize,
     stop: &Stop,
 ) -> Result<Vec<Scored>, TrainError> {
-    let mut answers = Vec::with_capacity(count);
-    while answers.len() < count {
-        let answer = feed.next(stop).map_err(|e| at_row(e, rows))?;
-        answers.push(answer.ok_or(TrainError::Stopped)?);
-    }
-    Ok(answers)
+    let Some(signals) = signals else { return Ok(Vec::new()) };
+    let answers = signals.take(these, stop).map_err(|error| at_row(error, rows))?;
+    answers.ok_or(TrainError::Stopped)
 }
 
 /// The signals of several rows as one.

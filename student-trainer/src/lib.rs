@@ -2,7 +2,7 @@
 //! student learns from both.
 //!
 //! Reading order: [`mod@train`] (the loop, the file to read first), `run` and `setup` (what a run
-//! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`feed`], `link` and
+//! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`signals`], [`feed`], `link` and
 //! [`teacher`] (signals in training order from a service), [`proof`] (that they are about the right
 //! tokens), [`eval`] and [`measure`], [`checkpoint`] and [`state`], [`outputs`] and [`summary`]
 //! (what remains), [`observer`] (what is told meanwhile), [`stop`], [`config`] (every option),
@@ -22,6 +22,7 @@ pub mod plan;
 pub mod proof;
 mod run;
 mod setup;
+pub mod signals;
 pub mod state;
 pub mod stop;
 pub mod summary;

@@ -86,8 +86,9 @@ pub fn measure(
         loss: setup::loss(0.0, config.temperature, config.tail, model.precision()),
     };
     let count = rows.len();
-    let held_out = HeldOut::new(rows, teacher.as_ref(), &network, stop)?;
-    let found = evaluate(&model, &source.id, &held_out, &settings, &network, stop)?;
+    // Each row is asked for once: nothing need be kept.
+    let mut held_out = HeldOut::new(rows, teacher.as_ref(), 0);
+    let found = evaluate(&model, &source.id, &mut held_out, &settings, &network, stop)?;
     Ok(report(config, &source, &model, count, found, teacher.map(|(t, _)| t.line())))
 }
 

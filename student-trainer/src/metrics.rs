@@ -103,6 +103,7 @@ pub(crate) mod tests {
             teacher_mass: Some(0.9375),
             student_mass: Some(0.75),
             wire_bytes: 98_304,
+            wire_tokens: 512,
         }
     }
 
@@ -129,7 +130,8 @@ pub(crate) mod tests {
                 "teacher_wait_seconds",
                 "teacher_mass",
                 "student_mass",
-                "wire_bytes"
+                "wire_bytes",
+                "wire_tokens"
             ]
         );
         assert_eq!(read(&path).unwrap(), [step(1)]);

@@ -111,8 +111,11 @@ pub struct StepReport {
     pub teacher_mass: Option<f64>,
     /// Mean over positions of the student's mass on the same ids.
     pub student_mass: Option<f64>,
-    /// Bytes of the requests and replies of this step's rows, encoded.
+    /// Bytes of the requests and replies of this step's rows, encoded; a row whose answer was kept
+    /// from an earlier epoch costs none.
     pub wire_bytes: u64,
+    /// Tokens of the rows those bytes are about.
+    pub wire_tokens: u64,
 }
 
 /// When an evaluation was made.

@@ -16,11 +16,12 @@ use crate::config::{Config, Resume, SaveDtype, SchedulerKind};
 use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
-use crate::feed::{Ask, Feed};
+use crate::feed::Ask;
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
 use crate::outputs::{self, Claim, OutputError, Reuse};
 use crate::plan::{Plan, PlannedStep};
 use crate::setup::{self, Material};
+use crate::signals::Signals;
 use crate::state::{self, Identity, Progress};
 use crate::stop::Stop;
 use crate::summary::{Summary, peak_rss_bytes, split};
@@ -51,6 +52,8 @@ pub(crate) struct Run {
     model_id: String,
     held_out: Option<HeldOut>,
     teacher: Option<(Teacher, Ask)>,
+    /// What the teacher says of the training rows; none when the loss takes no notice of it.
+    pub(crate) signals: Option<Signals>,
     network: Network,
     identity: Identity,
     /// Held as long as the run may write.
@@ -102,10 +105,15 @@ impl Run {
         let (student, progress) =
             setup::student(config, &source, &config.output_dir, &identity, observer)?;
         let schedule = schedule(config, plan.total_steps)?;
+        let budget = (config.teacher_memory as u64).saturating_mul(1 << 20);
         let held_out = match held_out_rows.is_empty() {
             true => None,
-            false => Some(HeldOut::new(held_out_rows, teacher.as_ref(), &network, stop)?),
+            false => Some(HeldOut::new(held_out_rows, teacher.as_ref(), budget)),
         };
+        let signals = teacher
+            .clone()
+            .filter(|_| config.alpha > 0.0)
+            .map(|(teacher, ask)| Signals::new(teacher, ask, Arc::clone(&rows.sequences), budget));
         outputs::apart_from_student(&config.output_dir, &source.dir)?;
         if config.overwrite_output_dir {
             outputs::clear(&config.output_dir)?;
@@ -133,6 +141,7 @@ impl Run {
             model_id: source.id,
             held_out,
             teacher,
+            signals,
             network,
             identity,
             _claim: claim,
@@ -159,16 +168,17 @@ impl Run {
         }
     }
 
-    /// Begins to ask for the signals of the steps that are left; none when they need no teacher.
-    pub(crate) fn open_feed(&self) -> Option<Feed> {
-        let (teacher, ask) = self.teacher.as_ref().filter(|_| self.loss.alpha > 0.0)?;
+    /// Begins to ask for the signals of the steps that are left, where they need a teacher.
+    pub(crate) fn follow_teacher(&mut self) {
         let order = self.plan.steps_after(self.progress.step).flat_map(|step| step.rows);
-        Some(Feed::start(&self.network, teacher, Arc::clone(&self.rows.sequences), order, *ask))
+        if let Some(signals) = &mut self.signals {
+            signals.follow(&self.network, order);
+        }
     }
 
     /// The student on the held-out rows; none without such rows.
-    pub(crate) fn measure(&self, stop: &Stop) -> Result<Option<Evaluation>, TrainError> {
-        let Some(held_out) = &self.held_out else { return Ok(None) };
+    pub(crate) fn measure(&mut self, stop: &Stop) -> Result<Option<Evaluation>, TrainError> {
+        let Some(held_out) = &mut self.held_out else { return Ok(None) };
         let settings = EvalSettings {
             classes: self.classes,
             rows_at_once: self.rows_at_once,
@@ -298,7 +308,7 @@ impl Run {
             train_seconds: progress.train_seconds,
             tokens_per_second: share(tokens, progress.train_seconds),
             teacher_wait_fraction: share(progress.wait_seconds, progress.train_seconds),
-            wire_bytes_per_token: share(progress.wire_bytes as f64, tokens),
+            wire_bytes_per_token: share(progress.wire_bytes as f64, progress.wire_tokens as f64),
             peak_rss_bytes: peak_rss_bytes(),
             fingerprint_teacher: self.teacher.as_ref().map(|(t, _)| t.line().fingerprint),
             seed: self.config.seed,

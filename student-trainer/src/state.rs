@@ -48,6 +48,9 @@ pub struct Progress {
     pub tokens: u64,
     /// Bytes on the wire for them.
     pub wire_bytes: u64,
+    /// Tokens of the rows those bytes are about.
+    #[serde(default)]
+    pub wire_tokens: u64,
     /// Wall time of the steps, in seconds.
     pub train_seconds: f64,
     /// Of it, waiting for the teacher.
@@ -68,6 +71,7 @@ impl Progress {
         self.step = report.step;
         self.tokens += report.tokens;
         self.wire_bytes += report.wire_bytes;
+        self.wire_tokens += report.wire_tokens;
         self.train_seconds += seconds;
         self.wait_seconds += report.teacher_wait_seconds;
         self.loss_sum += report.loss;

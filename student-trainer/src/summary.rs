@@ -42,7 +42,7 @@ pub struct Summary {
     pub tokens_per_second: f64,
     /// Share of that time spent waiting for the teacher.
     pub teacher_wait_fraction: f64,
-    /// Bytes of requests and replies by tokens.
+    /// Bytes of requests and replies by the tokens asked about.
     pub wire_bytes_per_token: f64,
     /// Largest resident memory of this process so far; none where the system does not say.
     pub peak_rss_bytes: Option<u64>,

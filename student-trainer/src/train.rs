@@ -19,6 +19,7 @@ use crate::feed::Scored;
 use crate::observer::{EvalReport, Moment, Observer, StepReport};
 use crate::plan::PlannedStep;
 use crate::run::Run;
+use crate::signals::Signals;
 use crate::stop::Stop;
 use crate::summary::Summary;
 
@@ -83,20 +84,17 @@ fn steps_and_evaluations(
 
 /// Every step that is left, and the things done now and then.
 fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), TrainError> {
-    let mut feed = run.open_feed();
+    run.follow_teacher();
     for planned in run.plan.steps_after(run.progress.step) {
         let begin = Instant::now();
-        let answers = match &mut feed {
-            Some(feed) => take(feed, &run.rows, planned.rows.len(), stop),
-            None => Ok(Vec::new()),
-        };
+        let answers = take(run.signals.as_mut(), &planned.rows, &run.rows, stop);
         if stop.requested() {
             return Ok(());
         }
         let mut report = train_step(run, &planned, &answers?)?;
-        let waited = feed.as_mut().map(|feed| feed.take_waited().as_secs_f64());
+        let waited = run.signals.as_mut().map(Signals::take_waited).unwrap_or_default();
         let seconds = begin.elapsed().as_secs_f64();
-        report.teacher_wait_seconds = waited.unwrap_or_default();
+        report.teacher_wait_seconds = waited.as_secs_f64();
         report.tokens_per_second = report.tokens as f64 / seconds;
         run.progress.count(&report, seconds, planned.ends_epoch);
         observer.step(&report);
@@ -144,6 +142,7 @@ fn train_step(
         .step(learning_rate, run.max_grad_norm)
         .map_err(|error| not_finite(error, &run.rows, planned, 0))?;
     let taught = !answers.is_empty();
+    let asked = rows.iter().zip(answers).filter(|(_, scored)| scored.wire_bytes > 0);
     let mean = |sum: f64| sum / positions as f64;
     let kl = mean(sums.kl) * run.loss.temperature * run.loss.temperature;
     let ce = mean(sums.ce);
@@ -161,6 +160,7 @@ fn train_step(
         teacher_mass: taught.then(|| mean(sums.teacher_mass)),
         student_mass: taught.then(|| mean(sums.student_mass)),
         wire_bytes: answers.iter().map(|scored| scored.wire_bytes).sum(),
+        wire_tokens: asked.map(|(row, _)| row.len() as u64).sum(),
     })
 }
 

@@ -121,7 +121,7 @@ fn a_teacher_lost_for_good_ends_the_run_with_its_address_and_a_checkpoint() {
         fn finished(&mut self, _: &Summary) {}
         fn note(&mut self, _: &str) {}
     }
-    let options = [("max-steps", "40"), ("teacher-timeout", "1.5")];
+    let options = [("max-steps", "40"), ("teacher-timeout", "1.5"), ("teacher-memory", "0")];
     let mut killer = Killer(Some(served));
     let error = run(root.path(), "out", &url, &options, &mut killer, &Stop::default());
     let error = error.unwrap_err().to_string();

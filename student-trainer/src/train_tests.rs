@@ -224,3 +224,28 @@ fn plain_training_needs_no_teacher() {
     assert!((told.steps[0].loss - told.steps[0].ce).abs() < 1e-12);
     assert!(summary.student_perplexity_after.is_some());
 }
+
+#[test]
+fn later_epochs_ask_the_teacher_nothing_and_train_to_the_same_bits() {
+    let root = tempfile::tempdir().unwrap();
+    let go = |out: &str, memory: &str| {
+        let served = serve(root.path());
+        let options = [("num-train-epochs", "3"), ("teacher-memory", memory)];
+        let mut told = Recorder::default();
+        let summary =
+            run(root.path(), out, &served.url, &options, &mut told, &Stop::default()).unwrap();
+        let answered = served.teacher.mischief.answered.load(std::sync::atomic::Ordering::Relaxed);
+        (answered, told.steps, summary.wire_bytes_per_token)
+    };
+    let (kept, steps, bytes) = go("kept", "1");
+    let (asked, _, bytes_asked) = go("asked", "0");
+    // Without room two more epochs of 10 rows, and three more evaluations of 4.
+    assert_eq!(asked, kept + 2 * 10 + 3 * 4);
+    assert_eq!(weights(root.path(), "kept"), weights(root.path(), "asked"));
+    // A request's number and the times in an answer take a byte more or less.
+    assert!((bytes - bytes_asked).abs() < 1.0, "{bytes} and {bytes_asked} bytes a token");
+    for step in steps {
+        assert_eq!(step.wire_bytes > 0, step.epoch <= 1.0, "step {}", step.step);
+        assert_eq!(step.wire_tokens > 0, step.wire_bytes > 0, "step {}", step.step);
+    }
+}

@@ -103,6 +103,9 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, TRAIN, ("teacher-window", "REQUESTS", "16"),
         "Rows asked of the teacher ahead of the step that needs them. Bounds memory; a larger one \
          hides a slow network"),
+    option(MODELS, TRAIN, ("teacher-memory", "MIB", "1024"),
+        "Memory for the teacher's answers, of training rows and of held-out rows each, so that later \
+         epochs need not ask again: about 8 bytes a position and class of --top-k. 0 keeps none"),
     option(MODELS, EVAL, ("teacher-window", "REQUESTS", "16"),
         "Rows asked of the teacher at a time; more of them hide a slow network"),
     option(MODELS, TRAIN, ("student", "MODEL", ""),
