@@ -39,7 +39,8 @@ impl Bench {
 
     /// Takes the rows of an order three at a time; gives their answers.
     fn take(&mut self, order: &[usize]) -> Vec<Scored> {
-        self.signals.follow(&self.network, order.to_vec().into_iter());
+        let asked: Vec<usize> = order.to_vec();
+        self.signals.follow(&self.network, asked.into_iter());
         let take = |rows: &[usize]| self.signals.take(rows, &Stop::default()).unwrap().unwrap();
         order.chunks(3).flat_map(take).collect()
     }

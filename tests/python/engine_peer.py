@@ -1,5 +1,6 @@
 """The peer of `engine_bench`, in PyTorch and transformers: seconds of each training step (KL + CE on
-the teacher's top-k with its tail, AdamW, clipping), or of scoring a batch. One JSON line.
+the teacher's top-k with its tail, or with K = 0 on all of its logits, as one writes it in PyTorch;
+AdamW, clipping), or of scoring a batch (with K = 0 the forward pass alone). One JSON line.
 usage: engine_peer.py step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks]"""
 import json
 import resource
@@ -12,7 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 what, shape, size, dtype, k, steps, recompute = (sys.argv[1:] + [None] * 7)[:7]
 rows, tokens = map(int, (size or "4x256").split("x"))
-dtype, k, steps = dtype or "f32", int(k or 64), int(steps or 5)
+dtype, k, steps = dtype or "f32", int(64 if k is None else k), int(steps or 5)
 torch.set_num_threads(2)
 torch.manual_seed(1)
 hidden, inter, layers, heads, kv, width, vocab = {
@@ -33,29 +34,48 @@ def autocast():
     return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16")
 
 
-def step_seconds():
-    model = Qwen3ForCausalLM(config).train()
-    if recompute == "blocks":
-        model.gradient_checkpointing_enable()
-    model.config.use_cache = False
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
-    # The teacher's signal is given: ids, log-probabilities at T, log of the rest's mass.
+def given_top_k():
+    """A teacher's ids, log-probabilities at T and log of the rest's mass; the divergence from them."""
     top = torch.stack([torch.randperm(vocab)[:k] for _ in range(rows * (tokens - 1))])
     values = -0.05 * torch.arange(k).float().expand(len(top), k)
     rest = values.logsumexp(-1) if k < vocab else torch.full((len(top),), -torch.inf)
     log_z = torch.logaddexp(values.logsumexp(-1), rest)
     log_p, log_p_rest = values - log_z[:, None], rest - log_z
     p, p_rest = log_p.exp(), log_p_rest.exp()
+
+    def divergence(z):
+        log_q = F.log_softmax(z / T, -1).gather(-1, top)
+        log_q_rest = torch.log1p(-log_q.exp().sum(-1).clamp(max=1 - 1e-7))
+        return ((p * (log_p - log_q)).sum(-1) + p_rest * (log_p_rest - log_q_rest)).mean()
+
+    return divergence
+
+
+def given_logits():
+    """A teacher's logits, as its forward pass in 16 bits leaves them; the divergence from them."""
+    given = torch.randn(rows * (tokens - 1), vocab, dtype=torch.bfloat16 if dtype == "bf16" else None)
+
+    def divergence(z):
+        teacher = F.softmax(given.float() / T, -1)
+        return F.kl_div(F.log_softmax(z / T, -1), teacher, reduction="batchmean")
+
+    return divergence
+
+
+def step_seconds():
+    model = Qwen3ForCausalLM(config).train()
+    if recompute == "blocks":
+        model.gradient_checkpointing_enable()
+    model.config.use_cache = False
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
+    divergence = given_top_k() if k else given_logits()
     for _ in range(steps):
         begin = time.perf_counter()
         with autocast():
             logits = model(input_ids=ids).logits
         z = logits[:, :-1].float().reshape(-1, vocab)
         ce = F.cross_entropy(z, ids[:, 1:].reshape(-1))
-        log_q = F.log_softmax(z / T, -1).gather(-1, top)
-        log_q_rest = torch.log1p(-log_q.exp().sum(-1).clamp(max=1 - 1e-7))
-        kl = (p * (log_p - log_q)).sum(-1) + p_rest * (log_p_rest - log_q_rest)
-        loss = alpha * T * T * kl.mean() + (1 - alpha) * ce
+        loss = alpha * T * T * divergence(z) + (1 - alpha) * ce
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -71,8 +91,10 @@ def score_seconds():
             hidden_states = model.model(input_ids=ids).last_hidden_state.reshape(-1, hidden)
             # In pieces: the logits of all positions at once would be its largest memory by far.
             for piece in hidden_states.split(256):
-                scaled = model.lm_head(piece).float() / T
-                scaled.topk(k), scaled.logsumexp(-1)
+                logits = model.lm_head(piece)
+                if k:
+                    scaled = logits.float() / T
+                    scaled.topk(k), scaled.logsumexp(-1)
         yield time.perf_counter() - begin
 
 
