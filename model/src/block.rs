@@ -25,17 +25,14 @@ pub(crate) struct Shared<'a> {
     pub(crate) row_ends: &'a [usize],
 }
 
-/// What a block keeps for its backward. Normed inputs and the gated product are computed again
-/// there: they cost a read and a write each, and would double what is kept.
+/// What a block keeps for its backward. Normed inputs, rotated queries and keys, and the gated product
+/// are computed again there: they cost a read and a write each, and would double what is kept.
 pub(crate) struct BlockTape {
     /// Residual stream before the block, `[N, D]`.
     input: Tensor,
     input_rstd: Tensor,
     /// q, k and v before norm and rotation, `[N, (H + 2 G) E]`.
     raw_qkv: Tensor,
-    /// And after.
-    qkv: Tensor,
-    qk_rstd: Tensor,
     /// Attention before its output projection, `[N, H E]`.
     attended: Tensor,
     /// Log of each softmax's denominator, `[N, H]`.
@@ -56,8 +53,9 @@ pub(crate) fn forward_train(
     let precision = shared.precision;
     let (normed, input_rstd) = rms_norm(x, &weights.input_norm, shared.eps)?;
     let raw_qkv = project_qkv(&normed, weights, precision)?;
-    let (qkv, qk_rstd) = prepare(&raw_qkv, weights, shared)?;
+    let (qkv, _) = prepare(&raw_qkv, weights, shared)?;
     let (attended, lse) = attention(&qkv, &shared.layout, shared.row_ends, precision)?;
+    drop(qkv);
     let middle = x.copy()?;
     add_attention(&middle, &attended, weights, precision)?;
     let (normed, middle_rstd) = rms_norm(&middle, &weights.mlp_norm, shared.eps)?;
@@ -68,8 +66,6 @@ pub(crate) fn forward_train(
         input: x.clone(),
         input_rstd,
         raw_qkv,
-        qkv,
-        qk_rstd,
         attended,
         lse,
         middle,
@@ -140,19 +136,21 @@ fn backward_attention(
     }
     linear_grad_weight_into(&grads.o, d, &tape.attended, precision)?;
     let d_attended = linear_grad_input(d, &weights.o, precision)?;
+    let (qkv, qk_rstd) = prepare(&tape.raw_qkv, weights, shared)?;
     let d_qkv = attention_backward(
         &d_attended,
-        &tape.qkv,
+        &qkv,
         &tape.attended,
         &tape.lse,
         &shared.layout,
         shared.row_ends,
         precision,
     )?;
+    drop(qkv);
     let d_raw = prepare_qkv_backward(
         &d_qkv,
         &tape.raw_qkv,
-        &tape.qk_rstd,
+        &qk_rstd,
         &weights.q_norm,
         &weights.k_norm,
         shared.tables,
