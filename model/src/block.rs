@@ -27,6 +27,7 @@ pub(crate) struct Shared<'a> {
 
 /// What a block keeps for its backward. Normed inputs, rotated queries and keys, and the gated product
 /// are computed again there: they cost a read and a write each, and would double what is kept.
+#[derive(Clone)]
 pub(crate) struct BlockTape {
     /// Residual stream before the block, `[N, D]`.
     input: Tensor,

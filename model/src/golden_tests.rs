@@ -3,16 +3,20 @@
 use super::files::Mode;
 use super::*;
 use crate::ops::Precision;
+use crate::qwen3::Recompute;
 use crate::test_support::golden;
 
 fn passes(name: &str, test: &str) {
     let Some(folder) = golden(name, test) else { return };
-    let report = run(&folder).unwrap();
+    let reports = Recompute::ALL.map(|recompute| run(&folder, recompute).unwrap());
+    let [report, ..] = &reports;
     assert!(report.passes(), "{report:#?}");
     let counts = |kind| report.worst.iter().find(|worst| worst.kind == kind).unwrap().count;
     // Two models, three signals of four settings, two runs of ten steps.
     assert_eq!((counts(Kind::Logits), counts(Kind::Losses)), (2, 36));
     assert_eq!((counts(Kind::StepLosses), counts(Kind::StepNorms)), (60, 20));
+    // What is computed again is the same to the last bit.
+    assert_eq!(reports[1..], [report.clone(), report.clone()]);
 }
 
 #[test]
@@ -84,7 +88,7 @@ fn a_changed_golden_value_is_found() {
     let kl = numbers["losses"][4]["kl"].as_f64().unwrap();
     numbers["losses"][4]["kl"] = (kl * (1.0 + 1e-5)).into();
     std::fs::write(copy.path().join("golden.json"), numbers.to_string()).unwrap();
-    let report = run(copy.path()).unwrap();
+    let report = run(copy.path(), Recompute::None).unwrap();
     let failed: Vec<_> = report.worst.iter().filter(|worst| !worst.passes()).collect();
     assert_eq!(failed.len(), 1, "{report:#?}");
     assert_eq!(failed[0].place, "kl, tail alpha 0.7 T 5");
@@ -93,6 +97,6 @@ fn a_changed_golden_value_is_found() {
 #[test]
 fn a_folder_that_is_none_is_refused_by_name() {
     let empty = tempfile::tempdir().unwrap();
-    let message = run(empty.path()).unwrap_err().to_string();
+    let message = run(empty.path(), Recompute::None).unwrap_err().to_string();
     assert!(message.contains("golden.json"), "{message}");
 }

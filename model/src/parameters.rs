@@ -5,6 +5,7 @@
 //! one matrix to it, their biases one vector, gate and up one matrix.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -54,18 +55,27 @@ pub enum ParameterKind {
 pub struct ParameterIndex {
     parameters: Vec<Parameter>,
     by_name: HashMap<String, usize>,
+    /// Where each block begins, and where the last one ends.
+    block_edges: Vec<usize>,
     total: usize,
 }
 
 impl ParameterIndex {
     /// The layout of a configuration: embedding, blocks, last norm, head (when not tied).
     pub fn new(config: &Qwen3Config) -> Self {
-        let mut index = Self { parameters: Vec::new(), by_name: HashMap::new(), total: 0 };
+        let mut index = Self {
+            parameters: Vec::new(),
+            by_name: HashMap::new(),
+            block_edges: Vec::new(),
+            total: 0,
+        };
         let (d, v) = (config.hidden_size, config.vocab_size);
         index.push("model.embed_tokens.weight".to_owned(), &[v, d]);
         for layer in 0..config.num_hidden_layers {
+            index.block_edges.push(index.total);
             index.push_block(config, layer);
         }
+        index.block_edges.push(index.total);
         index.push("model.norm.weight".to_owned(), &[d]);
         if !config.tie_word_embeddings {
             index.push("lm_head.weight".to_owned(), &[v, d]);
@@ -86,6 +96,12 @@ impl ParameterIndex {
     /// Number of elements of all parameters together, P.
     pub fn total(&self) -> usize {
         self.total
+    }
+
+    /// The flat tensor in parts: what lies before the blocks, each block, what lies after them.
+    pub(crate) fn parts(&self) -> Vec<Range<usize>> {
+        let edges: Vec<usize> = [&[0], self.block_edges.as_slice(), &[self.total]].concat();
+        edges.windows(2).map(|edge| edge[0]..edge[1]).collect()
     }
 
     /// BLAKE3 of names and shapes in order: two states fit each other when it is equal.

@@ -51,29 +51,70 @@ pub enum ModelError {
     Operation(#[from] candle_core::Error),
 }
 
-/// Whether the forward pass keeps what the backward needs, or blocks compute it again.
+/// What a training step keeps, and what it computes again: the same bits whichever is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
     /// Everything is kept: fastest.
     #[default]
     None,
-    /// Only each block's input is kept; the same bits, a third more arithmetic, far less memory.
+    /// Of the forward pass only each block's input is kept: a third more arithmetic.
     Blocks,
+    /// As `Blocks`, and no block's gradients are kept either: the backward pass is made twice, once
+    /// for their norm and once to update each block as soon as its gradient is there.
+    Gradients,
+}
+
+impl Recompute {
+    /// All choices, from the fastest to the leanest.
+    pub const ALL: [Self; 3] = [Self::None, Self::Blocks, Self::Gradients];
+}
+
+impl std::fmt::Display for Recompute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Blocks => "blocks",
+            Self::Gradients => "gradients",
+        })
+    }
+}
+
+impl std::str::FromStr for Recompute {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|choice| choice.to_string() == text);
+        found.ok_or_else(|| format!("{text} is none of none, blocks and gradients"))
+    }
 }
 
 /// What a training forward pass leaves for its backward.
 pub struct Tape {
-    batch: TokenBatch,
-    tables: Arc<RopeTables>,
-    blocks: Vec<Kept>,
+    pub(crate) blocks: BlocksTape,
     /// Residual stream after the last block, `[N, D]`, and its norm's factors.
     last: Tensor,
     last_rstd: Tensor,
 }
 
+/// The part of the blocks; a copy shares the tensors.
+#[derive(Clone)]
+pub(crate) struct BlocksTape {
+    batch: TokenBatch,
+    tables: Arc<RopeTables>,
+    kept: Vec<Kept>,
+}
+
+#[derive(Clone)]
 enum Kept {
     Everything(BlockTape),
     Input(Tensor),
+}
+
+impl BlocksTape {
+    /// The tokens, `[N]`.
+    pub(crate) fn ids(&self) -> &[u32] {
+        self.batch.ids()
+    }
 }
 
 /// The network over weights that may be trained in place.
@@ -148,18 +189,18 @@ impl Qwen3 {
         let tables = self.check(batch)?;
         let shared = self.shared(&tables, batch);
         let mut x = gather_rows(&self.views.embedding, batch.ids())?;
-        let mut blocks = Vec::with_capacity(self.views.blocks.len());
+        let mut kept = Vec::with_capacity(self.views.blocks.len());
         for weights in &self.views.blocks {
             let (output, tape) = block::forward_train(&x, weights, &shared)?;
-            blocks.push(match recompute {
+            kept.push(match recompute {
                 Recompute::None => Kept::Everything(tape),
-                Recompute::Blocks => Kept::Input(x),
+                Recompute::Blocks | Recompute::Gradients => Kept::Input(x),
             });
             x = output;
         }
         let (hidden, last_rstd) = rms_norm(&x, &self.views.norm, self.config.rms_norm_eps)?;
-        let tape = Tape { batch: batch.clone(), tables, blocks, last: x, last_rstd };
-        Ok((hidden, tape))
+        let blocks = BlocksTape { batch: batch.clone(), tables, kept };
+        Ok((hidden, Tape { blocks, last: x, last_rstd }))
     }
 
     /// Adds to `gradients` the gradient of a loss whose gradient with respect to the hidden states
@@ -173,30 +214,58 @@ impl Qwen3 {
         d_hidden: &Tensor,
         gradients: &Gradients,
     ) -> Result<(), ModelError> {
-        let Tape { batch, tables, blocks, last, last_rstd } = tape;
-        let shared = self.shared(&tables, &batch);
-        let grads = gradients.views();
+        let ids = tape.blocks.ids().to_vec();
+        let (blocks, d) = self.backward_norm(tape, d_hidden, gradients)?;
+        self.backward_blocks(blocks, &d, gradients, |_| Ok(()))?;
+        Ok(self.backward_embedding(&ids, &d, gradients)?)
+    }
+
+    /// The last norm's part of [`Self::backward`]: gives the gradient of the last block's output.
+    pub(crate) fn backward_norm(
+        &self,
+        tape: Tape,
+        d_hidden: &Tensor,
+        gradients: &Gradients,
+    ) -> candle_core::Result<(BlocksTape, Tensor)> {
+        let Tape { blocks, last, last_rstd } = tape;
         let d = Tensor::zeros(last.shape(), DType::F32, last.device())?;
-        rms_norm_backward(d_hidden, &last, &last_rstd, &self.views.norm, &d, &grads.norm)?;
-        drop((last, last_rstd));
-        let layers = self.views.blocks.iter().zip(&grads.blocks).zip(blocks).rev();
-        for ((weights, block_grads), kept) in layers {
+        let grad = &gradients.views().norm;
+        rms_norm_backward(d_hidden, &last, &last_rstd, &self.views.norm, &d, grad)?;
+        Ok((blocks, d))
+    }
+
+    /// The blocks' part, the last one first: `d` `[N, D]` becomes the gradient of the first block's
+    /// input. `done` is told each block's number once its gradient is there.
+    pub(crate) fn backward_blocks(
+        &self,
+        tape: BlocksTape,
+        d: &Tensor,
+        gradients: &Gradients,
+        mut done: impl FnMut(usize) -> candle_core::Result<()>,
+    ) -> candle_core::Result<()> {
+        let BlocksTape { batch, tables, kept } = tape;
+        let shared = self.shared(&tables, &batch);
+        let layers = self.views.blocks.iter().zip(&gradients.views().blocks).zip(kept);
+        for (number, ((weights, grads), kept)) in layers.enumerate().rev() {
             let tape = match kept {
                 Kept::Everything(tape) => tape,
                 Kept::Input(x) => block::forward_train(&x, weights, &shared)?.1,
             };
-            block::backward(&d, &tape, weights, block_grads, &shared)?;
+            block::backward(d, &tape, weights, grads, &shared)?;
+            done(number)?;
         }
-        Ok(self.backward_embedding(batch.ids(), &d, &grads.embedding)?)
+        Ok(())
     }
 
-    /// Look-ups of the padding token give its row no gradient, as in `torch.nn.Embedding`.
-    fn backward_embedding(
+    /// The embedding's part. Look-ups of the padding token give its row no gradient, as in
+    /// `torch.nn.Embedding`.
+    pub(crate) fn backward_embedding(
         &self,
         ids: &[u32],
         d: &Tensor,
-        grad: &Tensor,
+        gradients: &Gradients,
     ) -> candle_core::Result<()> {
+        let grad = &gradients.views().embedding;
         let pad = self.config.pad_token_id;
         if !ids.iter().any(|id| Some(*id) == pad) {
             return scatter_add_rows(grad, ids, d);

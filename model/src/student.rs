@@ -1,5 +1,8 @@
 //! A model in training: master weights with both moments, gradients, and the optimiser's step.
 
+mod error;
+mod two_passes;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,70 +12,16 @@ use distill::signal::TopK;
 
 use crate::config::Qwen3Config;
 use crate::gradients::Gradients;
-use crate::load::{StoredWeights, WeightsError};
+use crate::load::StoredWeights;
 use crate::ops::Precision;
-use crate::ops::adamw::{AdamW, adamw_step, clip_scale, grad_norm};
+use crate::ops::adamw::{AdamW, adamw_step, clip_scale, squared_norm};
 use crate::ops::embed::{gather_rows, scatter_add_rows};
 use crate::ops::head::{HeadLoss, LossSettings, head_loss};
 use crate::parameters::ParameterIndex;
 use crate::qwen3::{ModelError, Qwen3, Recompute};
-use crate::save::SaveError;
 use crate::weights::{Weights, draw, read};
-
-/// Why a training step stopped. Whatever the reason, weights, moments and the step count are what
-/// they were before, and the gradients are 0.
-#[derive(Debug, thiserror::Error)]
-pub enum StudentError {
-    /// The batch cannot be computed.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// A loss of a scored position is not a finite number.
-    #[error(
-        "the loss is not finite in rows {rows:?} of the batch (from 0); nothing was updated; \
-         look at these rows, or lower the learning rate"
-    )]
-    LossNotFinite {
-        /// Rows of the batch, from 0.
-        rows: Vec<usize>,
-    },
-    /// A gradient is not a finite number.
-    #[error(
-        "the gradient of `{parameter}` is not finite (norm of all {norm}); nothing was updated; \
-         lower the learning rate"
-    )]
-    GradientNotFinite {
-        /// The first parameter concerned.
-        parameter: String,
-        /// The norm over all parameters.
-        norm: f64,
-    },
-    /// A learning rate that is no number to step by.
-    #[error("the learning rate is {found}; wanted a finite number, 0 or above")]
-    LearningRate {
-        /// What was given.
-        found: f64,
-    },
-    /// The start weights cannot be used.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The training state cannot be written.
-    #[error(transparent)]
-    Save(#[from] SaveError),
-    /// A file holds no training state of this model.
-    #[error("{path} is no training state of this model: {reason}")]
-    State {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What is wrong with it, found and wanted.
-        reason: String,
-    },
-}
-
-impl From<candle_core::Error> for StudentError {
-    fn from(error: candle_core::Error) -> Self {
-        Self::Model(ModelError::Operation(error))
-    }
-}
+pub use error::StudentError;
+use two_passes::FirstPass;
 
 /// Everything a training step reads and changes.
 pub struct Student {
@@ -82,6 +31,9 @@ pub struct Student {
     gradients: Gradients,
     optimiser: AdamW,
     steps: u64,
+    recompute: Recompute,
+    /// Of the batch whose gradients are to be computed again.
+    first_pass: Option<FirstPass>,
 }
 
 impl Student {
@@ -133,7 +85,25 @@ impl Student {
         let weights = Weights::from_flat(master, Arc::clone(&index))?;
         let gradients = Gradients::new(&index, config.num_hidden_layers, device)?;
         let model = Qwen3::new(config, weights, precision)?;
-        Ok(Self { model, state, gradients, optimiser, steps })
+        let recompute = Recompute::None;
+        Ok(Self { model, state, gradients, optimiser, steps, recompute, first_pass: None })
+    }
+
+    /// The same student with another choice of what it computes again ([`Recompute::None`] at first).
+    ///
+    /// # Errors
+    /// When the device has no room for the gradients.
+    pub fn with_recompute(mut self, recompute: Recompute) -> Result<Self, StudentError> {
+        let (config, device) = (self.model.config(), self.state.device());
+        let index = self.model.weights().index();
+        self.gradients = match recompute {
+            Recompute::Gradients => Gradients::of_one_block(config, device)?,
+            Recompute::None | Recompute::Blocks => {
+                Gradients::new(index, config.num_hidden_layers, device)?
+            }
+        };
+        (self.recompute, self.first_pass) = (recompute, None);
+        Ok(self)
     }
 
     /// The network; it computes with the weights as they are at each call.
@@ -146,7 +116,8 @@ impl Student {
         self.model.weights()
     }
 
-    /// What the backward passes since the last step have added up.
+    /// What the backward passes since the last step have added up; with [`Recompute::Gradients`] that
+    /// of the parameters outside the blocks only.
     pub fn gradients(&self) -> &Gradients {
         &self.gradients
     }
@@ -166,34 +137,36 @@ impl Student {
     /// step. The returned `d_hidden` is None: it has been used.
     ///
     /// # Errors
-    /// [`StudentError::LossNotFinite`] with the rows concerned; else as [`head_loss`].
+    /// [`StudentError::LossNotFinite`] with the rows concerned; [`StudentError::OneBatch`]; else as
+    /// [`head_loss`].
     pub fn backward(
-        &self,
+        &mut self,
         batch: &TokenBatch,
         classes: usize,
         signal: Option<&TopK>,
         settings: &LossSettings,
         scale: f64,
-        recompute: Recompute,
     ) -> Result<HeadLoss, StudentError> {
-        let result = self.add_gradient(batch, classes, signal, settings, scale, recompute);
+        let result = self.add_gradient(batch, classes, signal, settings, scale);
         if result.is_err() {
             // Half a gradient must not reach the next step.
-            self.gradients.zero()?;
+            self.forget_gradients()?;
         }
         result
     }
 
     fn add_gradient(
-        &self,
+        &mut self,
         batch: &TokenBatch,
         classes: usize,
         signal: Option<&TopK>,
         settings: &LossSettings,
         scale: f64,
-        recompute: Recompute,
     ) -> Result<HeadLoss, StudentError> {
-        let (hidden, tape) = self.model.forward_train(batch, recompute)?;
+        if self.first_pass.is_some() {
+            return Err(StudentError::OneBatch);
+        }
+        let (hidden, tape) = self.model.forward_train(batch, self.recompute)?;
         let mut loss = head_loss(
             &gather_rows(&hidden, batch.scored())?,
             self.model.head(),
@@ -212,7 +185,15 @@ impl Student {
             let d_hidden = Tensor::zeros(hidden.shape(), DType::F32, hidden.device())?;
             drop(hidden);
             scatter_add_rows(&d_hidden, batch.scored(), &d_scored)?;
-            self.model.backward(tape, &d_hidden, &self.gradients)?;
+            match self.recompute {
+                Recompute::None | Recompute::Blocks => {
+                    self.model.backward(tape, &d_hidden, &self.gradients)?;
+                }
+                Recompute::Gradients => {
+                    let (model, gradients) = (&self.model, &self.gradients);
+                    self.first_pass = Some(two_passes::first(model, tape, &d_hidden, gradients)?);
+                }
+            }
         }
         Ok(loss)
     }
@@ -241,30 +222,54 @@ impl Student {
         if !(lr.is_finite() && lr >= 0.0) {
             return Err(StudentError::LearningRate { found: lr });
         }
-        let grads = self.gradients.flat();
-        let norm = grad_norm(grads)?;
+        let norm = self.squared_norms()?.iter().sum::<f64>().sqrt();
         if !norm.is_finite() {
             let parameter = self.first_not_finite()?;
-            self.gradients.zero()?;
+            self.forget_gradients()?;
             return Err(StudentError::GradientNotFinite { parameter, norm });
         }
         let scale = max_grad_norm.map_or(1.0, |max| clip_scale(norm, max));
-        adamw_step(&self.state, grads, &self.optimiser, lr, self.steps + 1, scale)?;
+        match self.recompute {
+            Recompute::None | Recompute::Blocks => {
+                self.update(0, self.gradients.flat(), lr, scale)?
+            }
+            Recompute::Gradients => self.update_in_second_pass(lr, scale)?,
+        }
         self.steps += 1;
         self.gradients.zero()?;
         Ok(norm)
     }
 
-    fn first_not_finite(&self) -> candle_core::Result<String> {
-        let index = self.gradients.index();
-        for parameter in index.parameters() {
-            let norm =
-                grad_norm(&self.gradients.flat().narrow(0, parameter.offset, parameter.len())?)?;
-            if !norm.is_finite() {
-                return Ok(parameter.name.clone());
-            }
+    /// AdamW on the parameters from number `first` on, of which these are the gradients.
+    fn update(
+        &self,
+        first: usize,
+        gradients: &Tensor,
+        lr: f64,
+        scale: f64,
+    ) -> candle_core::Result<()> {
+        adamw_step(&self.state, first, gradients, &self.optimiser, lr, self.steps + 1, scale)
+    }
+
+    /// Of the parameters before the blocks, of each block, of those after them.
+    fn squared_norms(&self) -> candle_core::Result<Vec<f64>> {
+        let mut squares: Vec<f64> =
+            self.gradients.parts()?.iter().map(squared_norm).collect::<Result<_, _>>()?;
+        if let Some(pass) = &self.first_pass {
+            squares.splice(1..2, pass.squared_norms.iter().copied());
         }
-        Ok("all parameters together".to_owned())
+        Ok(squares)
+    }
+
+    fn first_not_finite(&self) -> candle_core::Result<String> {
+        let kept = self.gradients.first_not_finite()?.map(str::to_owned);
+        let of_pass = self.first_pass.as_ref().and_then(|pass| pass.not_finite.clone());
+        Ok(kept.or(of_pass).unwrap_or_else(|| "all parameters together".to_owned()))
+    }
+
+    fn forget_gradients(&mut self) -> candle_core::Result<()> {
+        self.first_pass = None;
+        self.gradients.zero()
     }
 }
 

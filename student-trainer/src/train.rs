@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use distill::batch::{Sequence, TokenBatch};
 use model::ops::head::HeadLoss;
-use model::qwen3::Recompute;
 use model::student::StudentError;
 
 use crate::config::Config;
@@ -125,14 +124,7 @@ fn train_step(
         let signal = answers.get(of_micro).and_then(joined);
         let loss = run
             .student
-            .backward(
-                &batch,
-                run.classes,
-                signal.as_ref(),
-                &run.loss,
-                1.0 / positions as f64,
-                Recompute::None,
-            )
+            .backward(&batch, run.classes, signal.as_ref(), &run.loss, 1.0 / positions as f64)
             .map_err(|error| not_finite(error, &run.rows, planned, index * at_once))?;
         sums.add(&loss);
     }
@@ -216,6 +208,7 @@ fn not_finite(
         }
         StudentError::GradientNotFinite { .. } => planned.rows.clone(),
         StudentError::Model(_)
+        | StudentError::OneBatch
         | StudentError::LearningRate { .. }
         | StudentError::Weights(_)
         | StudentError::Save(_)

@@ -1,4 +1,4 @@
-//! `engine_bench step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks]`: the engine alone,
+//! `engine_bench step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks|gradients]`: the engine alone,
 //! on random weights and tokens: seconds of each training step, or of scoring a batch. One JSON line.
 //! `cargo xtask bench engine` runs it beside its peer in PyTorch.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
@@ -76,11 +76,7 @@ fn asked(rest: &[&str]) -> Result<Asked, Box<dyn Error>> {
         },
         k: at(3, "64").parse()?,
         steps: at(4, "5").parse()?,
-        recompute: match at(5, "none") {
-            "none" => Recompute::None,
-            "blocks" => Recompute::Blocks,
-            other => return Err(format!("{other} is neither none nor blocks").into()),
-        },
+        recompute: at(5, "none").parse()?,
     })
 }
 
@@ -133,7 +129,8 @@ fn steps(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let (config, classes) = (asked.config.clone(), asked.config.vocab_size);
     let optimiser = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
-    let mut student = Student::random(config, 1, asked.precision, optimiser, &Device::Cpu)?;
+    let student = Student::random(config, 1, asked.precision, optimiser, &Device::Cpu)?;
+    let mut student = student.with_recompute(asked.recompute)?;
     let loss = LossSettings {
         alpha: 0.7,
         temperature: TEMPERATURE,
@@ -148,7 +145,7 @@ fn steps(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
         .map(|_| {
             let begin = Instant::now();
             let scale = 1.0 / positions as f64;
-            student.backward(&batch, classes, Some(&signal), &loss, scale, asked.recompute)?;
+            student.backward(&batch, classes, Some(&signal), &loss, scale)?;
             student.step(5e-5, Some(1.0))?;
             Ok(begin.elapsed().as_secs_f64())
         })

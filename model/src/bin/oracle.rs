@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use model::golden::{Report, run};
+use model::qwen3::Recompute;
 
 fn main() -> ExitCode {
     model::malloc::tune();
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     };
-    match run(&PathBuf::from(dir)) {
+    match run(&PathBuf::from(dir), Recompute::None) {
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(2)

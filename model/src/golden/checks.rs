@@ -27,13 +27,14 @@ const GRADIENT_TEMPERATURE: f64 = 5.0;
 
 type Outcome<T = ()> = Result<T, GoldenError>;
 
-/// Compares everything a golden folder holds, in float32 on the CPU.
+/// Compares everything a golden folder holds, in float32 on the CPU, whatever the training steps
+/// compute again.
 ///
 /// # Errors
 /// [`GoldenError`] when the folder cannot be read or the engine refuses it. An error beyond its
 /// tolerance is no `Err`: see [`Report::passes`].
-pub fn run(dir: &Path) -> Result<Report, GoldenError> {
-    let case = Case::open(dir)?;
+pub fn run(dir: &Path, recompute: Recompute) -> Result<Report, GoldenError> {
+    let case = Case { recompute, ..Case::open(dir)? };
     let mut report = Report::new();
     case.check_logits("teacher", &case.teacher, &mut report)?;
     let student = case.student()?;
@@ -48,7 +49,7 @@ pub fn run(dir: &Path) -> Result<Report, GoldenError> {
         for (number, step) in steps.iter().enumerate() {
             let place = || format!("{} step {}", mode.name(), number + 1);
             let adamw = &case.golden.numbers.adamw;
-            let loss = case.backward(&student, *mode, adamw.alpha, adamw.temperature)?;
+            let loss = case.backward(&mut student, *mode, adamw.alpha, adamw.temperature)?;
             let norm = student.step(adamw.lr, Some(adamw.clip_grad_norm)).map_err(engine)?;
             report.add_relative(Kind::StepLosses, loss.total, step.losses.total, place);
             report.add_relative(Kind::StepLosses, loss.kl, step.losses.kl, || kl(place()));
@@ -75,8 +76,8 @@ pub(super) fn gradient_errors(
     precision: Precision,
 ) -> Result<Vec<(String, f64)>, GoldenError> {
     let case = Case { precision, ..Case::open(dir)? };
-    let student = case.student()?;
-    case.backward(&student, mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
+    let mut student = case.student()?;
+    case.backward(&mut student, mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
     let error = |name: &str| {
         let golden = case.golden.floats(&format!("grad.{}.{name}", mode.name()))?;
         let ours = student.gradients().get(name).and_then(|t| t.flatten_all()?.to_vec1::<f32>());
@@ -94,6 +95,7 @@ struct Case {
     classes: usize,
     /// Of the student's products.
     precision: Precision,
+    recompute: Recompute,
 }
 
 impl Case {
@@ -106,7 +108,8 @@ impl Case {
         let teacher = Qwen3::new(config, weights, Precision::F32).map_err(engine)?;
         let student = Qwen3Config::from_dir(&dir.join("student")).map_err(engine)?;
         let classes = teacher.config().vocab_size.min(student.vocab_size);
-        Ok(Self { golden, batch, places, teacher, classes, precision: Precision::F32 })
+        let (precision, recompute) = (Precision::F32, Recompute::None);
+        Ok(Self { golden, batch, places, teacher, classes, precision, recompute })
     }
 
     /// The student as it starts.
@@ -120,7 +123,9 @@ impl Case {
             epsilon: adamw.eps,
             weight_decay: adamw.weight_decay,
         };
-        Student::load(&folder, config, self.precision, optimiser, &Device::Cpu).map_err(engine)
+        Student::load(&folder, config, self.precision, optimiser, &Device::Cpu)
+            .and_then(|student| student.with_recompute(self.recompute))
+            .map_err(engine)
     }
 
     fn check_logits(&self, who: &str, model: &Qwen3, report: &mut Report) -> Outcome {
@@ -205,8 +210,12 @@ impl Case {
         if self.golden.names_after(&prefix).next().is_none() {
             return Ok(());
         }
-        let student = self.student()?;
-        self.backward(&student, mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
+        let mut student = self.student()?;
+        if self.recompute == Recompute::Gradients {
+            // The blocks' gradients are never there together; these are the same sums.
+            student = student.with_recompute(Recompute::Blocks).map_err(engine)?;
+        }
+        self.backward(&mut student, mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
         let ours = |name: &str| student.gradients().get(name);
         self.compare_parameters(Kind::Gradients, &prefix, &student, ours, report)
     }
@@ -251,16 +260,15 @@ impl Case {
     /// Losses of the batch, its gradient added to the student's.
     fn backward(
         &self,
-        student: &Student,
+        student: &mut Student,
         mode: Mode,
         alpha: f64,
         temperature: f64,
     ) -> Outcome<Losses> {
         let (signal, settings) = self.objective(mode, alpha, temperature)?;
         let scale = 1.0 / self.batch.scored().len() as f64;
-        let (signal, recompute) = (Some(&signal), Recompute::None);
         let loss = student
-            .backward(&self.batch, self.classes, signal, &settings, scale, recompute)
+            .backward(&self.batch, self.classes, Some(&signal), &settings, scale)
             .map_err(engine)?;
         Ok(means(&loss, &settings))
     }

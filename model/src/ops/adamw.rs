@@ -41,13 +41,13 @@ impl Default for AdamW {
     }
 }
 
-/// The Euclidean norm of all gradients `[P]` together, summed in `f64`. Not finite when a
-/// gradient is not.
-pub fn grad_norm(grads: &Tensor) -> Result<f64> {
+/// The sum of the squares of gradients `[n]`, in `f64`; its root is their Euclidean norm. Not finite
+/// when a gradient is not.
+pub fn squared_norm(grads: &Tensor) -> Result<f64> {
     let grads = read(grads);
     let grads = grads.f32()?;
     let squares: Vec<f64> = grads.par_chunks(CHUNK).map(sum_of_squares).collect();
-    Ok(squares.iter().sum::<f64>().sqrt())
+    Ok(squares.iter().sum())
 }
 
 /// The factor that brings gradients of norm `norm` down to `max_norm`: 1 when they are below it
@@ -56,13 +56,15 @@ pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
-/// One step, in place: `state` `[3, P]` holds the parameters, the first and the second moments,
-/// `grads` `[P]` the gradients, each first multiplied by `grad_scale`. `step` counts from 1.
+/// One step, in place, of the parameters from number `first` on: `state` `[3, P]` holds all
+/// parameters, the first and the second moments, `grads` `[n]` the gradients of these n, each first
+/// multiplied by `grad_scale`. `step` counts from 1.
 ///
 /// # Errors
 /// When shapes or types do not fit, or `step` is 0.
 pub fn adamw_step(
     state: &Tensor,
+    first: usize,
     grads: &Tensor,
     hyper: &AdamW,
     lr: f64,
@@ -72,18 +74,23 @@ pub fn adamw_step(
     if step == 0 {
         bail!("AdamW: steps count from 1, found step 0");
     }
-    let parameters = grads.elem_count();
-    expect_shape("AdamW gradients", grads, &[parameters])?;
+    let (count, parameters) = (grads.elem_count(), state.dim(1)?);
+    expect_shape("AdamW gradients", grads, &[count])?;
     expect_shape("AdamW state", state, &[3, parameters])?;
+    let these = first..first.saturating_add(count);
+    if these.end > parameters {
+        bail!("AdamW: gradients of the parameters {these:?} of {parameters}");
+    }
     let scalars = Scalars::new(hyper, lr, step, grad_scale);
     let grads = read(grads);
     let grads = grads.f32()?;
     write_f32(state, |state| {
         let (p, moments) = state.split_at_mut(parameters);
         let (m, v) = moments.split_at_mut(parameters);
-        p.par_chunks_mut(CHUNK)
-            .zip(m.par_chunks_mut(CHUNK))
-            .zip(v.par_chunks_mut(CHUNK))
+        p[these.clone()]
+            .par_chunks_mut(CHUNK)
+            .zip(m[these.clone()].par_chunks_mut(CHUNK))
+            .zip(v[these].par_chunks_mut(CHUNK))
             .zip(grads.par_chunks(CHUNK))
             .for_each(|(((p, m), v), g)| update(p, m, v, g, &scalars));
         Ok(())
