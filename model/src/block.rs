@@ -45,6 +45,16 @@ pub(crate) struct BlockTape {
     gate_up: Tensor,
 }
 
+#[cfg(test)]
+impl BlockTape {
+    /// Elements of all its tensors.
+    pub(crate) fn elements(&self) -> usize {
+        let Self { input, input_rstd, raw_qkv, attended, lse, middle, middle_rstd, gate_up } = self;
+        let all = [input, input_rstd, raw_qkv, attended, lse, middle, middle_rstd, gate_up];
+        all.into_iter().map(Tensor::elem_count).sum()
+    }
+}
+
 /// The block's output and what its backward needs. `x` `[N, D]` is left as it is.
 pub(crate) fn forward_train(
     x: &Tensor,

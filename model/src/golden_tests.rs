@@ -3,7 +3,7 @@
 use super::files::Mode;
 use super::*;
 use crate::ops::Precision;
-use crate::qwen3::Recompute;
+use crate::recompute::Recompute;
 use crate::test_support::golden;
 
 fn passes(name: &str, test: &str) {

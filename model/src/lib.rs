@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`config`] (what a model is), [`parameters`] (where each tensor lies),
 //! [`weights`] (in and out of files: [`tensor_file`], [`load`], [`save`]), [`qwen3`] and its
-//! blocks (forward and backward), [`student`] (training state and step), [`generate`].
+//! blocks (forward and backward), [`recompute`] (memory against time), [`student`] (training state and step), [`generate`].
 
 pub mod config;
 pub mod device;
@@ -20,6 +20,7 @@ pub mod malloc;
 pub mod ops;
 pub mod parameters;
 pub mod qwen3;
+pub mod recompute;
 pub mod save;
 pub mod state_file;
 pub mod student;

@@ -13,6 +13,7 @@ use crate::ops::embed::{gather_rows, scatter_add_rows};
 use crate::ops::norm::{rms_norm, rms_norm_backward};
 use crate::ops::rope::{QkvLayout, RopeTables};
 use crate::parameters::ModelViews;
+use crate::recompute::Recompute;
 use crate::weights::Weights;
 
 /// Positions the rotary tables cover at first; they grow with the rows that come.
@@ -51,43 +52,6 @@ pub enum ModelError {
     Operation(#[from] candle_core::Error),
 }
 
-/// What a training step keeps, and what it computes again: the same bits whichever is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Recompute {
-    /// Everything is kept: fastest.
-    #[default]
-    None,
-    /// Of the forward pass only each block's input is kept: a third more arithmetic.
-    Blocks,
-    /// As `Blocks`, and no block's gradients are kept either: the backward pass is made twice, once
-    /// for their norm and once to update each block as soon as its gradient is there.
-    Gradients,
-}
-
-impl Recompute {
-    /// All choices, from the fastest to the leanest.
-    pub const ALL: [Self; 3] = [Self::None, Self::Blocks, Self::Gradients];
-}
-
-impl std::fmt::Display for Recompute {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Blocks => "blocks",
-            Self::Gradients => "gradients",
-        })
-    }
-}
-
-impl std::str::FromStr for Recompute {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|choice| choice.to_string() == text);
-        found.ok_or_else(|| format!("{text} is none of none, blocks and gradients"))
-    }
-}
-
 /// What a training forward pass leaves for its backward.
 pub struct Tape {
     pub(crate) blocks: BlocksTape,
@@ -114,6 +78,16 @@ impl BlocksTape {
     /// The tokens, `[N]`.
     pub(crate) fn ids(&self) -> &[u32] {
         self.batch.ids()
+    }
+
+    /// Elements of all that is kept.
+    #[cfg(test)]
+    pub(crate) fn elements(&self) -> usize {
+        let of = |kept: &Kept| match kept {
+            Kept::Everything(tape) => tape.elements(),
+            Kept::Input(x) => x.elem_count(),
+        };
+        self.kept.iter().map(of).sum()
     }
 }
 

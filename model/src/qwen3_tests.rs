@@ -5,6 +5,7 @@ use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::recompute::Recompute;
 use crate::test_support::{batch, bits, config, relative, sequences, student, values};
 
 fn model(changes: Value) -> Qwen3 {

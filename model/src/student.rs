@@ -18,7 +18,8 @@ use crate::ops::adamw::{AdamW, adamw_step, clip_scale, squared_norm};
 use crate::ops::embed::{gather_rows, scatter_add_rows};
 use crate::ops::head::{HeadLoss, LossSettings, head_loss};
 use crate::parameters::ParameterIndex;
-use crate::qwen3::{ModelError, Qwen3, Recompute};
+use crate::qwen3::{ModelError, Qwen3};
+use crate::recompute::Recompute;
 use crate::weights::{Weights, draw, read};
 pub use error::StudentError;
 use two_passes::FirstPass;
@@ -104,6 +105,11 @@ impl Student {
         };
         (self.recompute, self.first_pass) = (recompute, None);
         Ok(self)
+    }
+
+    /// Memory of [`Self::state`] for a model of this configuration, in bytes.
+    pub fn state_bytes(config: &Qwen3Config) -> u64 {
+        (3 * ParameterIndex::new(config).total() * size_of::<f32>()) as u64
     }
 
     /// The network; it computes with the weights as they are at each call.

@@ -16,8 +16,8 @@ use proto::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
 use serde::{Serialize, Serializer};
 
 pub use kinds::{
-    ChatTemplateUse, Choice, DtypeChoice, LossOn, ProgressKind, Resume, SaveDtype, SchedulerKind,
-    SignalKind, StudentInit, TailKind,
+    ChatTemplateUse, Choice, DtypeChoice, LossOn, ProgressKind, RecomputeChoice, Resume, SaveDtype,
+    SchedulerKind, SignalKind, StudentInit, TailKind,
 };
 pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
 pub use options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
@@ -69,6 +69,7 @@ pub struct Config {
     pub gradient_accumulation_steps: usize,
     pub device: String,
     pub dtype: DtypeChoice,
+    pub recompute: RecomputeChoice,
     pub output_dir: PathBuf,
     pub overwrite_output_dir: bool,
     pub save_dtype: SaveDtype,
@@ -162,6 +163,7 @@ impl Config {
             gradient_accumulation_steps: count(&mut r, "gradient-accumulation-steps"),
             device: device(&mut r),
             dtype: r.choice("dtype"),
+            recompute: r.choice("recompute"),
             output_dir: r.required("output-dir", "a directory to write to").into(),
             overwrite_output_dir: r.switch("overwrite-output-dir"),
             save_dtype: r.choice("save-dtype"),
@@ -335,6 +337,13 @@ fn contradictions(r: &mut Reader<'_>, c: &Config) {
             "--overwrite-output-dir and --resume-from-checkpoint contradict each other: one throws \
              away what the other goes on from",
         );
+    }
+    if c.recompute == RecomputeChoice::Gradients && c.gradient_accumulation_steps > 1 {
+        r.fault(format!(
+            "--recompute gradients keeps no gradients, so --gradient-accumulation-steps {} cannot add \
+             them up; use --recompute blocks",
+            c.gradient_accumulation_steps
+        ));
     }
     if c.output_dir.starts_with("~") {
         r.fault(format!(

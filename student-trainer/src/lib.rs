@@ -16,6 +16,7 @@ pub mod eval;
 pub mod feed;
 mod link;
 pub mod measure;
+mod memory;
 pub mod observer;
 pub mod outputs;
 pub mod plan;

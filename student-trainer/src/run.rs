@@ -17,6 +17,7 @@ use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
 use crate::feed::Ask;
+use crate::memory;
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
 use crate::outputs::{self, Claim, OutputError, Reuse};
 use crate::plan::{Plan, PlannedStep};
@@ -24,7 +25,7 @@ use crate::setup::{self, Material};
 use crate::signals::Signals;
 use crate::state::{self, Identity, Progress};
 use crate::stop::Stop;
-use crate::summary::{Summary, peak_rss_bytes, split};
+use crate::summary::{Summary, split};
 use crate::teacher::{Network, Teacher};
 
 /// The directory of the checkpoints within the output directory.
@@ -103,7 +104,7 @@ impl Run {
         let fingerprint = teacher.as_ref().map(|(t, _)| t.facts().model_fingerprint.to_string());
         let identity = Identity::new(config, &rows.sequences, fingerprint, plan.total_steps);
         let (student, progress) =
-            setup::student(config, &source, &config.output_dir, &identity, observer)?;
+            setup::student(config, &source, &rows, &config.output_dir, &identity, observer)?;
         let schedule = schedule(config, plan.total_steps)?;
         let budget = (config.teacher_memory as u64).saturating_mul(1 << 20);
         let held_out = match held_out_rows.is_empty() {
@@ -309,7 +310,7 @@ impl Run {
             tokens_per_second: share(tokens, progress.train_seconds),
             teacher_wait_fraction: share(progress.wait_seconds, progress.train_seconds),
             wire_bytes_per_token: share(progress.wire_bytes as f64, progress.wire_tokens as f64),
-            peak_rss_bytes: peak_rss_bytes(),
+            peak_rss_bytes: memory::peak_rss_bytes(),
             fingerprint_teacher: self.teacher.as_ref().map(|(t, _)| t.line().fingerprint),
             seed: self.config.seed,
             stopped_early,

@@ -17,14 +17,16 @@ use model::load::WeightsError;
 use model::ops::Precision;
 use model::ops::adamw::AdamW;
 use model::ops::head::{LossSettings, Tail};
+use model::recompute::{Largest, Recompute, most_tokens};
 use model::state_file::load_state;
 use model::student::{Student, StudentError};
 
 use crate::checkpoint;
-use crate::config::{Config, DtypeChoice, Resume, StudentInit, TailKind};
+use crate::config::{Config, DtypeChoice, RecomputeChoice, Resume, StudentInit, TailKind};
 use crate::data::{self, RowSet, TokenizeOptions};
 use crate::error::TrainError;
 use crate::feed::Ask;
+use crate::memory;
 use crate::observer::Observer;
 use crate::proof::prove;
 use crate::run::STATE_FILE;
@@ -202,10 +204,12 @@ pub(crate) fn precision(choice: DtypeChoice, device: &Device) -> Precision {
 pub(crate) fn student(
     config: &Config,
     source: &Source,
+    rows: &RowSet,
     output_dir: &Path,
     identity: &Identity,
     observer: &mut dyn Observer,
 ) -> Result<(Student, Progress), TrainError> {
+    let recompute = recompute(config, &source.config, rows, memory::available(), observer);
     let device = model::device::choose(&config.device)?;
     let precision = precision(config.dtype, &device);
     let optimiser = AdamW {
@@ -217,7 +221,8 @@ pub(crate) fn student(
     let shape = source.config.clone();
     if let Some(dir) = checkpoint_of(config, output_dir, observer)? {
         let progress = state::load(&dir, identity)?;
-        let student = load_state(&dir.join(STATE_FILE), shape, precision, optimiser, &device)?;
+        let student = load_state(&dir.join(STATE_FILE), shape, precision, optimiser, &device)?
+            .with_recompute(recompute)?;
         observer.note(&format!("goes on from {} (step {})", dir.display(), progress.step));
         return Ok((student, progress));
     }
@@ -231,7 +236,50 @@ pub(crate) fn student(
         }
         StudentInit::Random => Student::random(shape, config.seed, precision, optimiser, &device)?,
     };
-    Ok((student, Progress::default()))
+    Ok((student.with_recompute(recompute)?, Progress::default()))
+}
+
+/// What a step computes again: as written, or the least that `free` bytes of memory allow; says so when
+/// that is not nothing.
+fn recompute(
+    config: &Config,
+    shape: &Qwen3Config,
+    rows: &RowSet,
+    free: Option<u64>,
+    observer: &mut dyn Observer,
+) -> Recompute {
+    match config.recompute {
+        RecomputeChoice::None => return Recompute::None,
+        RecomputeChoice::Blocks => return Recompute::Blocks,
+        RecomputeChoice::Gradients => return Recompute::Gradients,
+        RecomputeChoice::Auto => {}
+    }
+    let Some(free) = free else { return Recompute::None };
+    let tokens =
+        most_tokens(rows.sequences.iter().map(Sequence::len), config.per_device_train_batch_size);
+    let largest = Largest { tokens, alone: config.gradient_accumulation_steps == 1 };
+    let state = Student::state_bytes(shape);
+    let choice = Recompute::choose(shape, largest, free.saturating_sub(state));
+    let need = state + choice.step_bytes(shape, tokens);
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    if choice != Recompute::None {
+        observer.note(&format!(
+            "--recompute {choice}: training would take {:.1} GiB otherwise, {:.1} GiB are free; it \
+             takes {:.1} GiB now",
+            gib(state + Recompute::None.step_bytes(shape, tokens)),
+            gib(free),
+            gib(need)
+        ));
+    }
+    if need > free {
+        observer.note(&format!(
+            "training takes about {:.1} GiB, more than the {:.1} GiB that are free: it may be ended \
+             for want of memory; a smaller --per-device-train-batch-size or --max-length takes less",
+            gib(need),
+            gib(free)
+        ));
+    }
+    choice
 }
 
 /// The checkpoint to go on from, verified; none to begin anew.
@@ -253,3 +301,7 @@ fn checkpoint_of(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "setup_tests.rs"]
+mod tests;

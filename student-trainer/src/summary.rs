@@ -72,11 +72,3 @@ impl Summary {
 pub(crate) fn split(perplexity: Option<Perplexity>) -> (Option<f64>, Option<f64>) {
     (perplexity.map(|p| p.token), perplexity.map(|p| p.row_mean))
 }
-
-/// Largest resident memory of this process, in bytes, as the kernel keeps it.
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
-}

@@ -249,3 +249,21 @@ fn later_epochs_ask_the_teacher_nothing_and_train_to_the_same_bits() {
         assert_eq!(step.wire_tokens > 0, step.wire_bytes > 0, "step {}", step.step);
     }
 }
+
+#[test]
+fn what_is_computed_again_changes_no_bit_of_the_student() {
+    let root = tempfile::tempdir().unwrap();
+    let served = serve(root.path());
+    let go = |recompute: &str| {
+        let mut told = Recorder::default();
+        let options = [("recompute", recompute)];
+        run(root.path(), recompute, &served.url, &options, &mut told, &Stop::default()).unwrap();
+        (
+            weights(root.path(), recompute),
+            told.steps.iter().map(|s| s.grad_norm).collect::<Vec<_>>(),
+        )
+    };
+    let kept = go("none");
+    assert_eq!(go("blocks"), kept);
+    assert_eq!(go("gradients"), kept);
+}

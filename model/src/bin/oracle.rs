@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use model::golden::{Report, run};
-use model::qwen3::Recompute;
+use model::recompute::Recompute;
 
 fn main() -> ExitCode {
     model::malloc::tune();

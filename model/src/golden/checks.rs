@@ -17,7 +17,8 @@ use crate::ops::embed::gather_rows;
 use crate::ops::head::{HeadLoss, LossSettings, Tail};
 use crate::ops::matmul::linear;
 use crate::ops::topk::score_head;
-use crate::qwen3::{Qwen3, Recompute};
+use crate::qwen3::Qwen3;
+use crate::recompute::Recompute;
 use crate::student::{Student, losses};
 use crate::weights::Weights;
 

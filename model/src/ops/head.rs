@@ -230,7 +230,12 @@ pub(super) fn blocks(classes: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// Room for the logits of a chunk for a block.
 pub(super) fn logits_buffer(positions: usize, classes: usize) -> Vec<f32> {
-    vec![0.0; CHUNK_POSITIONS.min(positions) * BLOCK_CLASSES.min(classes)]
+    vec![0.0; logits_elements(positions, classes)]
+}
+
+/// How many logits exist at a time.
+pub(crate) fn logits_elements(positions: usize, classes: usize) -> usize {
+    CHUNK_POSITIONS.min(positions) * BLOCK_CLASSES.min(classes)
 }
 
 /// Refuses a matrix `[V, D]` whose width is not `width` or which has fewer rows than `classes`.

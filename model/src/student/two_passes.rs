@@ -12,9 +12,9 @@ use candle_core::{Result, Tensor};
 use super::Student;
 use crate::gradients::Gradients;
 use crate::ops::adamw::squared_norm;
-#[cfg(doc)]
-use crate::qwen3::Recompute;
 use crate::qwen3::{BlocksTape, Qwen3, Tape};
+#[cfg(doc)]
+use crate::recompute::Recompute;
 
 /// What the first pass leaves for the second.
 pub(super) struct FirstPass {

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use serde_json::json;
 
 use crate::ops::head::LossSettings;
-use crate::qwen3::Recompute;
+use crate::recompute::Recompute;
 use crate::student::{Student, StudentError};
 use crate::test_support::{batch, bits, config, settings, signal, student};
 

@@ -125,6 +125,21 @@ choice! {
 }
 
 choice! {
+    /// What a training step computes again to save memory.
+    RecomputeChoice {
+        /// As little as the memory there is allows.
+        #[default]
+        Auto = "auto",
+        /// Nothing: fastest.
+        None = "none",
+        /// The forward pass of each block.
+        Blocks = "blocks",
+        /// That, and the gradients.
+        Gradients = "gradients",
+    }
+}
+
+choice! {
     /// Number type of the saved weights.
     SaveDtype {
         /// The master weights as they are.

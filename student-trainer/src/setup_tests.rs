@@ -1,0 +1,45 @@
+//! What is chosen for a run from the machine it is on.
+
+use super::*;
+use crate::observer::{EvalReport, RunFacts, StepReport};
+use crate::summary::Summary;
+use crate::testing::{config, row_set, rows, tiny_source};
+
+/// Keeps the notes.
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Observer for Notes {
+    fn started(&mut self, _: &RunFacts) {}
+    fn step(&mut self, _: &StepReport) {}
+    fn evaluated(&mut self, _: &EvalReport) {}
+    fn finished(&mut self, _: &Summary) {}
+    fn note(&mut self, text: &str) {
+        self.0.push(text.to_owned());
+    }
+}
+
+#[test]
+fn what_is_computed_again_depends_on_the_free_memory_and_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = tiny_source(dir.path()).config;
+    let set = row_set("train.jsonl", rows(10, 1));
+    let chosen = |options: &[(&'static str, &str)], free: Option<u64>| {
+        let config = config(dir.path(), &[&[("alpha", "0")], options].concat());
+        let mut notes = Notes::default();
+        (recompute(&config, &shape, &set, free, &mut notes), notes.0)
+    };
+    let plenty = Some(u64::MAX);
+    assert_eq!(chosen(&[], plenty), (Recompute::None, vec![]));
+    assert_eq!(chosen(&[], None), (Recompute::None, vec![]));
+    assert_eq!(chosen(&[("recompute", "blocks")], plenty), (Recompute::Blocks, vec![]));
+    let state = Student::state_bytes(&shape);
+    // The longest three of rows of 5 to 11 tokens.
+    let step = Recompute::None.step_bytes(&shape, 11 + 10 + 9);
+    assert_eq!(chosen(&[], Some(state + step)).0, Recompute::None);
+    let (choice, notes) = chosen(&[], Some(state + step - 1));
+    assert_ne!(choice, Recompute::None);
+    assert!(notes[0].contains(&format!("--recompute {choice}")), "{notes:?}");
+    let (_, notes) = chosen(&[("gradient-accumulation-steps", "2")], Some(1));
+    assert!(notes[1].contains("more than the 0.0 GiB that are free"), "{notes:?}");
+}
