@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::config::Qwen3Config;
+use crate::load::WeightsError;
 use crate::ops::adamw::squared_norm;
 use crate::parameters::{ModelViews, ParameterIndex};
+use crate::weights::zeros;
 
 /// One flat float32 tensor `[P]` to which every backward operation adds.
 #[derive(Debug)]
@@ -22,8 +24,12 @@ impl Gradients {
     ///
     /// # Errors
     /// When the device has no room for them.
-    pub fn new(index: &Arc<ParameterIndex>, blocks: usize, device: &Device) -> Result<Self> {
-        let flat = Tensor::zeros(index.total(), DType::F32, device)?;
+    pub fn new(
+        index: &Arc<ParameterIndex>,
+        blocks: usize,
+        device: &Device,
+    ) -> std::result::Result<Self, WeightsError> {
+        let flat = Tensor::from_vec(zeros::<f32>(index.total())?, index.total(), device)?;
         let views = ModelViews::new(&flat, index, blocks)?;
         Ok(Self { flat, index: Arc::clone(index), views })
     }
@@ -33,7 +39,10 @@ impl Gradients {
     ///
     /// # Errors
     /// When the device has no room for them.
-    pub(crate) fn of_one_block(config: &Qwen3Config, device: &Device) -> Result<Self> {
+    pub(crate) fn of_one_block(
+        config: &Qwen3Config,
+        device: &Device,
+    ) -> std::result::Result<Self, WeightsError> {
         let mut single = config.clone();
         single.num_hidden_layers = 1;
         let mut gradients = Self::new(&Arc::new(ParameterIndex::new(&single)), 1, device)?;

@@ -250,7 +250,7 @@ impl TensorFile {
 }
 
 /// An element type weights are held in.
-pub trait Element: candle_core::WithDType {
+pub trait Element: candle_core::WithDType + bytemuck::Zeroable {
     /// Rounds to this type, to nearest even.
     fn narrow(from: &[f32], into: &mut [Self]);
 }

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::config::Qwen3Config;
 use crate::load::StoredWeights;
 pub use crate::load::WeightsError;
+use crate::malloc;
 use crate::parameters::{ModelViews, Parameter, ParameterIndex, ParameterKind};
 use crate::tensor_file::Element;
 
@@ -172,11 +173,12 @@ pub(crate) fn draw(
     Ok(flat)
 }
 
+/// Zeros, on pages the system hands out once they are touched: what is written first by a training step
+/// costs nothing while a model is loaded.
 pub(crate) fn zeros<T: Element>(length: usize) -> Result<Vec<T>, WeightsError> {
-    let mut values = Vec::new();
-    let reserved = values.try_reserve_exact(length);
-    reserved.map_err(|_| WeightsError::Memory { parameters: length })?;
-    values.resize(length, T::zero());
+    let values = bytemuck::allocation::try_zeroed_vec(length);
+    let values = values.map_err(|()| WeightsError::Memory { parameters: length })?;
+    malloc::ask_for_large_pages(&values);
     Ok(values)
 }
 
