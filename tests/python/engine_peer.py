@@ -3,7 +3,6 @@ the teacher's top-k with its tail, or with K = 0 on all of its logits, as one wr
 AdamW, clipping), or of scoring a batch (with K = 0 the forward pass alone). One JSON line.
 usage: engine_peer.py step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks]"""
 import json
-import resource
 import sys
 import time
 
@@ -83,8 +82,16 @@ def step_seconds():
         yield time.perf_counter() - begin
 
 
+def peak_mib():
+    status = open("/proc/self/status").read()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+
+
 def score_seconds():
+    global before
     model = Qwen3ForCausalLM(config).to(torch.bfloat16 if dtype == "bf16" else torch.float32).eval()
+    open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+    before = peak_mib()
     for _ in range(steps):
         begin = time.perf_counter()
         with torch.no_grad():
@@ -98,6 +105,7 @@ def score_seconds():
         yield time.perf_counter() - begin
 
 
+before = 0
 seconds = list(step_seconds() if what == "step" else score_seconds())
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-print(json.dumps({"seconds": [round(s, 4) for s in seconds], "peak_mib": peak}))
+peak = peak_mib()
+print(json.dumps({"seconds": [round(s, 4) for s in seconds], "peak_mib": peak, "above_mib": peak - before}))

@@ -1,232 +1,89 @@
-//! `cargo xtask bench`: the notebook's whole job, ours and PyTorch's in turn, one table.
+//! `cargo xtask bench`: ours and PyTorch's in turn, one table a part.
 //!
 //! Machines are noisy: both sides run alternately in one call, and what is quoted is the median of
-//! the ratios of neighbouring runs. Ours is two processes over gRPC on loopback; the peer is one
-//! process that holds both models. Without Python or the peer's script ours runs alone, with a
-//! word.
+//! the ratios of neighbouring runs. Without Python or the peer's script ours runs alone, with a word.
 
-use std::io::{BufRead as _, BufReader};
+mod engine;
+mod job;
+mod start;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::run::{cargo, read, root, run, say};
-
-/// One row of the table: a figure of a run.
-type Figure = fn(&Run) -> f64;
-
-/// What one run of the whole job took.
-struct Run {
-    whole_seconds: f64,
-    train_tokens_per_second: f64,
-    score_tokens_per_second: f64,
-    peak_mib: f64,
-    wire_bytes_per_token: f64,
-    student_perplexity: f64,
-}
+use crate::run::{cargo, root, run, say};
 
 struct Settings {
     rounds: usize,
+    /// Training rows of the whole job.
     rows: String,
+    /// Entries a position of ours in the whole job.
+    top_k: String,
     shared: PathBuf,
     python: String,
 }
 
-/// Runs the benchmark; see [`crate`]'s usage.
+/// Runs the parts that are named, all of them by default; see [`crate`]'s usage.
 pub(crate) fn bench(arguments: &[&str]) -> Result<()> {
-    let settings = settings(arguments)?;
+    let split = arguments.iter().position(|word| word.starts_with("--"));
+    let (parts, options) = arguments.split_at(split.unwrap_or(arguments.len()));
+    let settings = Settings::read(options)?;
     run(cargo().args(["build", "--release", "--workspace", "--bins"]))?;
-    let peer = peer(&settings);
-    let (mut ours, mut f32s, mut bf16s) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 1..=settings.rounds {
-        say(format!("round {round} of {}", settings.rounds));
-        ours.push(our_run(&settings)?);
-        if peer {
-            f32s.push(peer_run(&settings, "float32")?);
-            bf16s.push(peer_run(&settings, "bfloat16")?);
+    for part in if parts.is_empty() { &["engine", "job", "start"] } else { parts } {
+        match *part {
+            "engine" => engine::bench(&settings)?,
+            "job" => job::bench(&settings)?,
+            "start" => start::bench(&settings)?,
+            other => bail!("unknown part {other}: bench has engine, job and start"),
         }
     }
-    table(&ours, &f32s, &bf16s);
     Ok(())
 }
 
-fn settings(arguments: &[&str]) -> Result<Settings> {
-    let mut settings = Settings {
-        rounds: 3,
-        rows: "500".to_owned(),
-        shared: std::env::var_os("DISTILL_SHARED")
-            .map_or_else(|| root().join("../shared"), PathBuf::from),
-        python: std::env::var("LIMBECK_PYTHON").unwrap_or_else(|_| "python3".to_owned()),
-    };
-    for pair in arguments.chunks(2) {
-        let [name, value] = pair else { anyhow::bail!("{} needs a value", pair[0]) };
-        match *name {
-            "--rounds" => settings.rounds = value.parse().context("--rounds wants a number")?,
-            "--rows" => settings.rows = (*value).to_owned(),
-            "--python" => settings.python = (*value).to_owned(),
-            other => {
-                anyhow::bail!("unknown option {other}: bench takes --rounds, --rows, --python")
+impl Settings {
+    fn read(options: &[&str]) -> Result<Self> {
+        let mut settings = Self {
+            rounds: 3,
+            rows: "500".to_owned(),
+            top_k: "64".to_owned(),
+            shared: std::env::var_os("DISTILL_SHARED")
+                .map_or_else(|| root().join("../shared"), PathBuf::from),
+            python: std::env::var("LIMBECK_PYTHON").unwrap_or_else(|_| "python3".to_owned()),
+        };
+        for pair in options.chunks(2) {
+            let [name, value] = pair else { bail!("{} needs a value", pair[0]) };
+            match *name {
+                "--rounds" => settings.rounds = value.parse().context("--rounds wants a number")?,
+                "--rows" => settings.rows = (*value).to_owned(),
+                "--top-k" => settings.top_k = (*value).to_owned(),
+                "--python" => settings.python = (*value).to_owned(),
+                other => {
+                    bail!("unknown option {other}: bench takes --rounds, --rows, --top-k, --python")
+                }
             }
         }
+        Ok(settings)
     }
-    let models = settings.shared.join("models");
-    ensure!(models.exists(), "{} does not exist: set DISTILL_SHARED", models.display());
-    Ok(settings)
-}
 
-fn peer(settings: &Settings) -> bool {
-    let script = settings.shared.join("bench/torch_seed_loop.py");
-    let imports =
-        Command::new(&settings.python).args(["-c", "import torch, transformers"]).output();
-    let found = script.exists() && imports.is_ok_and(|output| output.status.success());
-    if !found {
-        say("peer skipped: no Python with torch and transformers (--python), or no peer script");
+    /// A model of the shared folder.
+    fn model(&self, name: &str) -> Result<PathBuf> {
+        let found = self.shared.join("models").join(name);
+        ensure!(found.exists(), "{} does not exist: set DISTILL_SHARED", found.display());
+        Ok(found)
     }
-    found
-}
 
-/// Our whole job: teacher started, student trained and evaluated, teacher stopped.
-fn our_run(settings: &Settings) -> Result<Run> {
-    let begun = Instant::now();
-    let (mut teacher, grpc, http) = start_teacher(&settings.shared.join("models/gsm8k-teacher"))?;
-    let output = root().join("target/bench");
-    let trained = train(settings, &grpc, &output);
-    let metrics = scrape(&http);
-    let teacher_peak = peak_mib(teacher.id());
-    teacher.kill()?;
-    teacher.wait()?;
-    trained?;
-    let whole_seconds = begun.elapsed().as_secs_f64();
-    let text = std::fs::read_to_string(output.join("summary.json"))?;
-    let summary: Value = serde_json::from_str(&text)?;
-    let number = |name: &str| summary[name].as_f64().with_context(|| format!("no {name}"));
-    let metrics = metrics?;
-    Ok(Run {
-        whole_seconds,
-        train_tokens_per_second: number("tokens_per_second")?,
-        score_tokens_per_second: counter(&metrics, "teacher_tokens_total")?
-            / counter(&metrics, "teacher_compute_seconds_sum")?,
-        peak_mib: number("peak_rss_bytes")? / f64::from(1 << 20) + teacher_peak?,
-        wire_bytes_per_token: number("wire_bytes_per_token")?,
-        student_perplexity: number("student_perplexity_after")?,
-    })
-}
-
-fn start_teacher(model: &Path) -> Result<(Child, String, String)> {
-    let mut child = Command::new(root().join("target/release/teacher-server"))
-        .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--model"])
-        .arg(model)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("cannot start teacher-server")?;
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
-    let (grpc, http) = line
-        .trim()
-        .strip_prefix("listening grpc=")
-        .and_then(|rest| rest.split_once(" http="))
-        .with_context(|| format!("the teacher's first line was {line:?}"))?;
-    Ok((child, grpc.to_owned(), http.to_owned()))
-}
-
-fn train(settings: &Settings, grpc: &str, output: &Path) -> Result<()> {
-    let shared = |path: &str| settings.shared.join(path).display().to_string();
-    let mut command = Command::new(root().join("target/release/student-trainer"));
-    command
-        .args(["train", "--teacher", &format!("grpc://{grpc}")])
-        .args(["--student", &shared("models/gsm8k-student")])
-        .args(["--train-file", &shared("data/gsm8k/train.jsonl")])
-        .args(["--eval-file", &shared("data/gsm8k/test.jsonl")])
-        .args(["--max-train-samples", &settings.rows, "--max-eval-samples", "100"])
-        .args(["--loss-on", "all", "--shuffle", "false", "--max-grad-norm", "inf"])
-        .args(["--overwrite-output-dir", "--dtype", "f32", "--progress", "none", "--output-dir"])
-        .arg(output)
-        .stdout(Stdio::null());
-    read(&mut command).map(drop)
-}
-
-fn scrape(http: &str) -> Result<String> {
-    use std::io::{Read as _, Write as _};
-    let mut stream = std::net::TcpStream::connect(http)?;
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
-}
-
-/// Value of a Prometheus sample without labels.
-fn counter(metrics: &str, name: &str) -> Result<f64> {
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    let value = line.with_context(|| format!("the teacher's /metrics has no {name}"))?;
-    value.trim().parse().with_context(|| format!("{name} is {value}"))
-}
-
-/// Largest resident memory a running process ever had.
-fn peak_mib(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"))
-        .context("no VmHWM")?;
-    Ok(kib.trim().parse::<f64>()? / 1024.0)
-}
-
-fn peer_run(settings: &Settings, dtype: &str) -> Result<Run> {
-    let shared = |path: &str| settings.shared.join(path).display().to_string();
-    let begun = Instant::now();
-    let mut command = Command::new(&settings.python);
-    command
-        .arg(settings.shared.join("bench/torch_seed_loop.py"))
-        .args(["--teacher", &shared("models/gsm8k-teacher")])
-        .args(["--student", &shared("models/gsm8k-student")])
-        .args(["--train", &shared("data/gsm8k/train.jsonl")])
-        .args(["--eval", &shared("data/gsm8k/test.jsonl")])
-        .args(["--train-samples", &settings.rows, "--dtype", dtype]);
-    let text = read(&mut command)?;
-    let whole_seconds = begun.elapsed().as_secs_f64();
-    let last = text.lines().last().context("the peer printed nothing")?;
-    let line: Value = serde_json::from_str(last)?;
-    let number = |name: &str| line[name].as_f64().with_context(|| format!("no {name}"));
-    let mut scoring = Command::new(&settings.python);
-    scoring.arg(root().join("tests/python/score_rate.py")).args([
-        &shared("models/gsm8k-teacher"),
-        &shared("data/gsm8k/train.jsonl"),
-        dtype,
-    ]);
-    Ok(Run {
-        whole_seconds,
-        train_tokens_per_second: number("tokens_per_s")?,
-        score_tokens_per_second: read(&mut scoring)?.trim().parse()?,
-        peak_mib: number("peak_rss_mb")?,
-        wire_bytes_per_token: f64::NAN,
-        student_perplexity: number("student_ppl_after")?,
-    })
-}
-
-fn table(ours: &[Run], f32s: &[Run], bf16s: &[Run]) {
-    say("\nmedians; in brackets the median over rounds of ours / theirs");
-    say(format!("{:<34}{:>12}{:>24}{:>24}", "", "ours f32", "torch f32", "torch bf16"));
-    let rows: [(&str, Figure); 6] = [
-        ("whole job, s", |run| run.whole_seconds),
-        ("training, tokens/s", |run| run.train_tokens_per_second),
-        ("teacher scoring, tokens/s", |run| run.score_tokens_per_second),
-        ("peak memory (both models), MiB", |run| run.peak_mib),
-        ("wire, bytes a token of a row", |run| run.wire_bytes_per_token),
-        ("student perplexity after", |run| run.student_perplexity),
-    ];
-    for (name, figure) in rows {
-        let own = median(ours.iter().map(figure).collect());
-        let cell = |peers: &[Run]| {
-            let theirs = median(peers.iter().map(figure).collect());
-            let ratios = ours.iter().zip(peers).map(|(our, peer)| figure(our) / figure(peer));
-            let ratio = median(ratios.collect());
-            if theirs.is_nan() { "-".to_owned() } else { format!("{theirs:.1} ({ratio:.2})") }
-        };
-        say(format!("{name:<34}{own:>12.1}{:>24}{:>24}", cell(f32s), cell(bf16s)));
+    /// Whether a peer's script and what it imports are there; says so when they are not.
+    fn has_peer(&self, script: &Path) -> bool {
+        let imports =
+            Command::new(&self.python).args(["-c", "import torch, transformers"]).output();
+        let found = script.exists() && imports.is_ok_and(|output| output.status.success());
+        if !found {
+            say(
+                "peer skipped: no Python with torch and transformers (--python), or no peer script",
+            );
+        }
+        found
     }
 }
 

@@ -17,7 +17,10 @@ usage: cargo xtask COMMAND
   tidy          the checks of the repository's own shape alone
   oracle DIR…   runs golden-value folders (see docs/architecture.md, Proof) and prints the worst
                 error of each kind beside its tolerance; exit status 1 beyond one
-  bench         training, scoring and the whole job beside PyTorch, in one alternating run";
+  bench [engine] [job] [start] [--rounds N] [--rows N] [--top-k K] [--python PROGRAM]
+                beside PyTorch in one alternating run: training steps and scoring on random
+                weights, the notebook's whole job; and the time a start takes. All three by
+                default";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -1,23 +1,29 @@
-//! `engine_bench step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks|gradients]`: the engine alone,
-//! on random weights and tokens: seconds of each training step, or of scoring a batch. One JSON line.
+//! `engine_bench step|score|loss SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks|gradients]`: the
+//! engine alone, on random weights and tokens: seconds of each training step, of scoring a batch, or of
+//! the output layer with its loss and gradients; the largest memory, and how much of it came above the
+//! weights (of `loss`: and above their gradient and the hidden states). One JSON line.
 //! `cargo xtask bench engine` runs it beside its peer in PyTorch.
+//!
+//! `engine_bench checkpoint SHAPE DIR` writes such a model in bfloat16, without a tokenizer.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use distill::batch::{Sequence, TokenBatch};
 use distill::signal::TopK;
 use model::config::Qwen3Config;
 use model::ops::Precision;
 use model::ops::adamw::AdamW;
 use model::ops::embed::gather_rows;
-use model::ops::head::{LossSettings, Tail};
+use model::ops::head::{LossSettings, Tail, head_loss};
 use model::ops::topk::score_head;
 use model::qwen3::Qwen3;
 use model::recompute::Recompute;
+use model::save::save_model;
 use model::student::Student;
 use model::weights::Weights;
 use rand::{Rng as _, SeedableRng as _};
@@ -37,7 +43,6 @@ struct Asked {
 }
 
 fn main() -> ExitCode {
-    model::malloc::tune();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,14 +57,24 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
     let Some((&what, rest)) = arguments.split_first() else {
         return Err("step or score, then SHAPE ROWSxTOKENS".into());
     };
+    if what == "checkpoint" {
+        let [name, dir] = rest else { return Err("checkpoint SHAPE DIR".into()) };
+        return write_checkpoint(shape(name)?, Path::new(dir));
+    }
     let asked = asked(rest)?;
-    let seconds = match what {
-        "step" => steps(&asked)?,
+    let (seconds, before) = match what {
+        "step" => (steps(&asked)?, 0),
         "score" => scores(&asked)?,
-        other => return Err(format!("{other} is neither step nor score").into()),
+        "loss" => losses(&asked)?,
+        other => return Err(format!("{other} is none of step, score, loss and checkpoint").into()),
     };
     let seconds: Vec<String> = seconds.iter().map(|s| format!("{s:.4}")).collect();
-    println!("{{\"seconds\": [{}], \"peak_mib\": {}}}", seconds.join(", "), peak_mib());
+    let peak = peak_mib();
+    println!(
+        "{{\"seconds\": [{}], \"peak_mib\": {peak}, \"above_mib\": {}}}",
+        seconds.join(", "),
+        peak - before
+    );
     Ok(())
 }
 
@@ -81,14 +96,16 @@ fn asked(rest: &[&str]) -> Result<Asked, Box<dyn Error>> {
     })
 }
 
-/// `small`, or the shapes of a published model.
+/// `small`, or the shapes of a published model; `NAME:V` has V classes instead of its own.
 fn shape(name: &str) -> Result<Qwen3Config, Box<dyn Error>> {
+    let (name, classes) = name.split_once(':').map_or((name, None), |(n, v)| (n, Some(v)));
     let [hidden, inter, layers, heads, kv, width, vocab] = match name {
         "small" => [256, 768, 6, 8, 4, 32, 4096],
         "qwen3-0.6b" => [1024, 3072, 28, 16, 8, 128, 151_936],
         "qwen3-4b" => [2560, 9728, 36, 32, 8, 128, 151_936],
         other => return Err(format!("no shape {other}: small, qwen3-0.6b, qwen3-4b").into()),
     };
+    let vocab = classes.map_or(Ok(vocab), str::parse)?;
     let json = format!(
         r#"{{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": {hidden},
             "intermediate_size": {inter}, "num_hidden_layers": {layers},
@@ -126,18 +143,19 @@ fn signal(rows: usize, k: usize, classes: usize, random: &mut ChaCha8Rng) -> Top
     signal
 }
 
+fn loss_settings(asked: &Asked) -> LossSettings {
+    let (temperature, precision) = (TEMPERATURE, asked.precision);
+    LossSettings { alpha: 0.7, temperature, tail: Tail::Bucket, precision }
+}
+
 fn steps(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
+    model::malloc::tune();
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let (config, classes) = (asked.config.clone(), asked.config.vocab_size);
     let optimiser = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
     let student = Student::random(config, 1, asked.precision, optimiser, &Device::Cpu)?;
     let mut student = student.with_recompute(asked.recompute)?;
-    let loss = LossSettings {
-        alpha: 0.7,
-        temperature: TEMPERATURE,
-        tail: Tail::Bucket,
-        precision: asked.precision,
-    };
+    let loss = loss_settings(asked);
     let rows = sequences(asked, &mut random)?;
     let batch = TokenBatch::pack(&rows);
     let positions = batch.scored().len();
@@ -153,29 +171,67 @@ fn steps(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
         .collect()
 }
 
-fn scores(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
+fn scores(asked: &Asked) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let classes = asked.config.vocab_size;
     let dtype = if asked.precision == Precision::F32 { DType::F32 } else { DType::BF16 };
-    let weights = Weights::random(&asked.config, 1, &Device::Cpu)?;
-    let flat = weights.flat().to_dtype(dtype)?;
-    let weights = Weights::from_flat(flat, weights.index().clone())?;
+    let drawn = Weights::random(&asked.config, 1, &Device::Cpu)?;
+    let weights = Weights::from_flat(drawn.flat().to_dtype(dtype)?, drawn.index().clone())?;
+    drop(drawn);
     let network = Qwen3::new(asked.config.clone(), weights, asked.precision)?;
     let rows = sequences(asked, &mut random)?;
     let batch = TokenBatch::pack(&rows);
     let next: Vec<Option<u32>> = batch.targets().iter().map(|&id| Some(id)).collect();
-    (0..asked.steps)
-        .map(|_| {
-            let begin = Instant::now();
-            let hidden = gather_rows(&network.forward_hidden(&batch)?, batch.scored())?;
-            let (head, p) = (network.head(), asked.precision);
-            score_head(&hidden, head, classes, &next, TEMPERATURE, asked.k, p)?;
-            Ok(begin.elapsed().as_secs_f64())
-        })
-        .collect()
+    // Only now: the float32 weights that were drawn have gone back to the system.
+    model::malloc::tune();
+    let before = forget_peak()?;
+    let score = |_| {
+        let begin = Instant::now();
+        let hidden = gather_rows(&network.forward_hidden(&batch)?, batch.scored())?;
+        let (head, p) = (network.head(), asked.precision);
+        score_head(&hidden, head, classes, &next, TEMPERATURE, asked.k, p)?;
+        Ok(begin.elapsed().as_secs_f64())
+    };
+    let seconds: Result<_, Box<dyn Error>> = (0..asked.steps).map(score).collect();
+    Ok((seconds?, before))
 }
 
-/// The largest resident memory of this process so far, MiB.
+fn losses(asked: &Asked) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let (classes, width) = (asked.config.vocab_size, asked.config.hidden_size);
+    let positions = asked.rows * asked.tokens;
+    let hidden = Tensor::randn(0.0_f32, 1.0, (positions, width), &Device::Cpu)?;
+    let w = Tensor::randn(0.0_f32, 0.02, (classes, width), &Device::Cpu)?;
+    // Written once, so that its pages are there before anything is counted.
+    let grad = (&w * 0.0)?;
+    let targets: Vec<u32> =
+        (0..positions).map(|_| random.random_range(0..classes as u32)).collect();
+    let signal = signal(positions, asked.k, classes, &mut random);
+    let (loss, scale) = (loss_settings(asked), 1.0 / positions as f64);
+    model::malloc::tune();
+    let before = forget_peak()?;
+    let step = |_| {
+        let begin = Instant::now();
+        head_loss(&hidden, &w, classes, &targets, Some(&signal), &loss, scale, Some(&grad))?;
+        Ok(begin.elapsed().as_secs_f64())
+    };
+    let seconds: Result<_, Box<dyn Error>> = (0..asked.steps).map(step).collect();
+    Ok((seconds?, before))
+}
+
+fn write_checkpoint(config: Qwen3Config, dir: &Path) -> Result<(), Box<dyn Error>> {
+    let weights = Weights::random(&config, 1, &Device::Cpu)?;
+    std::fs::create_dir_all(dir)?;
+    Ok(save_model(dir, &config, &weights, DType::BF16)?)
+}
+
+/// Resident memory now, MiB; the peak is counted from here.
+fn forget_peak() -> Result<u64, Box<dyn Error>> {
+    std::fs::write("/proc/self/clear_refs", "5")?;
+    Ok(peak_mib())
+}
+
+/// The largest resident memory of this process since it was last forgotten, MiB.
 fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
