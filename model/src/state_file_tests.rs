@@ -4,6 +4,7 @@ use candle_core::Device;
 use serde_json::json;
 
 use super::*;
+use crate::ops::head::Teaching;
 use crate::test_support::{batch, bits, config, settings, signal, student};
 
 fn train(student: &mut Student, steps: std::ops::Range<u64>) {
@@ -12,7 +13,7 @@ fn train(student: &mut Student, steps: std::ops::Range<u64>) {
         let scored = batch.scored().len();
         let signal = signal(scored, 61, &settings(), step);
         let scale = 1.0 / scored as f64;
-        student.backward(&batch, 61, Some(&signal), &settings(), scale).unwrap();
+        student.backward(&batch, 61, Some(Teaching::TopK(&signal)), &settings(), scale).unwrap();
         student.step(1e-2, Some(1.0)).unwrap();
     }
 }

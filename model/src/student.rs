@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use distill::batch::TokenBatch;
-use distill::signal::TopK;
 
 use crate::config::Qwen3Config;
 use crate::gradients::Gradients;
@@ -16,7 +15,7 @@ use crate::load::StoredWeights;
 use crate::ops::Precision;
 use crate::ops::adamw::{AdamW, adamw_step, clip_scale, squared_norm};
 use crate::ops::embed::{gather_rows, scatter_add_rows};
-use crate::ops::head::{HeadLoss, LossSettings, head_loss};
+use crate::ops::head::{HeadLoss, LossSettings, Teaching, head_loss};
 use crate::parameters::ParameterIndex;
 use crate::qwen3::{ModelError, Qwen3};
 use crate::recompute::Recompute;
@@ -149,7 +148,7 @@ impl Student {
         &mut self,
         batch: &TokenBatch,
         classes: usize,
-        signal: Option<&TopK>,
+        signal: Option<Teaching<'_>>,
         settings: &LossSettings,
         scale: f64,
     ) -> Result<HeadLoss, StudentError> {
@@ -165,7 +164,7 @@ impl Student {
         &mut self,
         batch: &TokenBatch,
         classes: usize,
-        signal: Option<&TopK>,
+        signal: Option<Teaching<'_>>,
         settings: &LossSettings,
         scale: f64,
     ) -> Result<HeadLoss, StudentError> {
@@ -212,7 +211,7 @@ impl Student {
         &self,
         batch: &TokenBatch,
         classes: usize,
-        signal: Option<&TopK>,
+        signal: Option<Teaching<'_>>,
         settings: &LossSettings,
     ) -> Result<HeadLoss, ModelError> {
         losses(&self.model, batch, classes, signal, settings)
@@ -287,7 +286,7 @@ pub fn losses(
     model: &Qwen3,
     batch: &TokenBatch,
     classes: usize,
-    signal: Option<&TopK>,
+    signal: Option<Teaching<'_>>,
     settings: &LossSettings,
 ) -> Result<HeadLoss, ModelError> {
     let hidden = gather_rows(&model.forward_hidden(batch)?, batch.scored())?;

@@ -7,9 +7,10 @@ use super::*;
 use crate::test_support::{
     batch, bits, config, relative, sequences, settings, signal, student, values,
 };
+use distill::signal::TopK;
 
 fn add_gradient(student: &mut Student, batch: &TokenBatch, signal: &TopK, scale: f64) -> HeadLoss {
-    student.backward(batch, 61, Some(signal), &settings(), scale).unwrap()
+    student.backward(batch, 61, Some(Teaching::TopK(signal)), &settings(), scale).unwrap()
 }
 
 #[test]
@@ -42,7 +43,8 @@ fn the_gradient_is_the_slope_of_the_loss() {
     let total = |along: f64| {
         let moved = (&start + (&gradient * (along / norm)).unwrap()).unwrap();
         student.weights().flat().slice_set(&moved, 0, 0).unwrap();
-        let loss = student.evaluate(&batch, 61, Some(&signal), &settings()).unwrap();
+        let loss =
+            student.evaluate(&batch, 61, Some(Teaching::TopK(&signal)), &settings()).unwrap();
         let pairs = loss.kl.iter().zip(&loss.ce);
         let sum: f64 =
             pairs.map(|(kl, ce)| 0.7 * 4.0 * f64::from(*kl) + 0.3 * f64::from(*ce)).sum();
@@ -114,7 +116,7 @@ fn a_step_lowers_the_loss_and_clears_the_gradient() {
     assert!(norm > 0.0);
     assert_eq!(student.steps(), 1);
     assert!(values(student.gradients().flat()).iter().all(|g| *g == 0.0));
-    let after = student.evaluate(&batch, 61, Some(&signal), &settings()).unwrap();
+    let after = student.evaluate(&batch, 61, Some(Teaching::TopK(&signal)), &settings()).unwrap();
     assert!(sum(&after) < before);
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use distill::batch::TokenBatch;
 use distill::perplexity::Nll;
 use distill::signal::TopK;
-use model::ops::head::{HeadLoss, LossSettings};
+use model::ops::head::{HeadLoss, LossSettings, Teaching};
 use model::qwen3::Qwen3;
 use model::student::{losses, rows_not_finite};
 
@@ -97,7 +97,8 @@ pub fn evaluate(
         let answers = take(signals.as_mut(), these, rows, stop)?;
         let batch = TokenBatch::pack(these.iter().map(|&row| &rows.sequences[row]));
         let signal = joined(&answers);
-        let loss = losses(model, &batch, settings.classes, signal.as_ref(), &settings.loss)?;
+        let said = signal.as_ref().map(Teaching::TopK);
+        let loss = losses(model, &batch, settings.classes, said, &settings.loss)?;
         bad.extend(rows_not_finite(&batch, &loss).into_iter().map(|row| these[row]));
         tally.add(&batch, &loss, &answers);
     }

@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use distill::batch::{Sequence, TokenBatch};
-use model::ops::head::HeadLoss;
+use model::ops::head::{HeadLoss, Teaching};
 use model::student::StudentError;
 
 use crate::config::Config;
@@ -122,9 +122,10 @@ fn train_step(
         let batch = TokenBatch::pack(micro.iter().copied());
         let of_micro = index * at_once..(index * at_once + micro.len()).min(answers.len());
         let signal = answers.get(of_micro).and_then(joined);
+        let said = signal.as_ref().map(Teaching::TopK);
         let loss = run
             .student
-            .backward(&batch, run.classes, signal.as_ref(), &run.loss, 1.0 / positions as f64)
+            .backward(&batch, run.classes, said, &run.loss, 1.0 / positions as f64)
             .map_err(|error| not_finite(error, &run.rows, planned, index * at_once))?;
         sums.add(&loss);
     }

@@ -19,7 +19,7 @@ use model::config::Qwen3Config;
 use model::ops::Precision;
 use model::ops::adamw::AdamW;
 use model::ops::embed::gather_rows;
-use model::ops::head::{LossSettings, Tail, head_loss};
+use model::ops::head::{LossSettings, Tail, Teaching, head_loss};
 use model::ops::topk::score_head;
 use model::qwen3::Qwen3;
 use model::recompute::Recompute;
@@ -164,7 +164,7 @@ fn steps(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
         .map(|_| {
             let begin = Instant::now();
             let scale = 1.0 / positions as f64;
-            student.backward(&batch, classes, Some(&signal), &loss, scale)?;
+            student.backward(&batch, classes, Some(Teaching::TopK(&signal)), &loss, scale)?;
             student.step(5e-5, Some(1.0))?;
             Ok(begin.elapsed().as_secs_f64())
         })
@@ -212,7 +212,16 @@ fn losses(asked: &Asked) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
     let before = forget_peak()?;
     let step = |_| {
         let begin = Instant::now();
-        head_loss(&hidden, &w, classes, &targets, Some(&signal), &loss, scale, Some(&grad))?;
+        head_loss(
+            &hidden,
+            &w,
+            classes,
+            &targets,
+            Some(Teaching::TopK(&signal)),
+            &loss,
+            scale,
+            Some(&grad),
+        )?;
         Ok(begin.elapsed().as_secs_f64())
     };
     let seconds: Result<_, Box<dyn Error>> = (0..asked.steps).map(step).collect();

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use distill::batch::TokenBatch;
 use distill::signal::TopK;
 
@@ -14,7 +14,7 @@ use crate::config::Qwen3Config;
 use crate::ops::Precision;
 use crate::ops::adamw::AdamW;
 use crate::ops::embed::gather_rows;
-use crate::ops::head::{HeadLoss, LossSettings, Tail};
+use crate::ops::head::{HeadLoss, LossSettings, Tail, Teaching};
 use crate::ops::matmul::linear;
 use crate::ops::topk::score_head;
 use crate::qwen3::Qwen3;
@@ -50,7 +50,8 @@ pub fn run(dir: &Path, recompute: Recompute) -> Result<Report, GoldenError> {
         for (number, step) in steps.iter().enumerate() {
             let place = || format!("{} step {}", mode.name(), number + 1);
             let adamw = &case.golden.numbers.adamw;
-            let loss = case.backward(&mut student, *mode, adamw.alpha, adamw.temperature)?;
+            let objective = case.objective_of_steps(*mode, adamw.alpha, adamw.temperature)?;
+            let loss = case.backward(&mut student, objective)?;
             let norm = student.step(adamw.lr, Some(adamw.clip_grad_norm)).map_err(engine)?;
             report.add_relative(Kind::StepLosses, loss.total, step.losses.total, place);
             report.add_relative(Kind::StepLosses, loss.kl, step.losses.kl, || kl(place()));
@@ -78,13 +79,29 @@ pub(super) fn gradient_errors(
 ) -> Result<Vec<(String, f64)>, GoldenError> {
     let case = Case { precision, ..Case::open(dir)? };
     let mut student = case.student()?;
-    case.backward(&mut student, mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
+    let objective = case.objective(mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
+    case.backward(&mut student, objective)?;
     let error = |name: &str| {
         let golden = case.golden.floats(&format!("grad.{}.{name}", mode.name()))?;
         let ours = student.gradients().get(name).and_then(|t| t.flatten_all()?.to_vec1::<f32>());
         Ok((name.to_owned(), norm_of_difference(&ours.map_err(engine)?, &golden)))
     };
     student.weights().names().map(error).collect()
+}
+
+/// What the teacher of a case says.
+enum Said {
+    TopK(TopK),
+    Full { hidden: Tensor, w: Tensor },
+}
+
+impl Said {
+    fn teaching(&self) -> Teaching<'_> {
+        match self {
+            Self::TopK(signal) => Teaching::TopK(signal),
+            Self::Full { hidden, w } => Teaching::Full { hidden, w },
+        }
+    }
 }
 
 struct Case {
@@ -190,9 +207,15 @@ impl Case {
 
     fn check_losses(&self, student: &Student, report: &mut Report) -> Outcome {
         for case in &self.golden.numbers.losses {
-            let (signal, settings) = self.objective(case.mode, case.alpha, case.temperature)?;
-            let loss = losses(student.model(), &self.batch, self.classes, Some(&signal), &settings)
-                .map_err(engine)?;
+            let (said, settings) = self.objective(case.mode, case.alpha, case.temperature)?;
+            let loss = losses(
+                student.model(),
+                &self.batch,
+                self.classes,
+                Some(said.teaching()),
+                &settings,
+            )
+            .map_err(engine)?;
             let ours = means(&loss, &settings);
             let golden = case.losses;
             let (alpha, temperature) = (case.alpha, case.temperature);
@@ -216,7 +239,8 @@ impl Case {
             // The blocks' gradients are never there together; these are the same sums.
             student = student.with_recompute(Recompute::Blocks).map_err(engine)?;
         }
-        self.backward(&mut student, mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
+        let objective = self.objective(mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
+        self.backward(&mut student, objective)?;
         let ours = |name: &str| student.gradients().get(name);
         self.compare_parameters(Kind::Gradients, &prefix, &student, ours, report)
     }
@@ -262,27 +286,50 @@ impl Case {
     fn backward(
         &self,
         student: &mut Student,
-        mode: Mode,
-        alpha: f64,
-        temperature: f64,
+        (said, settings): (Said, LossSettings),
     ) -> Outcome<Losses> {
-        let (signal, settings) = self.objective(mode, alpha, temperature)?;
         let scale = 1.0 / self.batch.scored().len() as f64;
         let loss = student
-            .backward(&self.batch, self.classes, Some(&signal), &settings, scale)
+            .backward(&self.batch, self.classes, Some(said.teaching()), &settings, scale)
             .map_err(engine)?;
         Ok(means(&loss, &settings))
     }
 
-    /// `full` is the top-k of every class.
-    fn objective(&self, mode: Mode, alpha: f64, temperature: f64) -> Outcome<(TopK, LossSettings)> {
-        let (k, tail) = match mode {
-            Mode::Full => (self.classes, Tail::Bucket),
-            Mode::Tail => (self.golden.numbers.k, Tail::Bucket),
-            Mode::Renorm => (self.golden.numbers.k, Tail::Renormalise),
+    /// What the teacher says of the scored positions, and the loss.
+    fn objective(&self, mode: Mode, alpha: f64, temperature: f64) -> Outcome<(Said, LossSettings)> {
+        let (k, scored) = (self.golden.numbers.k, self.batch.scored());
+        let top_k = || self.signal(scored, self.classes, k, temperature).map(Said::TopK);
+        let (said, tail) = match mode {
+            Mode::Full => (self.everything(scored)?, Tail::Bucket),
+            Mode::Tail => (top_k()?, Tail::Bucket),
+            Mode::Renorm => (top_k()?, Tail::Renormalise),
         };
-        let signal = self.signal(self.batch.scored(), self.classes, k, temperature)?;
-        Ok((signal, LossSettings { alpha, temperature, tail, precision: self.precision }))
+        Ok((said, LossSettings { alpha, temperature, tail, precision: self.precision }))
+    }
+
+    /// The same with `full` as the top-k of every class, whose losses are made in float64: ten steps of
+    /// AdamW magnify rounding beyond the tolerance otherwise (docs/log.md).
+    fn objective_of_steps(
+        &self,
+        mode: Mode,
+        alpha: f64,
+        temperature: f64,
+    ) -> Outcome<(Said, LossSettings)> {
+        let (said, settings) = self.objective(mode, alpha, temperature)?;
+        let said = match mode {
+            Mode::Full => {
+                let scored = self.batch.scored();
+                Said::TopK(self.signal(scored, self.classes, self.classes, temperature)?)
+            }
+            Mode::Tail | Mode::Renorm => said,
+        };
+        Ok((said, settings))
+    }
+
+    fn everything(&self, positions: &[u32]) -> Outcome<Said> {
+        let hidden = self.teacher.forward_hidden(&self.batch).map_err(engine)?;
+        let hidden = gather_rows(&hidden, positions).map_err(engine)?;
+        Ok(Said::Full { hidden, w: self.teacher.head().clone() })
     }
 }
 

@@ -8,24 +8,32 @@
 //! costs a quarter of the layer's arithmetic; keeping its result would cost V numbers a position.
 //! Where all classes are one block nothing is done again.
 //!
+//! A teacher that says all gives its hidden states: its logits are made beside the student's, block by
+//! block, and go the same way.
+//!
 //! The k tokens of a signal are taken out of the row first, set to -inf, and treated in `f64`: what
 //! is summed is then the mass of *all other* tokens, with a scale of its own.
 //!
 //! The formulas are those of [`distill::reference`], which the tests hold this against.
 
+mod check;
 pub(crate) mod exps;
+mod full;
 mod row;
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 use distill::signal::TopK;
 use rayon::prelude::*;
 
 use super::product::{MatMut, MatRef, Store, Threads, product};
-use super::{Precision, expect_len, read, tensor, write_f32};
+use super::{Precision, expect_shape, read, tensor, write_f32};
+pub(super) use check::{check_classes, check_temperature};
+use check::{check_settings, check_signal, check_targets};
 pub use distill::reference::Tail;
-use row::{Row, RowLoss, Softmax};
+use full::FullRow;
+use row::{Heard, Row, RowLoss};
 
 /// Classes whose logits exist at a time. Fixed: a row's sums are put together where blocks meet, and
 /// must not depend on what else is in the batch.
@@ -46,6 +54,22 @@ pub struct LossSettings {
     pub precision: Precision,
 }
 
+/// What a teacher says of S positions.
+#[derive(Clone, Copy, Debug)]
+pub enum Teaching<'a> {
+    /// The most probable tokens of each and the mass of the rest.
+    TopK(&'a TopK),
+    /// All of its logits: those of its hidden states `[S, E]` under its output matrix `[V', E]`, both of
+    /// any floating-point type, of which the first classes take part. They exist for a block of classes
+    /// at a time, as the student's do.
+    Full {
+        /// `[S, E]`
+        hidden: &'a Tensor,
+        /// `[V', E]`
+        w: &'a Tensor,
+    },
+}
+
 /// The losses of S positions, and the gradient of their scaled total.
 #[derive(Clone, Debug)]
 pub struct HeadLoss {
@@ -55,9 +79,9 @@ pub struct HeadLoss {
     pub kl: Vec<f32>,
     /// The student's most probable class, `[S]`; the lower id among equals.
     pub argmax: Vec<u32>,
-    /// `Σ p_i` over the signal's ids, `[S]`; 0 without a signal.
+    /// `Σ p_i` over the signal's ids, `[S]`; 0 without a signal, 1 where it says all.
     pub teacher_mass: Vec<f32>,
-    /// `Σ q_i` over the signal's ids, `[S]`; 0 without a signal.
+    /// `Σ q_i` over the signal's ids, `[S]`; likewise.
     pub student_mass: Vec<f32>,
     /// Gradient with respect to `hidden`, `[S, D]`; only when a gradient was asked for.
     pub d_hidden: Option<Tensor>,
@@ -65,7 +89,7 @@ pub struct HeadLoss {
 
 /// Losses of the positions `hidden` `[S, D]` under the output matrix `w` `[V, D]`, of which the
 /// first `classes` rows take part, against the next tokens `targets` `[S]` and what a teacher
-/// says of the same positions (`signal`, S rows; none: cross-entropy alone, which with a gradient
+/// says of the same positions (`signal`; none: cross-entropy alone, which with a gradient
 /// needs `alpha` = 0).
 ///
 /// With `grad` `[V, D]` also the gradient of `scale · Σ total` (`scale` is 1/N, N the scored
@@ -81,7 +105,7 @@ pub fn head_loss(
     w: &Tensor,
     classes: usize,
     targets: &[u32],
-    signal: Option<&TopK>,
+    signal: Option<Teaching<'_>>,
     settings: &LossSettings,
     scale: f64,
     grad: Option<&Tensor>,
@@ -90,14 +114,35 @@ pub fn head_loss(
     check_classes("output matrix", w, classes, width)?;
     check_targets(targets, positions, classes)?;
     check_settings(settings, signal.is_some(), grad.is_some())?;
-    if let Some(signal) = signal {
-        check_signal(signal, positions, classes)?;
-    }
+    let full = match signal {
+        Some(Teaching::TopK(signal)) => {
+            check_signal(signal, positions, classes)?;
+            None
+        }
+        Some(Teaching::Full { hidden, w }) => {
+            let width = hidden.dim(1)?;
+            expect_shape("the teacher's hidden states", hidden, &[positions, width])?;
+            check_classes("the teacher's output matrix", w, classes, width)?;
+            Some((read(hidden), read(w), width))
+        }
+        None => None,
+    };
+    let full = match &full {
+        Some((hidden, w, width)) => {
+            let hidden = MatRef::new(hidden.floats()?, positions, *width);
+            Some([hidden, MatRef::new(w.floats()?, classes, *width)])
+        }
+        None => None,
+    };
+    let listed = match signal {
+        Some(Teaching::TopK(signal)) => Some(signal),
+        Some(Teaching::Full { .. }) | None => None,
+    };
 
     let (hidden, w) = (read(hidden), read(w));
     let hidden = MatRef::new(hidden.floats()?, positions, width);
     let w = MatRef::new(w.floats()?, classes, width);
-    let head = Head { hidden, w, width, classes, targets, signal, settings };
+    let head = Head { hidden, w, full, width, classes, targets, listed, settings };
     match grad {
         None => head.losses(),
         Some(grad) => {
@@ -114,20 +159,72 @@ struct Head<'a> {
     hidden: MatRef<'a>,
     /// `[classes, width]`, as stored.
     w: MatRef<'a>,
+    /// The teacher's `[S, E]` and `[classes, E]`, where it says all.
+    full: Option<[MatRef<'a>; 2]>,
     width: usize,
     classes: usize,
     targets: &'a [u32],
-    signal: Option<&'a TopK>,
+    listed: Option<&'a TopK>,
     settings: &'a LossSettings,
+}
+
+/// A position, while its classes are heard.
+enum Listening {
+    Listed(Row),
+    Full(FullRow),
+}
+
+/// A position whose classes were all heard.
+enum Position {
+    Listed(Heard),
+    Full(FullRow),
+}
+
+impl Listening {
+    fn listen(&mut self, logits: &mut [f32], teacher: &[f32], first: usize) {
+        match self {
+            Self::Listed(row) => row.listen(logits, first),
+            Self::Full(row) => row.listen(logits, teacher, first),
+        }
+    }
+
+    fn heard(self) -> Position {
+        match self {
+            Self::Listed(row) => Position::Listed(row.heard()),
+            Self::Full(row) => Position::Full(row),
+        }
+    }
+}
+
+impl Position {
+    fn gradient(&self, logits: &mut [f32], teacher: &[f32], first: usize) {
+        match self {
+            Self::Listed(row) => row.gradient(logits, first),
+            Self::Full(row) => row.gradient(logits, teacher, first),
+        }
+    }
+
+    fn losses(&self) -> RowLoss {
+        match self {
+            Self::Listed(row) => row.losses(),
+            Self::Full(row) => row.losses(),
+        }
+    }
+}
+
+/// Logits of a chunk of positions for a block of classes, the student's and the teacher's where it says
+/// all: room for them.
+struct Logits {
+    student: Vec<f32>,
+    teacher: Vec<f32>,
 }
 
 impl Head<'_> {
     fn losses(&self) -> Result<HeadLoss> {
         let mut losses = Vec::with_capacity(self.targets.len());
-        let mut buffer = logits_buffer(self.targets.len(), self.classes);
+        let mut room = self.room();
         for chunk in chunks(self.targets.len()) {
-            let rows = self.listen(&chunk, &mut buffer);
-            losses.extend(rows.iter().map(|row| row.losses(&row.softmax())));
+            losses.extend(self.listen(&chunk, &mut room).iter().map(Position::losses));
         }
         Ok(HeadLoss::new(&losses, None))
     }
@@ -135,24 +232,23 @@ impl Head<'_> {
     fn losses_and_gradients(&self, scale: f32, dw: &mut [f32]) -> Result<HeadLoss> {
         let mut d_hidden = vec![0.0; self.targets.len() * self.width];
         let mut losses = Vec::with_capacity(self.targets.len());
-        let mut buffer = logits_buffer(self.targets.len(), self.classes);
+        let mut room = self.room();
         for chunk in chunks(self.targets.len()) {
-            let rows = self.listen(&chunk, &mut buffer);
-            let softmax: Vec<Softmax> = rows.iter().map(Row::softmax).collect();
-            losses.extend(rows.iter().zip(&softmax).map(|(row, softmax)| row.losses(softmax)));
+            let rows = self.listen(&chunk, &mut room);
+            losses.extend(rows.iter().map(Position::losses));
             let hidden = self.hidden.row_range(chunk.clone());
             let d_hidden = &mut d_hidden[chunk.start * self.width..chunk.end * self.width];
             let mut d_hidden = MatMut::new(d_hidden, chunk.len(), self.width);
             let mut store = Store::Replace;
             for block in blocks(self.classes) {
                 // Where all classes are one block their logits are still there.
-                let logits = match block.len() == self.classes {
-                    true => &mut buffer[..chunk.len() * self.classes],
-                    false => self.project(&mut buffer, &chunk, &block),
+                let there = block.len() == self.classes;
+                let (logits, teacher) = match there {
+                    true => room.of(chunk.len(), block.len()),
+                    false => self.project(&mut room, &chunk, &block),
                 };
-                let columns = logits.par_chunks_mut(block.len()).zip(&rows).zip(&softmax);
-                columns.for_each(|((logits, row), softmax)| {
-                    row.gradient(softmax, logits, block.start);
+                in_rows(logits, teacher, &block, rows.par_iter(), |row, logits, teacher| {
+                    row.gradient(logits, teacher, block.start);
                 });
                 let dlogits = MatRef::new(&*logits, chunk.len(), block.len());
                 let w = self.w.row_range(block.clone());
@@ -167,40 +263,83 @@ impl Head<'_> {
         Ok(HeadLoss::new(&losses, Some(d_hidden)))
     }
 
-    /// The rows of a chunk, all their logits heard. Those of the last block stay in `buffer`.
-    fn listen(&self, chunk: &Range<usize>, buffer: &mut [f32]) -> Vec<Row> {
-        let mut rows: Vec<Row> = chunk.clone().map(|position| self.row(position)).collect();
+    /// The rows of a chunk, all their logits heard. Those of the last block stay in `room`.
+    fn listen(&self, chunk: &Range<usize>, room: &mut Logits) -> Vec<Position> {
+        let mut rows: Vec<Listening> = chunk.clone().map(|position| self.row(position)).collect();
         for block in blocks(self.classes) {
-            let logits = self.project(buffer, chunk, &block);
-            let columns = logits.par_chunks_mut(block.len()).zip(&mut rows);
-            columns.for_each(|(logits, row)| row.listen(logits, block.start));
+            let (logits, teacher) = self.project(room, chunk, &block);
+            in_rows(logits, teacher, &block, rows.par_iter_mut(), |row, logits, teacher| {
+                row.listen(logits, teacher, block.start);
+            });
         }
-        rows
+        rows.into_iter().map(Listening::heard).collect()
     }
 
-    /// The logits of a chunk for a block of classes, in the front part of `buffer`.
+    /// The logits of a chunk for a block of classes, in the front part of `room`; the teacher's are
+    /// empty where it does not say all.
     fn project<'b>(
         &self,
-        buffer: &'b mut [f32],
+        room: &'b mut Logits,
         chunk: &Range<usize>,
         block: &Range<usize>,
-    ) -> &'b mut [f32] {
-        let logits = &mut buffer[..chunk.len() * block.len()];
-        let target = MatMut::new(logits, chunk.len(), block.len());
-        let hidden = self.hidden.row_range(chunk.clone());
-        let w = self.w.row_range(block.clone());
-        self.product(target, Store::Replace, 1.0, hidden, w.transposed());
-        logits
+    ) -> (&'b mut [f32], &'b mut [f32]) {
+        let (logits, teacher) = room.of(chunk.len(), block.len());
+        let project = |into: &mut [f32], hidden: MatRef<'_>, w: MatRef<'_>| {
+            let target = MatMut::new(into, chunk.len(), block.len());
+            let (hidden, w) = (hidden.row_range(chunk.clone()), w.row_range(block.clone()));
+            self.product(target, Store::Replace, 1.0, hidden, w.transposed());
+        };
+        project(logits, self.hidden, self.w);
+        if let Some([hidden, w]) = self.full {
+            project(teacher, hidden, w);
+        }
+        (logits, teacher)
     }
 
     fn product(&self, dst: MatMut<'_>, store: Store, alpha: f32, a: MatRef<'_>, b: MatRef<'_>) {
         product(dst, store, alpha, a, b, self.settings.precision, Threads::Pool);
     }
 
-    fn row(&self, position: usize) -> Row {
-        let signal = self.signal.map(|signal| (signal, position));
-        Row::new(self.targets[position] as usize, signal, self.settings)
+    fn row(&self, position: usize) -> Listening {
+        let target = self.targets[position] as usize;
+        match self.full {
+            Some(_) => Listening::Full(FullRow::new(target, self.settings)),
+            None => {
+                let signal = self.listed.map(|signal| (signal, position));
+                Listening::Listed(Row::new(target, signal, self.settings))
+            }
+        }
     }
+
+    fn room(&self) -> Logits {
+        let room = || logits_buffer(self.targets.len(), self.classes);
+        let teacher = self.full.map_or_else(Vec::new, |_| room());
+        Logits { student: room(), teacher }
+    }
+}
+
+impl Logits {
+    /// Both sides' for so many positions and classes.
+    fn of(&mut self, positions: usize, classes: usize) -> (&mut [f32], &mut [f32]) {
+        let teacher = (positions * classes).min(self.teacher.len());
+        (&mut self.student[..positions * classes], &mut self.teacher[..teacher])
+    }
+}
+
+/// Calls `f` for each position of a chunk with its logits of a block, and the teacher's where there
+/// are any.
+fn in_rows<R: Send>(
+    logits: &mut [f32],
+    teacher: &[f32],
+    block: &Range<usize>,
+    rows: impl IndexedParallelIterator<Item = R>,
+    f: impl Fn(R, &mut [f32], &[f32]) + Sync + Send,
+) {
+    let columns = logits.par_chunks_mut(block.len()).zip(rows).enumerate();
+    columns.for_each(|(number, (logits, row))| {
+        let teacher = teacher.get(number * block.len()..(number + 1) * block.len());
+        f(row, logits, teacher.unwrap_or_default());
+    });
 }
 
 impl HeadLoss {
@@ -238,67 +377,8 @@ pub(crate) fn logits_elements(positions: usize, classes: usize) -> usize {
     CHUNK_POSITIONS.min(positions) * BLOCK_CLASSES.min(classes)
 }
 
-/// Refuses a matrix `[V, D]` whose width is not `width` or which has fewer rows than `classes`.
-pub(super) fn check_classes(what: &str, w: &Tensor, classes: usize, width: usize) -> Result<()> {
-    let (rows, columns) = w.dims2()?;
-    if columns != width {
-        bail!("{what}: width {columns} found, {width} wanted");
-    }
-    if classes == 0 || classes > rows {
-        bail!("{what}: {classes} classes asked for, it has rows for 1 to {rows}");
-    }
-    Ok(())
-}
-
-/// Refuses settings no loss can be made of.
-fn check_settings(settings: &LossSettings, signal: bool, gradient: bool) -> Result<()> {
-    let LossSettings { alpha, temperature, .. } = *settings;
-    if !(0.0..=1.0).contains(&alpha) {
-        bail!("alpha is {alpha}, it must lie in 0 to 1");
-    }
-    check_temperature(temperature)?;
-    if gradient && !signal && alpha != 0.0 {
-        bail!("alpha is {alpha} but there is no signal of a teacher: without one it must be 0");
-    }
-    Ok(())
-}
-
-/// Refuses a temperature that is not a positive number.
-pub(super) fn check_temperature(temperature: f64) -> Result<()> {
-    if !(temperature.is_finite() && temperature > 0.0) {
-        bail!("temperature is {temperature}, it must be finite and above 0");
-    }
-    Ok(())
-}
-
-fn check_targets(targets: &[u32], positions: usize, classes: usize) -> Result<()> {
-    expect_len("targets", targets.len(), positions)?;
-    if let Some(at) = targets.iter().position(|&id| id as usize >= classes) {
-        bail!("position {at}: target {} is not one of the {classes} classes", targets[at]);
-    }
-    Ok(())
-}
-
-fn check_signal(signal: &TopK, positions: usize, classes: usize) -> Result<()> {
-    let k = signal.k;
-    if k == 0 || k > classes {
-        bail!("signal: k is {k}, it must lie in 1 to {classes}, the classes");
-    }
-    expect_len("signal rows", signal.rows(), positions)?;
-    expect_len("signal ids", signal.ids.len(), positions * k)?;
-    expect_len("signal values", signal.scaled.len(), positions * k)?;
-    expect_len("signal rests", signal.log_rest.len(), positions)?;
-    if let Some(at) = signal.ids.iter().position(|&id| id as usize >= classes) {
-        let (row, id) = (at / k, signal.ids[at]);
-        bail!("signal row {row}: id {id} is not one of the {classes} classes");
-    }
-    let outside = |&log_rest: &f32| log_rest > f32::NEG_INFINITY;
-    if let (true, Some(row)) = (k == classes, signal.log_rest.iter().position(outside)) {
-        bail!("signal row {row}: mass outside its {k} ids, which are all the classes there are");
-    }
-    Ok(())
-}
-
+#[cfg(test)]
+mod full_tests;
 #[cfg(test)]
 mod limits_tests;
 #[cfg(test)]

@@ -108,7 +108,7 @@ impl Case {
             &self.w(),
             self.classes,
             &self.targets,
-            Some(&self.signal),
+            Some(Teaching::TopK(&self.signal)),
             &self.settings,
             scale,
             grad,
@@ -218,8 +218,17 @@ impl Random {
         let signal = self.signal.slice(rows.clone());
         let targets = &self.targets[rows];
         let scale = 1.0 / self.targets.len() as f64;
-        head_loss(&hidden, &self.w, self.classes, targets, Some(&signal), settings, scale, dw)
-            .expect("a loss")
+        head_loss(
+            &hidden,
+            &self.w,
+            self.classes,
+            targets,
+            Some(Teaching::TopK(&signal)),
+            settings,
+            scale,
+            dw,
+        )
+        .expect("a loss")
     }
 }
 
@@ -306,7 +315,8 @@ fn without_a_signal_there_is_cross_entropy_alone() {
     let hidden = matrix(&case.hidden, 16);
     let run = |alpha: f64, signal: Option<&TopK>, dw: Option<&Tensor>| {
         let settings = LossSettings { alpha, ..DEFAULTS };
-        head_loss(&hidden, &case.w, 500, &case.targets, signal, &settings, 1.0, dw)
+        let said = signal.map(Teaching::TopK);
+        head_loss(&hidden, &case.w, 500, &case.targets, said, &settings, 1.0, dw)
     };
     let zeros = || Tensor::zeros((500, 16), DType::F32, &Device::Cpu).unwrap();
     let (alone, beside) = (zeros(), zeros());
@@ -339,7 +349,7 @@ fn rounded_operands_give_what_they_would_have_given_in_full() {
             &w,
             700,
             &case.targets,
-            Some(&case.signal),
+            Some(Teaching::TopK(&case.signal)),
             &DEFAULTS,
             1.0 / 20.0,
             Some(&full_dw),

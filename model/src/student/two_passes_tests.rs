@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use crate::ops::head::LossSettings;
+use crate::ops::head::{LossSettings, Teaching};
 use crate::recompute::Recompute;
 use crate::student::{Student, StudentError};
 use crate::test_support::{batch, bits, config, settings, signal, student};
@@ -12,7 +12,9 @@ fn backward(student: &mut Student, seed: u64) -> Result<(), StudentError> {
     let batch = batch(&[12, 1, 20, 7], 61, seed);
     let scored = batch.scored().len();
     let signal = signal(scored, 61, &settings(), seed);
-    student.backward(&batch, 61, Some(&signal), &settings(), 1.0 / scored as f64).map(drop)
+    student
+        .backward(&batch, 61, Some(Teaching::TopK(&signal)), &settings(), 1.0 / scored as f64)
+        .map(drop)
 }
 
 #[test]
@@ -60,7 +62,7 @@ fn a_gradient_that_is_not_finite_names_its_parameter_and_changes_nothing() {
     // A little larger each time, until the sums overflow and their terms do not yet.
     let mut scale = 1e-3;
     let error = loop {
-        student.backward(&batch, 61, Some(&signal), &settings(), scale).unwrap();
+        student.backward(&batch, 61, Some(Teaching::TopK(&signal)), &settings(), scale).unwrap();
         match student.step(0.0, Some(1.0)) {
             Ok(_) => scale *= 1.1,
             Err(error) => break error,

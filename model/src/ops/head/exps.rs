@@ -11,7 +11,7 @@ use crate::ops::math::exp_f32;
 /// Partial sums side by side: two registers of AVX-512.
 const LANES: usize = 32;
 /// Elements summed in `f32` before the sum goes on in `f64`.
-const BLOCK: usize = 1024;
+pub(super) const BLOCK: usize = 1024;
 
 /// Sums over logits z, relative to the largest of them.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +86,7 @@ pub(crate) fn log_sum(first: f64, others: impl Iterator<Item = f64> + Clone) -> 
 }
 
 /// What is subtracted: the largest logit, but 0 for a row of nothing but -inf.
-fn reference_point(max: f32) -> f32 {
+pub(super) fn reference_point(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
@@ -164,7 +164,7 @@ fn sum_both(row: &[f32], max: f32, inverse_t: f32) -> (f64, f64) {
 
 /// `Σ x`, in [`LANES`] interleaved sums folded in halves: a fixed order.
 #[inline(always)]
-fn sum_block(x: &[f32]) -> f32 {
+pub(super) fn sum_block(x: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let chunks = x.chunks_exact(LANES);
     let rest = chunks.remainder();

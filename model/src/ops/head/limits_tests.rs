@@ -53,9 +53,9 @@ fn a_student_that_rules_out_all_others_has_an_infinite_loss_and_a_finite_gradien
     let mut logits = [3.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
     let mut row = Row::new(0, Some((&signal, 0)), &DEFAULTS);
     row.listen(&mut logits, 0);
-    let softmax = row.softmax();
-    let loss = row.losses(&softmax);
-    row.gradient(&softmax, &mut logits, 0);
+    let heard = row.heard();
+    let loss = heard.losses();
+    heard.gradient(&mut logits, 0);
     assert_eq!((loss.ce, loss.kl), (0.0, f64::INFINITY));
     let wanted = 0.7 * 5.0 * (1.0 - signal.probabilities(0).0[0]);
     assert!((f64::from(logits[0]) - wanted).abs() < 1e-6, "{logits:?}, {wanted}");

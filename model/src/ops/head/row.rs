@@ -53,6 +53,12 @@ pub(super) struct Row {
     sums: RestSums,
 }
 
+/// A position whose classes were all heard.
+pub(super) struct Heard {
+    row: Row,
+    softmax: Softmax,
+}
+
 impl Row {
     /// `signal` is a signal and the row of it that speaks of this position.
     pub(super) fn new(
@@ -116,37 +122,10 @@ impl Row {
         }
     }
 
-    /// Turns the logits of the classes from `first` on, as they were heard, into the gradient of
-    /// `alpha T² KL + (1 - alpha) CE`. `softmax` is [`Row::softmax`] once all classes were heard.
-    pub(super) fn gradient(&self, softmax: &Softmax, logits: &mut [f32], first: usize) {
-        let sums = &self.sums;
-        let at_one = self.ce_weight * (sums.max - softmax.log_z_one).exp();
-        // A student that leaves the others nothing at all leaves them no direction to grow in.
-        let p_rest = if sums.at_t == 0.0 { 0.0 } else { self.p_rest / sums.at_t };
-        let q = (sums.max / self.temperature - softmax.log_z_t).exp();
-        let at_t = self.kl_weight * (q - p_rest);
-        let here = self.here(first, logits.len());
-        for slot in here.clone() {
-            // What is left of the largest logit would overflow where a token of the signal is
-            // far above all others.
-            logits[self.ids[slot] as usize - first] = f32::NEG_INFINITY;
-        }
-        blend(logits, sums.max, self.temperature, at_one, at_t);
-        for slot in here {
-            let z = self.top[slot];
-            let ce = (z - softmax.log_z_one).exp();
-            let kl = softmax.log_q(z).exp() - self.p[slot];
-            let gradient = self.ce_weight * ce + self.kl_weight * kl;
-            logits[self.ids[slot] as usize - first] = gradient as f32;
-        }
-        if let Some(at) = self.target.checked_sub(first).filter(|&at| at < logits.len()) {
-            logits[at] -= self.ce_weight as f32;
-        }
-    }
-
-    /// The student's partition functions, once all classes were heard.
-    pub(super) fn softmax(&self) -> Softmax {
-        Softmax::new(&self.sums, &self.top, self.temperature)
+    /// The position once all classes were heard.
+    pub(super) fn heard(self) -> Heard {
+        let softmax = Softmax::new(&self.sums, &self.top, self.temperature);
+        Heard { row: self, softmax }
     }
 
     /// The signal's tokens among `count` classes from `first` on.
@@ -165,25 +144,57 @@ impl Row {
         }
         best_id
     }
+}
 
-    /// The losses. `softmax` is [`Row::softmax`] once all classes were heard.
-    pub(super) fn losses(&self, softmax: &Softmax) -> RowLoss {
-        let mut kl = kl_term(self.p_rest, softmax.log_q_rest);
+impl Heard {
+    /// Turns the logits of the classes from `first` on, as they were heard, into the gradient of
+    /// `alpha T² KL + (1 - alpha) CE`.
+    pub(super) fn gradient(&self, logits: &mut [f32], first: usize) {
+        let Self { row, softmax } = self;
+        let sums = &row.sums;
+        let at_one = row.ce_weight * (sums.max - softmax.log_z_one).exp();
+        // A student that leaves the others nothing at all leaves them no direction to grow in.
+        let p_rest = if sums.at_t == 0.0 { 0.0 } else { row.p_rest / sums.at_t };
+        let q = (sums.max / row.temperature - softmax.log_z_t).exp();
+        let at_t = row.kl_weight * (q - p_rest);
+        let here = row.here(first, logits.len());
+        for slot in here.clone() {
+            // What is left of the largest logit would overflow where a token of the signal is
+            // far above all others.
+            logits[row.ids[slot] as usize - first] = f32::NEG_INFINITY;
+        }
+        blend(logits, sums.max, row.temperature, at_one, at_t);
+        for slot in here {
+            let z = row.top[slot];
+            let ce = (z - softmax.log_z_one).exp();
+            let kl = softmax.log_q(z).exp() - row.p[slot];
+            let gradient = row.ce_weight * ce + row.kl_weight * kl;
+            logits[row.ids[slot] as usize - first] = gradient as f32;
+        }
+        if let Some(at) = row.target.checked_sub(first).filter(|&at| at < logits.len()) {
+            logits[at] -= row.ce_weight as f32;
+        }
+    }
+
+    /// The losses.
+    pub(super) fn losses(&self) -> RowLoss {
+        let Self { row, softmax } = self;
+        let mut kl = kl_term(row.p_rest, softmax.log_q_rest);
         let mut student_mass = 0.0;
-        for (&z, &p) in self.top.iter().zip(&self.p) {
+        for (&z, &p) in row.top.iter().zip(&row.p) {
             let log_q = softmax.log_q(z);
             kl += kl_term(p, log_q);
             student_mass += log_q.exp();
         }
-        let ce = softmax.log_z_one - self.logit_of_target;
-        let (argmax, teacher_mass) = (self.argmax(), self.teacher_mass);
+        let ce = softmax.log_z_one - row.logit_of_target;
+        let (argmax, teacher_mass) = (row.argmax(), row.teacher_mass);
         RowLoss { ce, kl, argmax, teacher_mass, student_mass }
     }
 }
 
 /// The student's partition functions, and its probabilities at T of the k + 1 outcomes, which sum
 /// to 1 to the last digits of `f64`: a divergence made of them is not negative.
-pub(super) struct Softmax {
+struct Softmax {
     temperature: f64,
     log_z_one: f64,
     log_z_t: f64,

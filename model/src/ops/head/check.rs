@@ -1,0 +1,73 @@
+//! What the output layer refuses, each with what was found and wanted.
+
+use candle_core::{Result, Tensor, bail};
+use distill::signal::TopK;
+
+use super::LossSettings;
+use crate::ops::expect_len;
+
+/// Refuses a matrix `[V, D]` whose width is not `width` or which has fewer rows than `classes`.
+pub(in crate::ops) fn check_classes(
+    what: &str,
+    w: &Tensor,
+    classes: usize,
+    width: usize,
+) -> Result<()> {
+    let (rows, columns) = w.dims2()?;
+    if columns != width {
+        bail!("{what}: width {columns} found, {width} wanted");
+    }
+    if classes == 0 || classes > rows {
+        bail!("{what}: {classes} classes asked for, it has rows for 1 to {rows}");
+    }
+    Ok(())
+}
+
+/// Refuses settings no loss can be made of.
+pub(super) fn check_settings(settings: &LossSettings, signal: bool, gradient: bool) -> Result<()> {
+    let LossSettings { alpha, temperature, .. } = *settings;
+    if !(0.0..=1.0).contains(&alpha) {
+        bail!("alpha is {alpha}, it must lie in 0 to 1");
+    }
+    check_temperature(temperature)?;
+    if gradient && !signal && alpha != 0.0 {
+        bail!("alpha is {alpha} but there is no signal of a teacher: without one it must be 0");
+    }
+    Ok(())
+}
+
+/// Refuses a temperature that is not a positive number.
+pub(in crate::ops) fn check_temperature(temperature: f64) -> Result<()> {
+    if !(temperature.is_finite() && temperature > 0.0) {
+        bail!("temperature is {temperature}, it must be finite and above 0");
+    }
+    Ok(())
+}
+
+pub(super) fn check_targets(targets: &[u32], positions: usize, classes: usize) -> Result<()> {
+    expect_len("targets", targets.len(), positions)?;
+    if let Some(at) = targets.iter().position(|&id| id as usize >= classes) {
+        bail!("position {at}: target {} is not one of the {classes} classes", targets[at]);
+    }
+    Ok(())
+}
+
+pub(super) fn check_signal(signal: &TopK, positions: usize, classes: usize) -> Result<()> {
+    let k = signal.k;
+    if k == 0 || k > classes {
+        bail!("signal: k is {k}, it must lie in 1 to {classes}, the classes");
+    }
+    expect_len("signal rows", signal.rows(), positions)?;
+    expect_len("signal ids", signal.ids.len(), positions * k)?;
+    expect_len("signal values", signal.scaled.len(), positions * k)?;
+    expect_len("signal rests", signal.log_rest.len(), positions)?;
+    if let Some(at) = signal.ids.iter().position(|&id| id as usize >= classes) {
+        let (row, id) = (at / k, signal.ids[at]);
+        bail!("signal row {row}: id {id} is not one of the {classes} classes");
+    }
+    let outside = |&log_rest: &f32| log_rest > f32::NEG_INFINITY;
+    if let (true, Some(row)) = (k == classes, signal.log_rest.iter().position(outside)) {
+        bail!("signal row {row}: mass outside its {k} ids, which are all the classes there are");
+    }
+    Ok(())
+}
