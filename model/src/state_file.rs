@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, json};
 
 use crate::config::Qwen3Config;
@@ -13,29 +13,55 @@ use crate::parameters::ParameterIndex;
 use crate::save::{Entry, write_tensors};
 use crate::student::{Student, StudentError};
 use crate::tensor_file::{StoredDtype, StoredTensor, TensorFile};
-use crate::weights::{WeightsError, zeros};
+use crate::weights::{Weights, WeightsError, zeros};
 
 /// The rows of the state, in order.
 const ROWS: [&str; 3] = ["master", "exp_avg", "exp_avg_sq"];
+
+/// A student's configuration, weights and state as they are after a step. They share the student's
+/// memory, so that no second copy of it exists: what is to be written of them must be written before
+/// the next [`Student::step`].
+pub struct TrainingState {
+    /// The model's configuration.
+    pub config: Qwen3Config,
+    /// The master weights.
+    pub weights: Weights,
+    /// Master weights and both moments, `[3, P]` float32.
+    state: Tensor,
+    /// Optimiser steps done.
+    steps: u64,
+}
+
+impl TrainingState {
+    /// The state of a student as it is now.
+    pub fn of(student: &Student) -> Self {
+        Self {
+            config: student.model().config().clone(),
+            weights: student.weights().clone(),
+            state: student.state().clone(),
+            steps: student.steps(),
+        }
+    }
+}
 
 /// Writes master weights and moments (`[P]` float32 each) and the step count. The metadata names
 /// the layout ([`ParameterIndex::digest`]).
 ///
 /// # Errors
 /// [`StudentError::Save`].
-pub fn save_state(student: &Student, path: &Path) -> Result<(), StudentError> {
-    let index = student.weights().index();
+pub fn save_state(student: &TrainingState, path: &Path) -> Result<(), StudentError> {
+    let index = student.weights.index();
     let metadata = Map::from_iter([
         ("format".to_owned(), json!("pt")),
         ("layout".to_owned(), json!(index.digest())),
-        ("step".to_owned(), json!(student.steps().to_string())),
+        ("step".to_owned(), json!(student.steps.to_string())),
     ]);
     let mut entries = Vec::with_capacity(ROWS.len());
     for (row, name) in ROWS.iter().enumerate() {
         entries.push(Entry {
             name: (*name).to_owned(),
             shape: vec![index.total()],
-            flat: student.state().narrow(0, row, 1)?.flatten_all()?,
+            flat: student.state.narrow(0, row, 1)?.flatten_all()?,
         });
     }
     Ok(write_tensors(path, metadata, &entries, DType::F32)?)

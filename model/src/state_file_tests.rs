@@ -32,14 +32,14 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
     train(&mut first, 0..2);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
-    save_state(&first, &path).unwrap();
+    save_state(&TrainingState::of(&first), &path).unwrap();
     let mut resumed = load(&path, config).unwrap();
     assert_eq!((resumed.steps(), bits(resumed.state())), (2, bits(first.state())));
     train(&mut resumed, 2..5);
     assert_eq!((resumed.steps(), bits(resumed.state())), (5, bits(whole.state())));
 
     let again = folder.path().join("again.safetensors");
-    save_state(&first, &again).unwrap();
+    save_state(&TrainingState::of(&first), &again).unwrap();
     assert_eq!(std::fs::read(path).unwrap(), std::fs::read(again).unwrap());
 }
 
@@ -47,7 +47,7 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
 fn another_models_state_and_other_files_are_refused_with_what_was_found() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
-    save_state(&student(&config(json!({}))), &path).unwrap();
+    save_state(&TrainingState::of(&student(&config(json!({})))), &path).unwrap();
     let other = config(json!({"attention_bias": true}));
     let error = load(&path, other.clone()).err().unwrap().to_string();
     let wanted = ParameterIndex::new(&other).digest();

@@ -85,23 +85,35 @@ fn loss_and_gradient_do_not_depend_on_packing_or_micro_batches() {
 
 #[test]
 fn the_same_seed_gives_the_same_bits_whatever_the_threads() {
-    let train = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let mut student = student(&config(json!({})));
-            for step in 0..3 {
-                let batch = batch(&[30, 9, 25], 61, step);
-                let scored = batch.scored().len();
-                let signal = signal(scored, 61, &settings(), step);
-                add_gradient(&mut student, &batch, &signal, 1.0 / scored as f64);
-                student.step(1e-2, Some(1.0)).unwrap();
-            }
-            bits(student.state())
-        })
-    };
-    let one = train(1);
-    assert_eq!(train(1), one);
-    assert_eq!(train(3), one);
+    // Products large enough to be divided among threads.
+    let config = config(json!({
+        "hidden_size": 96, "intermediate_size": 200, "head_dim": 24, "vocab_size": 5000,
+        "max_position_embeddings": 200,
+    }));
+    for precision in [Precision::F32, Precision::Bf16] {
+        let train = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (optimiser, device) = (AdamW::default(), Device::Cpu);
+                let mut student =
+                    Student::random(config.clone(), 7, precision, optimiser, &device).unwrap();
+                let settings = LossSettings { precision, ..settings() };
+                for step in 0..3 {
+                    let batch = batch(&[150, 9, 64], 5000, step);
+                    let scored = batch.scored().len();
+                    let signal = signal(scored, 5000, &settings, step);
+                    let (said, scale) = (Teaching::TopK(&signal), 1.0 / scored as f64);
+                    student.backward(&batch, 5000, Some(said), &settings, scale).unwrap();
+                    student.step(1e-2, Some(1.0)).unwrap();
+                }
+                bits(student.state())
+            })
+        };
+        let one = train(1);
+        for threads in [1, 2, 4] {
+            assert_eq!(train(threads), one, "{threads} threads, {precision}");
+        }
+    }
 }
 
 #[test]

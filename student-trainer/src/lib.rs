@@ -22,6 +22,7 @@ pub mod outputs;
 pub mod plan;
 pub mod proof;
 mod run;
+mod saving;
 mod setup;
 pub mod signals;
 pub mod state;

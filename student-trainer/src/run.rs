@@ -1,37 +1,34 @@
 //! A run made ready: everything it needs, found, proved and loaded before the first update.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::DType;
 use distill::schedule::{LrSchedule, ScheduleKind};
 use model::ops::head::LossSettings;
-use model::save::save_model;
-use model::state_file::save_state;
+use model::state_file::TrainingState;
 use model::student::Student;
 
 use crate::checkpoint;
-use crate::config::{Config, Resume, SaveDtype, SchedulerKind};
+use crate::config::{Config, Resume, SchedulerKind};
 use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
 use crate::feed::Ask;
 use crate::memory;
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
-use crate::outputs::{self, Claim, OutputError, Reuse};
+use crate::outputs::{self, Claim, Reuse};
 use crate::plan::{Plan, PlannedStep};
+use crate::saving::{Saving, Snapshot};
 use crate::setup::{self, Material};
 use crate::signals::Signals;
-use crate::state::{self, Identity, Progress};
+use crate::state::{Identity, Progress};
 use crate::stop::Stop;
 use crate::summary::{Summary, split};
 use crate::teacher::{Network, Teacher};
 
 /// The directory of the checkpoints within the output directory.
 const CHECKPOINTS: &str = "checkpoints";
-/// The training state's file within a checkpoint.
-pub(crate) const STATE_FILE: &str = "training_state.safetensors";
 
 /// A run between two steps.
 pub(crate) struct Run {
@@ -48,6 +45,8 @@ pub(crate) struct Run {
     pub(crate) output_dir: PathBuf,
     /// Step of the newest checkpoint written or resumed from.
     pub(crate) saved_step: u64,
+    /// A checkpoint that is being written.
+    saving: Option<Saving>,
     config: Config,
     model_dir: PathBuf,
     model_id: String,
@@ -130,6 +129,7 @@ impl Run {
             student,
             plan,
             saved_step: progress.step,
+            saving: None,
             progress,
             schedule,
             loss: setup::loss(config.alpha, config.temperature, config.tail, precision),
@@ -212,36 +212,54 @@ impl Run {
         self.config.save_steps > 0
     }
 
-    /// Writes a checkpoint, then removes those beyond the limit.
-    pub(crate) fn save_checkpoint(
+    /// Begins to write a checkpoint, once the one before it is written.
+    pub(crate) fn begin_checkpoint(
         &mut self,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
-        let root = self.checkpoints();
-        let dir = checkpoint::write(&root, self.progress.step, |dir| {
-            self.save_model(dir)?;
-            save_state(&self.student, &dir.join(STATE_FILE))?;
-            state::save(dir, &self.progress, &self.identity)?;
-            Ok::<(), TrainError>(())
-        })?;
-        self.saved_step = self.progress.step;
-        checkpoint::prune(&root, self.config.save_total_limit)?;
+        self.finish_checkpoint(observer)?;
+        self.saving = Some(Saving::start(self.snapshot())?);
+        Ok(())
+    }
+
+    /// Waits for a checkpoint that is being written, where there is one: nothing may change the
+    /// student before.
+    pub(crate) fn finish_checkpoint(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let Some(saving) = self.saving.take() else { return Ok(()) };
+        let step = saving.step;
+        let dir = saving.finish()?;
+        self.saved_step = step;
         observer.note(&format!("checkpoint {}", dir.display()));
         Ok(())
     }
 
-    /// Writes the model as it stands: config, weights and the tokenizer's files.
-    pub(crate) fn save_model(&self, dir: &Path) -> Result<(), TrainError> {
-        let dtype = match self.config.save_dtype {
-            SaveDtype::F32 => DType::F32,
-            SaveDtype::Bf16 => DType::BF16,
-        };
-        let model = self.student.model();
-        save_model(dir, model.config(), model.weights(), dtype)?;
-        hub::files::copy_tokenizer_files(&self.model_dir, dir).map_err(|source| {
-            OutputError::Io { action: "copy the tokenizer to", path: dir.to_owned(), source }
-        })?;
-        Ok(())
+    /// Writes a checkpoint and waits for it.
+    pub(crate) fn save_checkpoint(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        self.begin_checkpoint(observer)?;
+        self.finish_checkpoint(observer)
+    }
+
+    /// Writes the model as it stands to the root of the output directory.
+    pub(crate) fn save_model(&self) -> Result<(), TrainError> {
+        self.snapshot().write_model(&self.output_dir)
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            student: TrainingState::of(&self.student),
+            progress: self.progress.clone(),
+            identity: self.identity.clone(),
+            model_dir: self.model_dir.clone(),
+            dtype: self.config.save_dtype,
+            root: self.checkpoints(),
+            keep: self.config.save_total_limit,
+        }
     }
 
     fn checkpoints(&self) -> PathBuf {

@@ -29,7 +29,7 @@ use crate::feed::Ask;
 use crate::memory;
 use crate::observer::Observer;
 use crate::proof::prove;
-use crate::run::STATE_FILE;
+use crate::saving::STATE_FILE;
 use crate::state::{self, Identity, Progress};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher, TeacherError};

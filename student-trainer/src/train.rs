@@ -4,6 +4,7 @@
 //! plain thread that owns the student and its device; the network lives in tasks of its own and
 //! hands over answers through the feed.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use distill::batch::{Sequence, TokenBatch};
@@ -45,6 +46,7 @@ pub(crate) fn carry_out(
 ) -> Result<Summary, TrainError> {
     observer.started(&run.facts());
     let outcome = steps_and_evaluations(&mut run, observer, stop);
+    let outcome = outcome.and(run.finish_checkpoint(observer));
     // Whatever ended the steps, those done are kept; what cannot be written once is not tried twice.
     let of_disk = outcome.as_ref().is_err_and(TrainError::is_of_the_disk);
     let ended = outcome.is_err() || stop.requested();
@@ -90,7 +92,7 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
         if stop.requested() {
             return Ok(());
         }
-        let mut report = train_step(run, &planned, &answers?)?;
+        let mut report = train_step(run, &planned, &answers?, observer)?;
         let waited = run.signals.as_mut().map(Signals::take_waited).unwrap_or_default();
         let seconds = begin.elapsed().as_secs_f64();
         report.teacher_wait_seconds = waited.as_secs_f64();
@@ -101,7 +103,7 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
             evaluate(run, Moment::During, observer, stop)?;
         }
         if run.checkpoint_is_due(planned.step) {
-            run.save_checkpoint(observer)?;
+            run.begin_checkpoint(observer)?;
         }
     }
     Ok(())
@@ -113,8 +115,10 @@ fn train_step(
     run: &mut Run,
     planned: &PlannedStep,
     answers: &[Scored],
+    observer: &mut dyn Observer,
 ) -> Result<StepReport, TrainError> {
-    let rows: Vec<&Sequence> = planned.rows.iter().map(|&row| &run.rows.sequences[row]).collect();
+    let set = Arc::clone(&run.rows.sequences);
+    let rows: Vec<&Sequence> = planned.rows.iter().map(|&row| &set[row]).collect();
     let positions: usize = rows.iter().map(|row| row.scored().count()).sum();
     let at_once = run.rows_at_once;
     let mut sums = Sums::default();
@@ -129,6 +133,8 @@ fn train_step(
             .map_err(|error| not_finite(error, &run.rows, planned, index * at_once))?;
         sums.add(&loss);
     }
+    // The student's memory is being written to the disk until then.
+    run.finish_checkpoint(observer)?;
     let learning_rate = run.schedule.lr(planned.step - 1);
     let grad_norm = run
         .student
@@ -188,7 +194,7 @@ fn finish(mut run: Run, observer: &mut dyn Observer) -> Result<Summary, TrainErr
     if run.saves() && run.progress.step > run.saved_step {
         run.save_checkpoint(observer)?;
     }
-    run.save_model(&run.output_dir)?;
+    run.save_model()?;
     let summary = run.summary(false);
     run.write_summary(&summary)?;
     observer.finished(&summary);

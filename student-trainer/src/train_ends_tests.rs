@@ -226,3 +226,49 @@ fn a_teacher_that_fails_on_a_row_says_where_the_row_stands() {
     let error = error.unwrap_err().to_string();
     assert!(error.contains("shifted") && error.contains("is train.jsonl, line "), "{error}");
 }
+
+#[test]
+fn a_checkpoint_is_whole_before_the_next_update_and_not_waited_for_before() {
+    /// What was told, in order.
+    #[derive(Default)]
+    struct Log(Vec<String>);
+    impl Observer for Log {
+        fn started(&mut self, _: &RunFacts) {}
+        fn step(&mut self, report: &StepReport) {
+            self.0.push(format!("step {}", report.step));
+        }
+        fn evaluated(&mut self, report: &EvalReport) {
+            self.0.push(format!("evaluation after {}", report.step));
+        }
+        fn finished(&mut self, _: &Summary) {}
+        fn note(&mut self, text: &str) {
+            if let Some((_, name)) = text.rsplit_once("step-00000") {
+                self.0.push(format!("checkpoint of {name}"));
+            }
+        }
+    }
+    let root = tempfile::tempdir().unwrap();
+    let served = serve(root.path());
+    // Four steps an epoch.
+    let options = [("max-steps", "5"), ("save-steps", "1")];
+    let mut log = Log::default();
+    run(root.path(), "out", &served.url, &options, &mut log, &Stop::default()).unwrap();
+    let wanted = [
+        "evaluation after 0",
+        "step 1",
+        "checkpoint of 1",
+        "step 2",
+        "checkpoint of 2",
+        "step 3",
+        "checkpoint of 3",
+        "step 4",
+        "evaluation after 4",
+        "checkpoint of 4",
+        "step 5",
+        "evaluation after 5",
+        "checkpoint of 5",
+    ];
+    // Each is waited for at the next update, in the order "checkpoint, step"; the last one's writing
+    // goes on beside the last evaluation.
+    assert_eq!(log.0, wanted);
+}

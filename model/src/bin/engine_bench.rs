@@ -4,6 +4,9 @@
 //! weights (of `loss`: and above their gradient and the hidden states). One JSON line.
 //! `cargo xtask bench engine` runs it beside its peer in PyTorch.
 //!
+//! `engine_bench product NxIxO` multiplies `[N, I]` by the transpose of `[O, I]`: GFLOP/s in float32 and
+//! in bfloat16 from either type of weights, and candle's in float32, in turn. One JSON line.
+//!
 //! `engine_bench checkpoint SHAPE DIR` writes such a model in bfloat16, without a tokenizer.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 
@@ -20,6 +23,7 @@ use model::ops::Precision;
 use model::ops::adamw::AdamW;
 use model::ops::embed::gather_rows;
 use model::ops::head::{LossSettings, Tail, Teaching, head_loss};
+use model::ops::matmul::linear;
 use model::ops::topk::score_head;
 use model::qwen3::Qwen3;
 use model::recompute::Recompute;
@@ -61,12 +65,19 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
         let [name, dir] = rest else { return Err("checkpoint SHAPE DIR".into()) };
         return write_checkpoint(shape(name)?, Path::new(dir));
     }
+    if what == "product" {
+        return products(rest.first().copied().unwrap_or("512x1024x6144"));
+    }
     let asked = asked(rest)?;
     let (seconds, before) = match what {
         "step" => (steps(&asked)?, 0),
         "score" => scores(&asked)?,
         "loss" => losses(&asked)?,
-        other => return Err(format!("{other} is none of step, score, loss and checkpoint").into()),
+        other => {
+            return Err(
+                format!("{other} is none of step, score, loss, product and checkpoint").into()
+            );
+        }
     };
     let seconds: Vec<String> = seconds.iter().map(|s| format!("{s:.4}")).collect();
     let peak = peak_mib();
@@ -226,6 +237,39 @@ fn losses(asked: &Asked) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
     };
     let seconds: Result<_, Box<dyn Error>> = (0..asked.steps).map(step).collect();
     Ok((seconds?, before))
+}
+
+fn products(shape: &str) -> Result<(), Box<dyn Error>> {
+    const ROUNDS: usize = 15;
+    model::malloc::tune();
+    let sides = shape.split('x').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+    let [n, i, o] = sides[..] else { return Err("NxIxO, such as 512x1024x6144".into()) };
+    let x = Tensor::randn(0.0_f32, 1.0, (n, i), &Device::Cpu)?;
+    let w = Tensor::randn(0.0_f32, 0.02, (o, i), &Device::Cpu)?;
+    let rounded = w.to_dtype(DType::BF16)?;
+    type Product<'a> = Box<dyn Fn() -> candle_core::Result<Tensor> + 'a>;
+    let ways: [(&str, Product<'_>); 4] = [
+        ("f32", Box::new(|| linear(&x, &w, Precision::F32))),
+        ("f32_candle", Box::new(|| x.matmul(&w.t()?))),
+        ("bf16", Box::new(|| linear(&x, &w, Precision::Bf16))),
+        ("bf16_weights_bf16", Box::new(|| linear(&x, &rounded, Precision::Bf16))),
+    ];
+    let mut seconds = [const { Vec::new() }; 4];
+    for _ in 0..ROUNDS {
+        for ((_, product), seconds) in ways.iter().zip(&mut seconds) {
+            let begin = Instant::now();
+            product()?;
+            seconds.push(begin.elapsed().as_secs_f64());
+        }
+    }
+    let rate = |((name, _), seconds): (&(&str, Product<'_>), &mut Vec<f64>)| {
+        seconds.sort_by(f64::total_cmp);
+        let rate = 2e-9 * (n * i * o) as f64 / seconds[ROUNDS / 2];
+        format!("\"{name}\": {rate:.0}")
+    };
+    let rates: Vec<String> = ways.iter().zip(&mut seconds).map(rate).collect();
+    println!("{{{}}}", rates.join(", "));
+    Ok(())
 }
 
 fn write_checkpoint(config: Qwen3Config, dir: &Path) -> Result<(), Box<dyn Error>> {

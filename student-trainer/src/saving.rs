@@ -1,0 +1,100 @@
+//! Checkpoints, written beside the computation: a thread of their own reads the student's memory while
+//! the next step goes forward and back, and only that step's update waits for it.
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use candle_core::DType;
+use model::save::save_model;
+use model::state_file::{TrainingState, save_state};
+
+use crate::checkpoint;
+use crate::config::SaveDtype;
+use crate::error::TrainError;
+use crate::outputs::OutputError;
+use crate::state::{self, Identity, Progress};
+
+/// The training state's file within a checkpoint.
+pub(crate) const STATE_FILE: &str = "training_state.safetensors";
+
+/// All a checkpoint is made of, as it is after a step.
+pub(crate) struct Snapshot {
+    pub(crate) student: TrainingState,
+    pub(crate) progress: Progress,
+    pub(crate) identity: Identity,
+    /// Where the tokenizer's files are.
+    pub(crate) model_dir: PathBuf,
+    pub(crate) dtype: SaveDtype,
+    /// The directory of the checkpoints.
+    pub(crate) root: PathBuf,
+    /// Checkpoints that stay.
+    pub(crate) keep: usize,
+}
+
+/// A checkpoint that is being written.
+pub(crate) struct Saving {
+    /// The step it is of.
+    pub(crate) step: u64,
+    thread: JoinHandle<Result<PathBuf, TrainError>>,
+}
+
+impl Saving {
+    /// Begins to write; the student's memory must stay as it is until [`Saving::finish`].
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(crate) fn start(snapshot: Snapshot) -> Result<Self, TrainError> {
+        let (step, root) = (snapshot.progress.step, snapshot.root.clone());
+        let thread = std::thread::Builder::new()
+            .name("checkpoint".to_owned())
+            .spawn(move || snapshot.write())
+            .map_err(|source| OutputError::Io {
+                action: "start a thread to write to",
+                path: root,
+                source,
+            })?;
+        Ok(Self { step, thread })
+    }
+
+    /// Waits until it is written; gives its directory.
+    ///
+    /// # Errors
+    /// Those of the file system; nothing visible is left behind.
+    pub(crate) fn finish(self) -> Result<PathBuf, TrainError> {
+        match self.thread.join() {
+            Ok(written) => written,
+            // What it panicked with goes on here.
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Writes the checkpoint, then removes those beyond the limit.
+    fn write(&self) -> Result<PathBuf, TrainError> {
+        let dir = checkpoint::write(&self.root, self.progress.step, |dir| {
+            self.write_model(dir)?;
+            save_state(&self.student, &dir.join(STATE_FILE))?;
+            state::save(dir, &self.progress, &self.identity)?;
+            Ok::<(), TrainError>(())
+        })?;
+        checkpoint::prune(&self.root, self.keep)?;
+        Ok(dir)
+    }
+
+    /// Writes the model: config, weights and the tokenizer's files.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(crate) fn write_model(&self, dir: &Path) -> Result<(), TrainError> {
+        let dtype = match self.dtype {
+            SaveDtype::F32 => DType::F32,
+            SaveDtype::Bf16 => DType::BF16,
+        };
+        save_model(dir, &self.student.config, &self.student.weights, dtype)?;
+        hub::files::copy_tokenizer_files(&self.model_dir, dir).map_err(|source| {
+            OutputError::Io { action: "copy the tokenizer to", path: dir.to_owned(), source }
+        })?;
+        Ok(())
+    }
+}
