@@ -28,8 +28,15 @@ fn config() -> Qwen3Config {
 }
 
 fn scorer() -> Qwen3Scorer {
-    let weights = Weights::random(&config(), 11, &Device::Cpu).unwrap();
-    Qwen3Scorer::new(Qwen3::new(config(), weights, Precision::F32).unwrap())
+    scorer_in(Precision::F32)
+}
+
+/// Weights held and products computed in this precision.
+fn scorer_in(precision: Precision) -> Qwen3Scorer {
+    let drawn = Weights::random(&config(), 11, &Device::Cpu).unwrap();
+    let flat = drawn.flat().to_dtype(precision.dtype()).unwrap();
+    let weights = Weights::from_flat(flat, drawn.index().clone()).unwrap();
+    Qwen3Scorer::new(Qwen3::new(config(), weights, precision).unwrap())
 }
 
 fn job(id: u64, length: usize) -> ScoreJob {
@@ -108,15 +115,17 @@ fn scores_are_those_of_the_definition() {
 
 #[test]
 fn a_reply_does_not_depend_on_its_batch_to_the_last_bit() {
-    let mut scorer = scorer();
     let jobs = jobs();
-    let alone: Vec<_> = jobs.iter().map(|job| bits(&score(&mut scorer, &[job])[0])).collect();
     let batches: [&[usize]; 4] =
         [&[0, 1, 2, 3, 4, 5, 6], &[6, 5, 4, 3, 2, 1, 0], &[3, 1], &[1, 1, 2, 1, 0]];
-    for batch in batches {
-        let packed: Vec<&ScoreJob> = batch.iter().map(|&at| &jobs[at]).collect();
-        for (&at, scores) in batch.iter().zip(score(&mut scorer, &packed)) {
-            assert!(bits(&scores) == alone[at], "job {at} in batch {batch:?}");
+    for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
+        let mut scorer = scorer_in(precision);
+        let alone: Vec<_> = jobs.iter().map(|job| bits(&score(&mut scorer, &[job])[0])).collect();
+        for batch in batches {
+            let packed: Vec<&ScoreJob> = batch.iter().map(|&at| &jobs[at]).collect();
+            for (&at, scores) in batch.iter().zip(score(&mut scorer, &packed)) {
+                assert!(bits(&scores) == alone[at], "job {at} in batch {batch:?}, {precision}");
+            }
         }
     }
 }

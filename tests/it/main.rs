@@ -5,6 +5,7 @@ mod containers;
 mod demo;
 mod hub;
 mod job;
+mod memory;
 mod peers;
 mod precision;
 mod stop;

@@ -1,17 +1,17 @@
 //! AdamW against PyTorch's own numbers and against the formula in float64.
 
-use candle_core::Device;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::ops::testing::device;
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().and_then(|t| t.to_vec1()).expect("values")
 }
 
 fn flat(values: &[f32]) -> Tensor {
-    Tensor::new(values, &Device::Cpu).expect("a tensor")
+    Tensor::new(values, &device()).expect("a tensor")
 }
 
 /// The formula, one element, in float64.
@@ -59,8 +59,7 @@ fn ten_steps_follow_the_formula_in_float64() {
 fn three_steps_of_torch() {
     // torch 2.15: AdamW([p], lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01),
     // p = [1, -2, 0.5], gradients [0.1, -3, 0], [-0.2, 1e-3, 0], [0.3, 5, 1].
-    let state =
-        Tensor::new(&[[1.0f32, -2.0, 0.5], [0.0; 3], [0.0; 3]], &Device::Cpu).expect("state");
+    let state = Tensor::new(&[[1.0f32, -2.0, 0.5], [0.0; 3], [0.0; 3]], &device()).expect("state");
     let steps = [[0.1f32, -3.0, 0.0], [-0.2, 1e-3, 0.0], [0.3, 5.0, 1.0]];
     for (i, g) in steps.iter().enumerate() {
         adamw_step(&state, 0, &flat(g), &AdamW::default(), 0.1, i as u64 + 1, 1.0).expect("a step");
@@ -116,7 +115,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
         pool.install(|| {
-            let state = Tensor::ones((3, count), candle_core::DType::F32, &Device::Cpu).unwrap();
+            let state = Tensor::ones((3, count), candle_core::DType::F32, &device()).unwrap();
             let norm = squared_norm(&flat(&g)).unwrap().sqrt();
             adamw_step(&state, 0, &flat(&g), &AdamW::default(), 0.1, 1, clip_scale(norm, 1.0))
                 .unwrap();
@@ -128,7 +127,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn shapes_and_steps_that_make_no_sense_are_refused() {
-    let state = Tensor::zeros((3, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let state = Tensor::zeros((3, 4), candle_core::DType::F32, &device()).unwrap();
     let error = |g: &Tensor, step| {
         adamw_step(&state, 0, g, &AdamW::default(), 0.1, step, 1.0).unwrap_err().to_string()
     };

@@ -1,12 +1,13 @@
 //! The tensor loss against the float64 reference, however its positions are split.
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use distill::reference;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::ops::testing::device;
 use crate::ops::topk::score_head;
 
 fn matrix(values: &[f32], columns: usize) -> Tensor {
@@ -133,7 +134,7 @@ proptest! {
         let settings = LossSettings { alpha, temperature, tail, precision: Precision::F32 };
         let case = Case::draw(classes, k, shapes, settings);
         let rows = classes + SPARE_ROWS;
-        let dw = Tensor::full(0.125f32, (rows, classes), &Device::Cpu).unwrap();
+        let dw = Tensor::full(0.125f32, (rows, classes), &device()).unwrap();
         let scale = 0.2;
         let found = case.run(scale, Some(&dw)).unwrap();
         let d_hidden = values(found.d_hidden.as_ref().unwrap());
@@ -240,7 +241,7 @@ fn however_positions_are_split_over_calls_and_chunks_the_gradient_is_the_same() 
     let (positions, classes) = (2100, 4099);
     assert!(chunks(positions).count() > 1 && blocks(classes).count() > 1);
     let case = Random::new(positions, classes, 8, 16, 5.0);
-    let zeros = || Tensor::zeros((classes, 8), DType::F32, &Device::Cpu).unwrap();
+    let zeros = || Tensor::zeros((classes, 8), DType::F32, &device()).unwrap();
     let dw = zeros();
     let whole = case.run(0..positions, &DEFAULTS, Some(&dw));
     let parts_dw = zeros();
@@ -262,7 +263,7 @@ fn many_classes_meet_the_reference_through_a_true_product() {
     // Two blocks of classes and a little of a third.
     let (positions, classes, width) = (5, 2 * BLOCK_CLASSES + 7, 24);
     let case = Random::new(positions, classes, width, 64, 5.0);
-    let dw = Tensor::zeros((classes, width), DType::F32, &Device::Cpu).unwrap();
+    let dw = Tensor::zeros((classes, width), DType::F32, &device()).unwrap();
     let found = case.run(0..positions, &DEFAULTS, Some(&dw));
     let (w, hidden) = (wide(&values(&case.w)), wide(&case.hidden));
     let mut d_hidden = vec![0.0; positions * width];
@@ -295,7 +296,7 @@ fn a_student_like_its_teacher_is_left_alone() {
         let next = vec![None; 9];
         case.signal = score_head(&hidden, &case.w, 300, &next, t, k, Precision::F32).unwrap().0;
         let settings = LossSettings { alpha: 1.0, temperature: t, ..DEFAULTS };
-        let dw = Tensor::zeros((300, 16), DType::F32, &Device::Cpu).unwrap();
+        let dw = Tensor::zeros((300, 16), DType::F32, &device()).unwrap();
         let found = case.run(0..9, &settings, Some(&dw));
         assert!(
             found.kl.iter().all(|kl| (-1e-12..1e-11).contains(&f64::from(*kl))),
@@ -318,7 +319,7 @@ fn without_a_signal_there_is_cross_entropy_alone() {
         let said = signal.map(Teaching::TopK);
         head_loss(&hidden, &case.w, 500, &case.targets, said, &settings, 1.0, dw)
     };
-    let zeros = || Tensor::zeros((500, 16), DType::F32, &Device::Cpu).unwrap();
+    let zeros = || Tensor::zeros((500, 16), DType::F32, &device()).unwrap();
     let (alone, beside) = (zeros(), zeros());
     let found = run(0.0, None, Some(&alone)).unwrap();
     let with = run(0.0, Some(&case.signal), Some(&beside)).unwrap();
@@ -338,12 +339,12 @@ fn rounded_operands_give_what_they_would_have_given_in_full() {
     let case = Random::new(20, 700, 32, 32, 5.0);
     for (precision, limit) in [(Precision::Bf16, 1e-2), (Precision::F16, 2e-3)] {
         let settings = LossSettings { precision, ..DEFAULTS };
-        let dw = Tensor::zeros((700, 32), DType::F32, &Device::Cpu).unwrap();
+        let dw = Tensor::zeros((700, 32), DType::F32, &device()).unwrap();
         let found = case.run(0..20, &settings, Some(&dw));
         // The same operands, rounded beforehand and stored as such.
         let hidden = matrix(&case.hidden, 32).to_dtype(precision.dtype()).unwrap();
         let w = case.w.to_dtype(precision.dtype()).unwrap();
-        let full_dw = Tensor::zeros((700, 32), DType::F32, &Device::Cpu).unwrap();
+        let full_dw = Tensor::zeros((700, 32), DType::F32, &device()).unwrap();
         let full = head_loss(
             &hidden,
             &w,
@@ -371,7 +372,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
         pool.install(|| {
-            let dw = Tensor::zeros((1000, 16), DType::F32, &Device::Cpu).unwrap();
+            let dw = Tensor::zeros((1000, 16), DType::F32, &device()).unwrap();
             let loss = case.run(0..333, &DEFAULTS, Some(&dw));
             (loss.ce, loss.kl, values(&loss.d_hidden.unwrap()), values(&dw))
         })

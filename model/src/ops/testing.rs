@@ -4,6 +4,13 @@ use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+/// The device the operations are tested on: `LIMBECK_TEST_DEVICE`, in the words of `--device`, or the
+/// CPU. Every test of an operation makes its tensors there.
+pub(crate) fn device() -> Device {
+    let name = std::env::var("LIMBECK_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    crate::device::choose(&name).unwrap()
+}
+
 /// Values uniform in -1..1, the same for the same seed.
 pub(crate) fn random(seed: u64, len: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -17,17 +24,17 @@ pub(crate) fn random_matrix(seed: u64, rows: usize, cols: usize) -> Tensor {
 
 /// The first `rows·cols` values as a matrix.
 pub(crate) fn matrix(values: &[f32], rows: usize, cols: usize) -> Tensor {
-    Tensor::from_slice(&values[..rows * cols], (rows, cols), &Device::Cpu).unwrap()
+    Tensor::from_slice(&values[..rows * cols], (rows, cols), &device()).unwrap()
 }
 
 /// A vector as a tensor.
 pub(crate) fn vector(values: &[f32]) -> Tensor {
-    Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap()
+    Tensor::from_slice(values, values.len(), &device()).unwrap()
 }
 
 /// Zeros to add gradients to.
 pub(crate) fn zeros(shape: impl Into<candle_core::Shape>) -> Tensor {
-    Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()
+    Tensor::zeros(shape, DType::F32, &device()).unwrap()
 }
 
 /// The values of a tensor, flat.

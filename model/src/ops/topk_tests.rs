@@ -1,12 +1,13 @@
 //! Selection and sums against the exact signal, on ordinary and on hostile rows.
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::ops::tensor;
+use crate::ops::testing::device;
 
 /// Scores rows of logits given outright: the output matrix is the identity, with spare rows.
 fn score(
@@ -211,8 +212,8 @@ fn what_does_not_fit_is_refused_with_both_values() {
     refused(&[Some(5)], 1.0, 1, &["row 0", "token 5", "5 classes"]);
     refused(&[None, None], 1.0, 1, &["next tokens", "2", "1"]);
     let (hidden, w) = (
-        Tensor::zeros((1, 3), DType::F32, &Device::Cpu).unwrap(),
-        Tensor::zeros((5, 3), DType::F32, &Device::Cpu).unwrap(),
+        Tensor::zeros((1, 3), DType::F32, &device()).unwrap(),
+        Tensor::zeros((5, 3), DType::F32, &device()).unwrap(),
     );
     let error = score_head(&hidden, &w, 6, &[None], 1.0, 1, Precision::F32).unwrap_err();
     assert!(error.to_string().contains('6') && error.to_string().contains('5'), "{error}");

@@ -1,6 +1,6 @@
 //! A teacher that says all, against the float64 reference and against itself.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use distill::reference;
 use proptest::prelude::*;
 
@@ -8,7 +8,7 @@ use crate::ops::Precision;
 use crate::ops::head::{
     BLOCK_CLASSES, HeadLoss, LossSettings, Tail, Teaching, blocks, chunks, head_loss,
 };
-use crate::ops::testing::{matrix, on_threads, random, values, zeros};
+use crate::ops::testing::{device, matrix, on_threads, random, values, zeros};
 
 /// Hidden states and output matrices of both sides, of different widths.
 struct Case {
@@ -185,9 +185,9 @@ fn a_teacher_that_does_not_fit_is_refused() {
         let settings = settings(0.7, 5.0);
         head_loss(&hidden, &w, 4, &[0, 1], said, &settings, 1.0, None).unwrap_err().to_string()
     };
-    let three = Tensor::zeros((3, 5), DType::F32, &Device::Cpu).unwrap();
+    let three = Tensor::zeros((3, 5), DType::F32, &device()).unwrap();
     assert!(error(&three, &three).contains("the teacher's hidden states: shape [3, 5] found"));
-    let two = Tensor::zeros((2, 5), DType::F32, &Device::Cpu).unwrap();
+    let two = Tensor::zeros((2, 5), DType::F32, &device()).unwrap();
     assert!(error(&two, &w).contains("the teacher's output matrix: width 3 found, 5 wanted"));
     assert!(error(&two, &three).contains("the teacher's output matrix: 4 classes asked for"));
 }

@@ -1,9 +1,10 @@
 //! The tensor loss at its limits: what is no number, ties, no positions, what does not fit.
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use super::tests::{Case, DEFAULTS, Shape};
 use super::*;
+use crate::ops::testing::device;
 
 #[test]
 fn a_logit_that_is_no_number_spoils_its_own_position_only() {
@@ -64,8 +65,8 @@ fn a_student_that_rules_out_all_others_has_an_infinite_loss_and_a_finite_gradien
 
 #[test]
 fn no_positions_give_no_losses() {
-    let hidden = Tensor::zeros((0, 3), DType::F32, &Device::Cpu).unwrap();
-    let w = Tensor::zeros((5, 3), DType::F32, &Device::Cpu).unwrap();
+    let hidden = Tensor::zeros((0, 3), DType::F32, &device()).unwrap();
+    let w = Tensor::zeros((5, 3), DType::F32, &device()).unwrap();
     let settings = LossSettings { alpha: 0.0, ..DEFAULTS };
     let found =
         head_loss(&hidden, &w, 5, &[], None, &settings, 1.0, Some(&w.zeros_like().unwrap()));
@@ -109,7 +110,7 @@ fn what_does_not_fit_is_refused_with_both_values() {
         refused(&Case { settings, ..base() }, &[part]);
     }
     let case = base();
-    let narrow = Tensor::zeros((8, 4), DType::F32, &Device::Cpu).unwrap();
+    let narrow = Tensor::zeros((8, 4), DType::F32, &device()).unwrap();
     let error = case.run(1.0, Some(&narrow)).unwrap_err().to_string();
     assert!(error.contains("gradient") && error.contains('4') && error.contains('5'), "{error}");
 }
