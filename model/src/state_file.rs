@@ -2,6 +2,7 @@
 //! the same bits.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, json};
@@ -19,8 +20,8 @@ use crate::weights::{Weights, WeightsError, zeros};
 const ROWS: [&str; 3] = ["master", "exp_avg", "exp_avg_sq"];
 
 /// A student's configuration, weights and state as they are after a step. They share the student's
-/// memory, so that no second copy of it exists: what is to be written of them must be written before
-/// the next [`Student::step`].
+/// memory, so that no second copy of it exists, and [`Student::step`] refuses to change it while this is
+/// alive.
 pub struct TrainingState {
     /// The model's configuration.
     pub config: Qwen3Config,
@@ -30,6 +31,7 @@ pub struct TrainingState {
     state: Tensor,
     /// Optimiser steps done.
     steps: u64,
+    _lent: Arc<()>,
 }
 
 impl TrainingState {
@@ -40,6 +42,7 @@ impl TrainingState {
             weights: student.weights().clone(),
             state: student.state().clone(),
             steps: student.steps(),
+            _lent: student.lend(),
         }
     }
 }

@@ -65,3 +65,15 @@ fn another_models_state_and_other_files_are_refused_with_what_was_found() {
     let error = load(&model, plain).err().unwrap().to_string();
     assert!(error.contains("its parameter layout is none"), "{error}");
 }
+
+#[test]
+fn no_step_is_made_while_the_state_is_read() {
+    let mut student = student(&config(json!({})));
+    let state = TrainingState::of(&student);
+    let before = bits(student.state());
+    let error = student.step(1e-2, None).unwrap_err();
+    assert!(matches!(error, StudentError::BeingRead), "{error}");
+    assert_eq!((bits(student.state()), student.steps()), (before, 0));
+    drop(state);
+    student.step(1e-2, None).unwrap();
+}

@@ -34,6 +34,8 @@ pub struct Student {
     recompute: Recompute,
     /// Of the batch whose gradients are to be computed again.
     first_pass: Option<FirstPass>,
+    /// Held by everybody who reads the state beside the training.
+    lent: Arc<()>,
 }
 
 impl Student {
@@ -86,7 +88,8 @@ impl Student {
         let gradients = Gradients::new(&index, config.num_hidden_layers, device)?;
         let model = Qwen3::new(config, weights, precision)?;
         let recompute = Recompute::None;
-        Ok(Self { model, state, gradients, optimiser, steps, recompute, first_pass: None })
+        let (first_pass, lent) = (None, Arc::new(()));
+        Ok(Self { model, state, gradients, optimiser, steps, recompute, first_pass, lent })
     }
 
     /// The same student with another choice of what it computes again ([`Recompute::None`] at first).
@@ -130,6 +133,12 @@ impl Student {
     /// Optimiser steps done.
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// What keeps the state as it is while somebody reads it elsewhere: no step is made before it is
+    /// dropped.
+    pub(crate) fn lend(&self) -> Arc<()> {
+        Arc::clone(&self.lent)
     }
 
     /// Master weights, first and second moments, `[3, P]` float32.
@@ -221,11 +230,18 @@ impl Student {
     /// `max_grad_norm` when given; then the gradients are 0. Gives their norm before clipping.
     ///
     /// # Errors
-    /// [`StudentError::GradientNotFinite`] or [`StudentError::LearningRate`]: before anything is
-    /// changed.
+    /// [`StudentError::GradientNotFinite`], [`StudentError::LearningRate`] or
+    /// [`StudentError::BeingRead`]: before anything is changed, and the gradients are 0.
     pub fn step(&mut self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, StudentError> {
-        if !(lr.is_finite() && lr >= 0.0) {
-            return Err(StudentError::LearningRate { found: lr });
+        let refusal = if Arc::strong_count(&self.lent) > 1 {
+            Some(StudentError::BeingRead)
+        } else {
+            let usable = lr.is_finite() && lr >= 0.0;
+            (!usable).then_some(StudentError::LearningRate { found: lr })
+        };
+        if let Some(refusal) = refusal {
+            self.forget_gradients()?;
+            return Err(refusal);
         }
         let norm = self.squared_norms()?.iter().sum::<f64>().sqrt();
         if !norm.is_finite() {
@@ -269,7 +285,10 @@ impl Student {
     fn first_not_finite(&self) -> candle_core::Result<String> {
         let kept = self.gradients.first_not_finite()?.map(str::to_owned);
         let of_pass = self.first_pass.as_ref().and_then(|pass| pass.not_finite.clone());
-        Ok(kept.or(of_pass).unwrap_or_else(|| "all parameters together".to_owned()))
+        let index = self.model.weights().index();
+        let place = |name: &String| index.get(name).map(|parameter| parameter.offset);
+        let first = kept.into_iter().chain(of_pass).min_by_key(place);
+        Ok(first.unwrap_or_else(|| "all parameters together".to_owned()))
     }
 
     fn forget_gradients(&mut self) -> candle_core::Result<()> {

@@ -2,13 +2,22 @@
 
 use sysinfo::System;
 
-/// Memory this process may still take, in bytes: the machine's, or its container's where that is less;
-/// none where the system does not say.
+/// Memory this process may still take, in bytes: the machine's, or its container's where that is less
+/// (pages of files that are merely cached count as free in both); none where the system does not say.
 pub(crate) fn available() -> Option<u64> {
     let mut system = System::new().ok()?;
     system.refresh_memory();
-    let of_container = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    Some(system.available_memory().min(of_container)).filter(|bytes| *bytes > 0)
+    if system.total_memory() == 0 {
+        return None;
+    }
+    let of_container = system.cgroup_limits().map(|limits| [limits.total_memory, limits.rss]);
+    Some(least(system.available_memory(), of_container))
+}
+
+/// What the machine has left, or a container of a size `[limit, taken]` where that is less.
+fn least(machine: u64, container: Option<[u64; 2]>) -> u64 {
+    let left = container.map_or(u64::MAX, |[limit, taken]| limit.saturating_sub(taken));
+    machine.min(left)
 }
 
 /// Largest resident memory of this process so far.
@@ -29,5 +38,14 @@ mod tests {
         system.refresh_memory();
         let free = available().expect("this system tells");
         assert!(free > 0 && free <= system.total_memory(), "{free}");
+    }
+
+    #[test]
+    fn a_container_counts_where_it_is_the_smaller() {
+        assert_eq!(least(10, None), 10);
+        assert_eq!(least(10, Some([8, 3])), 5);
+        assert_eq!(least(10, Some([40, 3])), 10);
+        // A full one leaves nothing, which is not the same as not knowing.
+        assert_eq!(least(10, Some([8, 9])), 0);
     }
 }

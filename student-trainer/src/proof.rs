@@ -21,9 +21,9 @@ const SAMPLE_ROWS: usize = 2;
 const TOLERANCE: f64 = 2e-3;
 /// Largest error of an entry by the packed codec, as a share of the row's range.
 const CODEC_ERROR: f64 = 1.0 / 65_535.0;
-/// Allowed difference of a logit between two requests. They may be computed in batches of
-/// different sizes, which in 16-bit arithmetic changes the last digits; a temperature forgotten
-/// changes logits by whole numbers.
+/// Allowed difference of a logit between two requests. A server of another make may compute them in
+/// batches of different sizes, which in 16-bit arithmetic changes the last digits; a temperature
+/// forgotten changes logits by whole numbers.
 const LOGIT_TOLERANCE: f64 = 0.5;
 
 /// Scores a sample of `set` and compares positions, targets and temperature.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use distill::batch::Sequence;
 use distill::schedule::{LrSchedule, ScheduleKind};
 use model::ops::head::LossSettings;
 use model::state_file::TrainingState;
@@ -19,9 +20,9 @@ use crate::memory;
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
 use crate::outputs::{self, Claim, Reuse};
 use crate::plan::{Plan, PlannedStep};
-use crate::saving::{Saving, Snapshot};
+use crate::saving::{Saving, Snapshot, Written};
 use crate::setup::{self, Material};
-use crate::signals::Signals;
+use crate::signals::{Signals, bytes_to_keep};
 use crate::state::{Identity, Progress};
 use crate::stop::Stop;
 use crate::summary::{Summary, split};
@@ -102,10 +103,12 @@ impl Run {
         let plan = plan(config, rows.len());
         let fingerprint = teacher.as_ref().map(|(t, _)| t.facts().model_fingerprint.to_string());
         let identity = Identity::new(config, &rows.sequences, fingerprint, plan.total_steps);
-        let (student, progress) =
-            setup::student(config, &source, &rows, &config.output_dir, &identity, observer)?;
-        let schedule = schedule(config, plan.total_steps)?;
         let budget = (config.teacher_memory as u64).saturating_mul(1 << 20);
+        let sets = teacher.is_some().then_some([&rows.sequences[..], &held_out_rows.sequences]);
+        let free = free_beside(sets, config.top_k, budget);
+        let (student, progress) =
+            setup::student(config, &source, &rows, free, &identity, observer)?;
+        let schedule = schedule(config, plan.total_steps)?;
         let held_out = match held_out_rows.is_empty() {
             true => None,
             false => Some(HeldOut::new(held_out_rows, teacher.as_ref(), budget)),
@@ -230,9 +233,13 @@ impl Run {
     ) -> Result<(), TrainError> {
         let Some(saving) = self.saving.take() else { return Ok(()) };
         let step = saving.step;
-        let dir = saving.finish()?;
+        let Written { dir, unpruned } = saving.finish()?;
         self.saved_step = step;
         observer.note(&format!("checkpoint {}", dir.display()));
+        // The steps are safe; what is left lying takes room only.
+        if let Some(error) = unpruned {
+            observer.note(&format!("older checkpoints stay: {error}"));
+        }
         Ok(())
     }
 
@@ -341,6 +348,12 @@ impl Run {
         let path = self.output_dir.join("summary.json");
         Ok(outputs::at("write", &path, summary.write(&path))?)
     }
+}
+
+/// The memory that is free, in bytes, less what a teacher's answers about these sets will take of it.
+fn free_beside(sets: Option<[&[Sequence]; 2]>, top_k: usize, budget: u64) -> Option<u64> {
+    let answers = sets.into_iter().flatten().map(|set| bytes_to_keep(set, top_k, budget));
+    Some(memory::available()?.saturating_sub(answers.fold(0, u64::saturating_add)))
 }
 
 fn plan(config: &Config, rows: usize) -> Plan {

@@ -8,7 +8,7 @@ use candle_core::DType;
 use model::save::save_model;
 use model::state_file::{TrainingState, save_state};
 
-use crate::checkpoint;
+use crate::checkpoint::{self, CheckpointError};
 use crate::config::SaveDtype;
 use crate::error::TrainError;
 use crate::outputs::OutputError;
@@ -35,7 +35,15 @@ pub(crate) struct Snapshot {
 pub(crate) struct Saving {
     /// The step it is of.
     pub(crate) step: u64,
-    thread: JoinHandle<Result<PathBuf, TrainError>>,
+    thread: JoinHandle<Result<Written, TrainError>>,
+}
+
+/// A checkpoint that is whole on the disk.
+pub(crate) struct Written {
+    /// Its directory.
+    pub(crate) dir: PathBuf,
+    /// Why older ones could not be removed, where they could not.
+    pub(crate) unpruned: Option<CheckpointError>,
 }
 
 impl Saving {
@@ -56,11 +64,11 @@ impl Saving {
         Ok(Self { step, thread })
     }
 
-    /// Waits until it is written; gives its directory.
+    /// Waits until it is written.
     ///
     /// # Errors
     /// Those of the file system; nothing visible is left behind.
-    pub(crate) fn finish(self) -> Result<PathBuf, TrainError> {
+    pub(crate) fn finish(self) -> Result<Written, TrainError> {
         match self.thread.join() {
             Ok(written) => written,
             // What it panicked with goes on here.
@@ -71,15 +79,15 @@ impl Saving {
 
 impl Snapshot {
     /// Writes the checkpoint, then removes those beyond the limit.
-    fn write(&self) -> Result<PathBuf, TrainError> {
+    fn write(&self) -> Result<Written, TrainError> {
         let dir = checkpoint::write(&self.root, self.progress.step, |dir| {
             self.write_model(dir)?;
             save_state(&self.student, &dir.join(STATE_FILE))?;
             state::save(dir, &self.progress, &self.identity)?;
             Ok::<(), TrainError>(())
         })?;
-        checkpoint::prune(&self.root, self.keep)?;
-        Ok(dir)
+        let unpruned = checkpoint::prune(&self.root, self.keep).err();
+        Ok(Written { dir, unpruned })
     }
 
     /// Writes the model: config, weights and the tokenizer's files.

@@ -26,7 +26,6 @@ use crate::config::{Config, DtypeChoice, RecomputeChoice, Resume, StudentInit, T
 use crate::data::{self, RowSet, TokenizeOptions};
 use crate::error::TrainError;
 use crate::feed::Ask;
-use crate::memory;
 use crate::observer::Observer;
 use crate::proof::prove;
 use crate::saving::STATE_FILE;
@@ -200,16 +199,17 @@ pub(crate) fn precision(choice: DtypeChoice, device: &Device) -> Precision {
     }
 }
 
-/// The student and what it has done: from a checkpoint, from its files, or drawn.
+/// The student and what it has done: from a checkpoint, from its files, or drawn. `free` bytes of memory
+/// are there for it.
 pub(crate) fn student(
     config: &Config,
     source: &Source,
     rows: &RowSet,
-    output_dir: &Path,
+    free: Option<u64>,
     identity: &Identity,
     observer: &mut dyn Observer,
 ) -> Result<(Student, Progress), TrainError> {
-    let recompute = recompute(config, &source.config, rows, memory::available(), observer);
+    let recompute = recompute(config, &source.config, rows, free, observer);
     let device = model::device::choose(&config.device)?;
     let precision = precision(config.dtype, &device);
     let optimiser = AdamW {
@@ -219,7 +219,7 @@ pub(crate) fn student(
         weight_decay: config.weight_decay,
     };
     let shape = source.config.clone();
-    if let Some(dir) = checkpoint_of(config, output_dir, observer)? {
+    if let Some(dir) = checkpoint_of(config, &config.output_dir, observer)? {
         let progress = state::load(&dir, identity)?;
         let student = load_state(&dir.join(STATE_FILE), shape, precision, optimiser, &device)?
             .with_recompute(recompute)?;

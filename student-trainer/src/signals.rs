@@ -87,6 +87,11 @@ impl Signals {
     }
 }
 
+/// Memory that the answers about a set will take once all that may be kept are there, in bytes.
+pub(crate) fn bytes_to_keep(set: &[Sequence], top_k: usize, budget: u64) -> u64 {
+    set.iter().map(|row| kept_bytes(row, top_k)).fold(0, u64::saturating_add).min(budget)
+}
+
 /// What a row's answer takes in memory, about: as much as the codec that packs nothing makes of it.
 fn kept_bytes(row: &Sequence, top_k: usize) -> u64 {
     let position = row_bytes(top_k, Codec::Raw) + size_of::<f32>();

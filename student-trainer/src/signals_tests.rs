@@ -95,6 +95,17 @@ fn what_found_no_room_is_asked_for_again() {
 }
 
 #[test]
+fn the_memory_to_come_is_known_beforehand() {
+    let set = rows(ROWS, 3);
+    let all: u64 = set.iter().map(|row| kept_bytes(row, 5)).sum();
+    assert_eq!(bytes_to_keep(&set, 5, u64::MAX), all);
+    assert_eq!(bytes_to_keep(&set, 5, all - 1), all - 1);
+    // Rows of 5 to 11 tokens of which the first two are not scored: an entry takes 8 bytes.
+    let entries: usize = set.iter().map(|row| row.scored().count() * 5 * 8).sum();
+    assert!(all > entries as u64 && all < 4 * entries as u64, "{all}, {entries}");
+}
+
+#[test]
 fn no_room_keeps_nothing() {
     let mut bench = Bench::new(|_| 0);
     bench.take(&ORDER);

@@ -46,14 +46,17 @@ pub(crate) fn carry_out(
 ) -> Result<Summary, TrainError> {
     observer.started(&run.facts());
     let outcome = steps_and_evaluations(&mut run, observer, stop);
-    let outcome = outcome.and(run.finish_checkpoint(observer));
+    let written = run.finish_checkpoint(observer);
     // Whatever ended the steps, those done are kept; what cannot be written once is not tried twice.
-    let of_disk = outcome.as_ref().is_err_and(TrainError::is_of_the_disk);
+    let of_disk = [&outcome, &written]
+        .into_iter()
+        .any(|end| end.as_ref().is_err_and(TrainError::is_of_the_disk));
     let ended = outcome.is_err() || stop.requested();
     let saved = match run.progress.step > run.saved_step && ended && !of_disk {
         true => run.save_checkpoint(observer),
         false => Ok(()),
     };
+    let saved = written.and(saved);
     if let (Err(unsaved), Err(_)) = (&saved, &outcome) {
         observer.note(&format!("the steps done could not be saved: {unsaved}"));
     }
@@ -216,6 +219,7 @@ fn not_finite(
         StudentError::GradientNotFinite { .. } => planned.rows.clone(),
         StudentError::Model(_)
         | StudentError::OneBatch
+        | StudentError::BeingRead
         | StudentError::LearningRate { .. }
         | StudentError::Weights(_)
         | StudentError::Save(_)

@@ -200,8 +200,11 @@ fn run(
             return;
         }
     };
+    let mut free_since = Instant::now();
     while let Some(batch) = shared.next_batch() {
+        shared.metrics.waiting_seconds.inc_by(free_since.elapsed().as_secs_f64());
         score(scorer.as_mut(), batch, &shared.metrics);
+        free_since = Instant::now();
     }
 }
 
@@ -226,9 +229,11 @@ fn score(scorer: &mut dyn Scorer, mut batch: Vec<Work>, metrics: &Metrics) {
     match outcome {
         Ok(scores) => {
             metrics.computed(batch.iter().map(|work| work.job.tokens.len()).sum(), computed);
+            let computed_at = Instant::now();
             for (work, scores) in batch.into_iter().zip(scores) {
                 answer(work, scores, began, computed, metrics);
             }
+            metrics.handover_seconds.inc_by(computed_at.elapsed().as_secs_f64());
         }
         Err(error) => {
             metrics.failed_batches.inc();

@@ -39,6 +39,10 @@ pub struct Metrics {
     pub batch_tokens: Histogram,
     /// Time of a batch on the device.
     pub compute_seconds: Histogram,
+    /// Seconds the device's thread spent handing out answers: neither computing nor waiting.
+    pub handover_seconds: Counter<f64, AtomicU64>,
+    /// Seconds it waited because nothing was queued.
+    pub waiting_seconds: Counter<f64, AtomicU64>,
     /// Time of a sequence before its batch began.
     pub queue_seconds: Histogram,
     /// Sequences waiting now.
@@ -76,6 +80,8 @@ impl Default for Metrics {
             batches: Counter::default(),
             batch_tokens: Histogram::new(exponential_buckets(16.0, 2.0, 13)),
             compute_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            handover_seconds: Counter::default(),
+            waiting_seconds: Counter::default(),
             queue_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
             queued_sequences: Gauge::default(),
             queued_tokens: Gauge::default(),
@@ -121,6 +127,19 @@ impl Metrics {
         let (compute, queue) = (m.compute_seconds, m.queue_seconds);
         all.register_with_unit("compute", "A batch on the device", Unit::Seconds, compute);
         all.register_with_unit("queue", "A sequence before its batch", Unit::Seconds, queue);
+        let (handover, waiting) = (m.handover_seconds, m.waiting_seconds);
+        all.register_with_unit(
+            "device_handover",
+            "The device's thread handing out answers",
+            Unit::Seconds,
+            handover,
+        );
+        all.register_with_unit(
+            "device_waiting",
+            "The device's thread with nothing queued",
+            Unit::Seconds,
+            waiting,
+        );
         all.register("queued_sequences", "Sequences waiting now", m.queued_sequences);
         all.register("queued_tokens", "Tokens waiting now", m.queued_tokens);
         all.register("streams", "Score streams open now", m.streams);

@@ -1,5 +1,6 @@
 //! The real model: one packed forward pass a batch, logits at the wanted positions only.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -85,33 +86,77 @@ impl Qwen3Scorer {
         let rows: Vec<Sequence> = rows.collect::<Result<_, _>>()?;
         let batch = TokenBatch::pack(&rows);
         let hidden = self.network.forward_hidden(&batch)?;
-        // Job by job: each has its own k, temperature and classes, and what is computed for one
-        // cannot depend on the others.
         let starts = batch.rows().map(|row| row.start as u32);
-        jobs.iter().zip(starts).map(|(job, start)| self.score_job(job, &hidden, start)).collect()
+        let placed: Vec<Placed> = jobs.iter().copied().zip(starts).collect();
+        // Jobs that ask for the same share one sweep over the output matrix; what is computed for a
+        // position does not depend on the others.
+        let mut scores: Vec<Option<JobScores>> = vec![None; jobs.len()];
+        for group in groups(jobs) {
+            let members: Vec<Placed> = group.iter().map(|&at| placed[at]).collect();
+            for (at, of_job) in group.into_iter().zip(self.score_group(&members, &hidden)?) {
+                scores[at] = Some(of_job);
+            }
+        }
+        Ok(scores.into_iter().flatten().collect())
     }
 
-    /// `hidden` `[N, D]` of the batch; the job's first token is at `start`.
-    fn score_job(
-        &self,
-        job: &ScoreJob,
-        hidden: &Tensor,
-        start: u32,
-    ) -> Result<JobScores, LoadError> {
-        let rows: Vec<u32> = job.positions().map(|t| start + t).collect();
-        let next: Vec<Option<u32>> = job.next_tokens().collect();
-        let wanted = gather_rows(hidden, &rows)?;
-        let (head, precision) = (self.network.head(), self.network.precision());
-        let temperature = f64::from(job.temperature);
-        match score_head(&wanted, head, job.classes, &next, temperature, job.k, precision) {
-            Ok((signal, next_logprob)) => Ok(Ok(Scores { signal, next_logprob })),
-            // candle's errors are text; this is the one that speaks of the model's own numbers.
-            Err(error) => match first_line(&error) {
-                text if text.contains(NOT_FINITE) => Ok(Err(NotFinite(text))),
-                _ => Err(error.into()),
-            },
+    /// Scores of jobs that ask for the same k, temperature and classes. Where a number is not finite
+    /// each is tried alone, to find whose it is.
+    fn score_group(&self, jobs: &[Placed], hidden: &Tensor) -> Result<Vec<JobScores>, LoadError> {
+        match self.score_together(jobs, hidden)? {
+            Ok(scores) => Ok(scores.into_iter().map(Ok).collect()),
+            Err(error) if jobs.len() == 1 => Ok(vec![Err(error)]),
+            Err(_) => {
+                let alone = |job: &Placed| Ok(self.score_group(&[*job], hidden)?.remove(0));
+                jobs.iter().map(alone).collect()
+            }
         }
     }
+
+    fn score_together(
+        &self,
+        jobs: &[Placed],
+        hidden: &Tensor,
+    ) -> Result<Result<Vec<Scores>, NotFinite>, LoadError> {
+        let Some(&(ScoreJob { k, temperature, classes, .. }, _)) = jobs.first() else {
+            return Ok(Ok(Vec::new()));
+        };
+        let rows = jobs.iter().flat_map(|(job, start)| job.positions().map(move |t| start + t));
+        let rows: Vec<u32> = rows.collect();
+        let next: Vec<Option<u32>> = jobs.iter().flat_map(|(job, _)| job.next_tokens()).collect();
+        let wanted = gather_rows(hidden, &rows)?;
+        let (head, precision) = (self.network.head(), self.network.precision());
+        let scored =
+            score_head(&wanted, head, *classes, &next, f64::from(*temperature), *k, precision);
+        let (signal, next_logprob) = match scored {
+            Ok(scored) => scored,
+            // candle's errors are text; this is the one that speaks of the model's own numbers.
+            Err(error) => match first_line(&error) {
+                text if text.contains(NOT_FINITE) => return Ok(Err(NotFinite(text))),
+                _ => return Err(error.into()),
+            },
+        };
+        let mut first = 0;
+        let of_job = |(job, _): &Placed| {
+            let these = first..first + job.positions().count();
+            first = these.end;
+            let next_logprob = next_logprob[these.clone()].to_vec();
+            Scores { signal: signal.slice(these), next_logprob }
+        };
+        Ok(Ok(jobs.iter().map(of_job).collect()))
+    }
+}
+
+/// A job, and where its first token lies in the batch.
+type Placed<'a> = (&'a ScoreJob, u32);
+
+/// The jobs in groups that ask for the same k, temperature and classes, by their places.
+fn groups(jobs: &[&ScoreJob]) -> Vec<Vec<usize>> {
+    let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for (at, job) in jobs.iter().enumerate() {
+        groups.entry((job.k, job.temperature.to_bits(), job.classes)).or_default().push(at);
+    }
+    groups.into_values().collect()
 }
 
 /// What a job came to.

@@ -115,7 +115,11 @@ fn scores_are_those_of_the_definition() {
 
 #[test]
 fn a_reply_does_not_depend_on_its_batch_to_the_last_bit() {
-    let jobs = jobs();
+    let mut jobs = jobs();
+    // Half of them ask for the same, and are answered by one sweep.
+    for at in [1, 3, 5] {
+        (jobs[at].k, jobs[at].temperature, jobs[at].classes) = (5, 2.0, CLASSES);
+    }
     let batches: [&[usize]; 4] =
         [&[0, 1, 2, 3, 4, 5, 6], &[6, 5, 4, 3, 2, 1, 0], &[3, 1], &[1, 1, 2, 1, 0]];
     for precision in [Precision::F32, Precision::Bf16, Precision::F16] {

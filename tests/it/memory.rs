@@ -1,7 +1,7 @@
 //! A long run takes no more memory at its end than at its beginning, on either side.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use tests::{Teacher, root, trainer};
@@ -13,6 +13,16 @@ const STEPS: usize = 1000;
 /// Of processes of 20 MB a hundredth is some fifty pages, which the allocator's arenas alone may take; a
 /// single row's answer left behind at each step would be some MB.
 const SLACK_KB: f64 = 512.0;
+
+/// The trainer, which ends with the value whatever becomes of the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
 
 /// Resident memory of a process, kB: the least of some moments, since a checkpoint on its way to the
 /// disk takes some for a while.
@@ -52,7 +62,7 @@ fn memory_does_not_grow_over_a_thousand_steps() {
     let text = |path: &Path| path.display().to_string();
     let out = folder.path().join("out");
     // Nothing is kept of the teacher's answers, so that it works to the end; no step is the last.
-    let mut child = trainer(&[
+    let child = trainer(&[
         "train",
         "--teacher",
         &teacher.url(),
@@ -73,15 +83,15 @@ fn memory_does_not_grow_over_a_thousand_steps() {
     ])
     .stderr(Stdio::null())
     .spawn()
+    .map(Running)
     .expect("the trainer starts");
     let metrics = out.join("metrics.jsonl");
-    let resident = || [resident_kb(child.id()), resident_kb(teacher.pid())];
+    let resident = || [resident_kb(child.0.id()), resident_kb(teacher.pid())];
     wait_for(SETTLED, &metrics);
     let before = resident();
     wait_for(SETTLED + STEPS, &metrics);
     let after = resident();
-    child.kill().expect("killed");
-    child.wait().expect("ended");
+    drop(child);
     for (who, (before, after)) in ["trainer", "teacher"].iter().zip(before.iter().zip(after)) {
         assert!(after <= 1.01 * before + SLACK_KB, "{who}: {before} kB, then {after} kB");
     }

@@ -3,6 +3,7 @@ the teacher's top-k with its tail, or with K = 0 on all of its logits, as one wr
 AdamW, clipping), or of scoring a batch (with K = 0 the forward pass alone). One JSON line.
 usage: engine_peer.py step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks]"""
 import json
+import os
 import sys
 import time
 
@@ -13,7 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 what, shape, size, dtype, k, steps, recompute = (sys.argv[1:] + [None] * 7)[:7]
 rows, tokens = map(int, (size or "4x256").split("x"))
 dtype, k, steps = dtype or "f32", int(64 if k is None else k), int(steps or 5)
-torch.set_num_threads(2)
+torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as ours takes
 torch.manual_seed(1)
 hidden, inter, layers, heads, kv, width, vocab = {
     "small": (256, 768, 6, 8, 4, 32, 4096),

@@ -34,22 +34,15 @@ pub fn linear_into(out: &Tensor, x: &Tensor, w: &Tensor, precision: Precision) -
 /// # Errors
 /// When a shape, an element type or the device does not fit.
 pub fn linear_grad_input(dy: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
-    new_product(dy.dim(0)?, w.dim(1)?, |dx| grad_input(dx, Store::Replace, dy, w, precision))
-}
-
-/// `dx += dy·w`, as [`linear_grad_input`].
-///
-/// # Errors
-/// When a shape, an element type or the device does not fit.
-pub fn linear_grad_input_into(
-    dx: &Tensor,
-    dy: &Tensor,
-    w: &Tensor,
-    precision: Precision,
-) -> Result<()> {
-    let (n, i) = (dy.dim(0)?, w.dim(1)?);
-    expect_shape("gradient of a linear layer's input", dx, &[n, i])?;
-    write_f32(dx, |dx| grad_input(MatMut::new(dx, n, i), Store::Add, dy, w, precision))
+    let ((n, o), i) = (dy.dims2()?, w.dim(1)?);
+    expect_shape("weight of a linear layer", w, &[o, i])?;
+    let (dy, w) = (read(dy), read(w));
+    let dy = MatRef::new(dy.floats()?, n, o);
+    let w = MatRef::new(w.floats()?, o, i);
+    new_product(n, i, |dx| {
+        product(dx, Store::Replace, 1.0, dy, w, precision, Threads::Pool);
+        Ok(())
+    })
 }
 
 /// The gradient of [`linear`] with respect to `w`: `dw += dyᵀ·x`, [O, I].
@@ -105,22 +98,6 @@ fn forward(
     let x = MatRef::new(x.floats()?, n, i);
     let w = MatRef::new(w.floats()?, o, i).transposed();
     product(y, store, 1.0, x, w, precision, Threads::Pool);
-    Ok(())
-}
-
-fn grad_input(
-    dx: MatMut<'_>,
-    store: Store,
-    dy: &Tensor,
-    w: &Tensor,
-    precision: Precision,
-) -> Result<()> {
-    let ((n, o), i) = (dy.dims2()?, w.dim(1)?);
-    expect_shape("weight of a linear layer", w, &[o, i])?;
-    let (dy, w) = (read(dy), read(w));
-    let dy = MatRef::new(dy.floats()?, n, o);
-    let w = MatRef::new(w.floats()?, o, i);
-    product(dx, store, 1.0, dy, w, precision, Threads::Pool);
     Ok(())
 }
 

@@ -317,6 +317,10 @@ fn in_parts(
     (0..parts).into_par_iter().for_each(|part| {
         let rows = share(part / by_cols, by_rows, dst.rows, units[0]);
         let cols = share(part % by_cols, by_cols, dst.cols, units[1]);
+        // More parts than units leave some with nothing to do.
+        if rows.is_empty() || cols.is_empty() {
+            return;
+        }
         #[expect(unsafe_code, reason = "disjoint blocks of one matrix")]
         // SAFETY: different parts have other rows or other columns.
         let dst = unsafe { dst.block(rows.clone(), cols.clone()) };

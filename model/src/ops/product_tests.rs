@@ -1,7 +1,7 @@
 //! Tests of what the operations above do not reach: the way of a processor without bfloat16, and how
 //! a product is divided.
 
-use super::super::testing::{error, random};
+use super::super::testing::{error, on_threads, random};
 use super::*;
 
 /// A processor with the instruction takes [`bf16`] wherever bfloat16 is asked for; the other way
@@ -34,6 +34,28 @@ fn infinities_and_nan_are_seen_and_touch_their_own_rows_only() {
             product(dst, Store::Replace, 1.0, a, b, precision, Threads::Own);
             for (row, values) in found.chunks_exact(n).enumerate() {
                 assert_eq!(values.iter().all(|v| v.is_finite()), row != 5, "{bad} {precision}");
+            }
+        }
+    }
+}
+
+/// A machine with many more threads than a small product has parts worth giving.
+#[test]
+fn more_threads_than_parts_change_nothing() {
+    for (m, n, k) in [(32, 32, 512), (32, 384, 1024), (64, 64, 128), (1, 4096, 256), (13, 33, 4000)]
+    {
+        let (a, b) = (random(5, m * k), random(6, k * n));
+        for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
+            let run = || {
+                let mut found = vec![0.0; m * n];
+                let dst = MatMut::new(&mut found, m, n);
+                let (a, b) = (MatRef::new(&a[..], m, k), MatRef::new(&b[..], k, n));
+                product(dst, Store::Replace, 1.0, a, b, precision, Threads::Pool);
+                found
+            };
+            let one = on_threads(1, run);
+            for threads in [16, 64, 128] {
+                assert!(on_threads(threads, run) == one, "{m} x {n} x {k}, {threads}, {precision}");
             }
         }
     }

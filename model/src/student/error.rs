@@ -33,6 +33,9 @@ pub enum StudentError {
         /// The norm over all parameters.
         norm: f64,
     },
+    /// A step while the state is read elsewhere.
+    #[error("the student's state is still being written to the disk; nothing was updated")]
+    BeingRead,
     /// A second batch for a step whose gradients are not kept.
     #[error(
         "a student that computes gradients again takes one batch a step; use --recompute blocks \

@@ -3,6 +3,8 @@
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
+use crate::ops::Precision;
+use crate::ops::adamw::AdamW;
 use crate::ops::head::{LossSettings, Teaching};
 use crate::recompute::Recompute;
 use crate::student::{Student, StudentError};
@@ -12,8 +14,9 @@ fn backward(student: &mut Student, seed: u64) -> Result<(), StudentError> {
     let batch = batch(&[12, 1, 20, 7], 61, seed);
     let scored = batch.scored().len();
     let signal = signal(scored, 61, &settings(), seed);
+    let settings = LossSettings { precision: student.model().precision(), ..settings() };
     student
-        .backward(&batch, 61, Some(Teaching::TopK(&signal)), &settings(), 1.0 / scored as f64)
+        .backward(&batch, 61, Some(Teaching::TopK(&signal)), &settings, 1.0 / scored as f64)
         .map(drop)
 }
 
@@ -23,8 +26,11 @@ fn what_is_computed_again_changes_no_bit_of_state_or_norm() {
         let config = config(json!({
             "tie_word_embeddings": tied, "attention_bias": bias, "num_hidden_layers": 3,
         }));
-        let train = |recompute, clip| {
-            let mut student = student(&config).with_recompute(recompute).unwrap();
+        let train = |precision, recompute, clip| {
+            let (optimiser, device) = (AdamW::default(), Device::Cpu);
+            let mut student =
+                Student::random(config.clone(), 7, precision, optimiser, &device).unwrap();
+            student = student.with_recompute(recompute).unwrap();
             let step = |seed| {
                 backward(&mut student, seed).unwrap();
                 student.step(1e-2, clip).unwrap().to_bits()
@@ -33,10 +39,14 @@ fn what_is_computed_again_changes_no_bit_of_state_or_norm() {
             (norms, bits(student.state()))
         };
         // A norm that clips every step, and none.
-        for clip in [Some(0.05), None] {
-            let kept = train(Recompute::None, clip);
-            assert_eq!(train(Recompute::Blocks, clip), kept, "tied {tied}, {clip:?}");
-            assert_eq!(train(Recompute::Gradients, clip), kept, "tied {tied}, {clip:?}");
+        for (precision, clip) in
+            [(Precision::F32, Some(0.05)), (Precision::F32, None), (Precision::Bf16, Some(0.05))]
+        {
+            let kept = train(precision, Recompute::None, clip);
+            for recompute in [Recompute::Blocks, Recompute::Gradients] {
+                let found = train(precision, recompute, clip);
+                assert_eq!(found, kept, "{recompute}, tied {tied}, {precision}, {clip:?}");
+            }
         }
     }
 }

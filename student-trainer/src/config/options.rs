@@ -208,8 +208,8 @@ pub const OPTIONS: &[OptionSpec] = &[
          weights and moments are float32 always"),
     option(MACHINE, TRAIN, ("recompute", "auto|none|blocks|gradients", "auto"),
         "What a step computes again to save memory, the results being the same: blocks is the forward \
-         pass (a quarter slower), gradients also the backward pass (twice as slow, and only with \
-         --gradient-accumulation-steps 1). auto takes the first that fits into the free memory"),
+         pass (about 1.3 times as long), gradients also the backward pass (about 1.8 times, and only \
+         with --gradient-accumulation-steps 1). auto takes the first that fits into the free memory"),
     option(MACHINE, EVAL, ("dtype", "auto|f32|bf16|f16", "auto"),
         "Number type of the products' operands (auto: f32 on a CPU, bf16 on a GPU); sums are \
          float32 always"),

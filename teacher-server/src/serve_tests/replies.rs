@@ -134,6 +134,10 @@ async fn what_was_done_is_counted() {
     for (name, value) in counts {
         assert_eq!(server.metric(name).await, value, "{name}");
     }
+    // The device's thread was waiting, then handing out.
+    for name in ["teacher_device_waiting_seconds_total", "teacher_device_handover_seconds_total"] {
+        assert!(server.metric(name).await > 0.0, "{name}");
+    }
     assert!(server.get("/metrics").await.1.ends_with("# EOF\n"));
     assert_eq!(server.get("/nothing").await.0, "HTTP/1.1 404 Not Found");
 }

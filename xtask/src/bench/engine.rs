@@ -96,12 +96,14 @@ pub(super) fn bench(settings: &Settings) -> Result<()> {
             }
         };
         let ratio = |figure: fn(&Run, &Run) -> f64| {
-            median(ours.iter().zip(&theirs).map(|(our, their)| figure(our, their)).collect())
+            let ratio =
+                median(ours.iter().zip(&theirs).map(|(our, their)| figure(our, their)).collect());
+            if ratio.is_nan() { "-".to_owned() } else { format!("{ratio:.2}") }
         };
         let faster = ratio(|our, their| their.seconds / our.seconds);
         let memory = ratio(|our, their| our.peak_mib / their.peak_mib);
         let (our_cell, their_cell) = (cell(&ours), cell(&theirs));
-        say(format!("{what:<38}{our_cell:>22}{their_cell:>22}{faster:>9.2}x{memory:>10.2}"));
+        say(format!("{what:<38}{our_cell:>22}{their_cell:>22}{faster:>10}{memory:>10}"));
         if what.starts_with("score") {
             let above = |runs: &[Run]| median(runs.iter().map(|run| run.above_mib).collect());
             let (our, their) = (above(&ours), above(&theirs));

@@ -23,6 +23,10 @@ struct Run {
     peak_mib: f64,
     wire_bytes_per_token: f64,
     student_perplexity: f64,
+    /// Per cent of the training's time.
+    trainer_waiting: f64,
+    /// Per cent of the time the teacher's device thread had something to do.
+    teacher_handover: f64,
 }
 
 /// Runs the benchmark.
@@ -57,14 +61,17 @@ fn our_run(settings: &Settings) -> Result<Run> {
     let summary: Value = serde_json::from_str(&text)?;
     let number = |name: &str| summary[name].as_f64().with_context(|| format!("no {name}"));
     let metrics = metrics?;
+    let compute = counter(&metrics, "teacher_compute_seconds_sum")?;
+    let handover = counter(&metrics, "teacher_device_handover_seconds_total")?;
     Ok(Run {
         whole_seconds,
         train_tokens_per_second: number("tokens_per_second")?,
-        score_tokens_per_second: counter(&metrics, "teacher_tokens_total")?
-            / counter(&metrics, "teacher_compute_seconds_sum")?,
+        score_tokens_per_second: counter(&metrics, "teacher_tokens_total")? / compute,
         peak_mib: number("peak_rss_bytes")? / f64::from(1 << 20) + teacher_peak?,
         wire_bytes_per_token: number("wire_bytes_per_token")?,
         student_perplexity: number("student_perplexity_after")?,
+        trainer_waiting: 100.0 * number("teacher_wait_fraction")?,
+        teacher_handover: 100.0 * handover / (handover + compute),
     })
 }
 
@@ -158,19 +165,23 @@ fn peer_run(settings: &Settings, dtype: &str) -> Result<Run> {
         peak_mib: number("peak_rss_mb")?,
         wire_bytes_per_token: f64::NAN,
         student_perplexity: number("student_ppl_after")?,
+        trainer_waiting: f64::NAN,
+        teacher_handover: f64::NAN,
     })
 }
 
 fn table(ours: &[Run], f32s: &[Run], bf16s: &[Run]) {
     say("\nmedians; in brackets the median over rounds of ours / theirs");
     say(format!("{:<34}{:>12}{:>24}{:>24}", "", "ours f32", "torch f32", "torch bf16"));
-    let rows: [(&str, Figure); 6] = [
+    let rows: [(&str, Figure); 8] = [
         ("whole job, s", |run| run.whole_seconds),
         ("training, tokens/s", |run| run.train_tokens_per_second),
         ("teacher scoring, tokens/s", |run| run.score_tokens_per_second),
         ("peak memory (both models), MiB", |run| run.peak_mib),
         ("wire, bytes a token of a row", |run| run.wire_bytes_per_token),
         ("student perplexity after", |run| run.student_perplexity),
+        ("trainer waiting for the teacher, %", |run| run.trainer_waiting),
+        ("teacher's thread handing out, %", |run| run.teacher_handover),
     ];
     for (name, figure) in rows {
         let own = median(ours.iter().map(figure).collect());

@@ -1,5 +1,5 @@
 //! From the start of the trainer to its first step, with a checkpoint of Qwen3-0.6B's shapes: 1.2 GB in
-//! bfloat16, random weights, in the page cache.
+//! bfloat16, random weights, in the page cache. Without a teacher: what its network costs is its own.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -49,6 +49,8 @@ pub(super) fn bench(settings: &Settings) -> Result<()> {
         }
         ensure!(trainer.wait()?.success(), "student-trainer failed");
     }
+    let times = [ready.len(), stepped.len()];
+    ensure!(times == [settings.rounds; 2], "the trainer's lines were not understood");
     let (ready, stepped) = (median(ready), median(stepped));
     say(format!(
         "start to first step, 1.2 GB checkpoint: {ready:.2} s; the step done: {stepped:.2} s"

@@ -31,6 +31,8 @@ const BLOCK_ROWS: usize = 768;
 pub(super) fn available() -> bool {
     // The standard library looks once and remembers.
     is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
 }
