@@ -34,6 +34,8 @@ pub struct Student {
     recompute: Recompute,
     /// Of the batch whose gradients are to be computed again.
     first_pass: Option<FirstPass>,
+    /// Whether an update failed on its way.
+    half_updated: bool,
     /// Held by everybody who reads the state beside the training.
     lent: Arc<()>,
 }
@@ -88,8 +90,17 @@ impl Student {
         let gradients = Gradients::new(&index, config.num_hidden_layers, device)?;
         let model = Qwen3::new(config, weights, precision)?;
         let recompute = Recompute::None;
-        let (first_pass, lent) = (None, Arc::new(()));
-        Ok(Self { model, state, gradients, optimiser, steps, recompute, first_pass, lent })
+        Ok(Self {
+            model,
+            state,
+            gradients,
+            optimiser,
+            steps,
+            recompute,
+            first_pass: None,
+            half_updated: false,
+            lent: Arc::new(()),
+        })
     }
 
     /// The same student with another choice of what it computes again ([`Recompute::None`] at first).
@@ -139,6 +150,11 @@ impl Student {
     /// dropped.
     pub(crate) fn lend(&self) -> Arc<()> {
         Arc::clone(&self.lent)
+    }
+
+    /// Whether an update failed on its way, so that the state is that of no step.
+    pub fn is_half_updated(&self) -> bool {
+        self.half_updated
     }
 
     /// Master weights, first and second moments, `[3, P]` float32.
@@ -232,6 +248,7 @@ impl Student {
     /// # Errors
     /// [`StudentError::GradientNotFinite`], [`StudentError::LearningRate`] or
     /// [`StudentError::BeingRead`]: before anything is changed, and the gradients are 0.
+    /// [`StudentError::HalfUpdated`] when the device failed in the middle of an update.
     pub fn step(&mut self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, StudentError> {
         let refusal = if Arc::strong_count(&self.lent) > 1 {
             Some(StudentError::BeingRead)
@@ -254,7 +271,10 @@ impl Student {
             Recompute::None | Recompute::Blocks => {
                 self.update(0, self.gradients.flat(), lr, scale)?
             }
-            Recompute::Gradients => self.update_in_second_pass(lr, scale)?,
+            Recompute::Gradients => self.update_in_second_pass(lr, scale).map_err(|source| {
+                self.half_updated = true;
+                StudentError::HalfUpdated { source }
+            })?,
         }
         self.steps += 1;
         self.gradients.zero()?;

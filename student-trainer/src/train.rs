@@ -51,7 +51,7 @@ pub(crate) fn carry_out(
     let of_disk = [&outcome, &written]
         .into_iter()
         .any(|end| end.as_ref().is_err_and(TrainError::is_of_the_disk));
-    let ended = outcome.is_err() || stop.requested();
+    let ended = (outcome.is_err() || stop.requested()) && !run.student.is_half_updated();
     let saved = match run.progress.step > run.saved_step && ended && !of_disk {
         true => run.save_checkpoint(observer),
         false => Ok(()),
@@ -220,6 +220,7 @@ fn not_finite(
         StudentError::Model(_)
         | StudentError::OneBatch
         | StudentError::BeingRead
+        | StudentError::HalfUpdated { .. }
         | StudentError::LearningRate { .. }
         | StudentError::Weights(_)
         | StudentError::Save(_)

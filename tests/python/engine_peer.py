@@ -1,7 +1,8 @@
 """The peer of `engine_bench`, in PyTorch and transformers: seconds of each training step (KL + CE on
 the teacher's top-k with its tail, or with K = 0 on all of its logits, as one writes it in PyTorch;
 AdamW, clipping), or of scoring a batch (with K = 0 the forward pass alone). One JSON line.
-usage: engine_peer.py step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks]"""
+usage: engine_peer.py step|score SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks]
+       engine_peer.py product NxIxO: GFLOP/s of a linear layer in both types"""
 import json
 import os
 import sys
@@ -10,6 +11,21 @@ import time
 import torch
 import torch.nn.functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
+
+if sys.argv[1] == "product":
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    n, i, o = map(int, sys.argv[2].split("x"))
+    rates = {}
+    for name, type in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+        x, w = torch.randn(n, i, dtype=type), torch.randn(o, i, dtype=type)
+        seconds = []
+        for _ in range(15):
+            begin = time.perf_counter()
+            F.linear(x, w)
+            seconds.append(time.perf_counter() - begin)
+        rates[name] = round(2e-9 * n * i * o / sorted(seconds)[7])
+    print(json.dumps(rates))
+    sys.exit()
 
 what, shape, size, dtype, k, steps, recompute = (sys.argv[1:] + [None] * 7)[:7]
 rows, tokens = map(int, (size or "4x256").split("x"))

@@ -6,8 +6,8 @@ use crate::load::WeightsError;
 use crate::qwen3::ModelError;
 use crate::save::SaveError;
 
-/// Why a training step stopped. Whatever the reason, weights, moments and the step count are what
-/// they were before, and the gradients are 0.
+/// Why a training step stopped. Whatever the reason but [`StudentError::HalfUpdated`], weights, moments
+/// and the step count are what they were before, and the gradients are 0.
 #[derive(Debug, thiserror::Error)]
 pub enum StudentError {
     /// The batch cannot be computed.
@@ -36,6 +36,15 @@ pub enum StudentError {
     /// A step while the state is read elsewhere.
     #[error("the student's state is still being written to the disk; nothing was updated")]
     BeingRead,
+    /// An update that failed on its way.
+    #[error(
+        "an update failed on its way ({source}): the student is between two steps and is not saved; \
+         go on from the newest checkpoint"
+    )]
+    HalfUpdated {
+        /// What the device said.
+        source: candle_core::Error,
+    },
     /// A second batch for a step whose gradients are not kept.
     #[error(
         "a student that computes gradients again takes one batch a step; use --recompute blocks \

@@ -121,3 +121,16 @@ fn a_loss_that_is_not_finite_leaves_no_pass_behind() {
     backward(&mut student, 1).unwrap();
     student.step(1e-3, None).unwrap();
 }
+
+#[test]
+fn an_update_that_fails_on_its_way_is_told_and_remembered() {
+    let mut student = student(&config(json!({}))).with_recompute(Recompute::Gradients).unwrap();
+    backward(&mut student, 1).unwrap();
+    // A gradient of another size: the second pass cannot go its way.
+    let pass = student.first_pass.as_mut().unwrap();
+    pass.d = Tensor::zeros((1, 24), candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert!(!student.is_half_updated());
+    let error = student.step(1e-3, None).unwrap_err();
+    assert!(matches!(error, StudentError::HalfUpdated { .. }), "{error}");
+    assert!(student.is_half_updated() && student.steps() == 0);
+}
