@@ -119,7 +119,7 @@ pub enum TrainError {
     },
     /// Files that could not be written in the middle of a run.
     #[error(
-        "{source}. The newest whole checkpoint is {} (step {step}): once there is room to write, \
+        "{source}. The newest whole checkpoint is {} (step {step}): once files can be written, \
          run the same command {how} to go on from there", checkpoint.display()
     )]
     Unsaved {

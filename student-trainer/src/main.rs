@@ -93,7 +93,8 @@ fn listen_to_logs(console: &Console) {
 
 fn carry_out(asked: Asked, console: &Console) -> anyhow::Result<ExitCode> {
     let stop = Stop::default();
-    stop.on_signals().context("listening for signals")?;
+    let teller = console.clone();
+    stop.on_signals(move |text| teller.tell(text)).context("listening for signals")?;
     match asked {
         Asked::Train(config) => return train(&config, console, &stop),
         Asked::Eval(config) => evaluate(&config, console, &stop)?,

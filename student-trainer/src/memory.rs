@@ -1,22 +1,26 @@
 //! Memory of this process and of the machine.
 
-use sysinfo::System;
+use sysinfo::{Process, ProcessesToUpdate, System};
 
-/// Memory this process may still take, in bytes: the machine's, or its container's where that is less
-/// (pages of files that are merely cached count as free in both); none where the system does not say.
+/// Memory this process may still take, in bytes: the machine's, or its control group's where that is less
+/// (a container, a service with a limit, a batch job; pages of files that are merely cached count as free
+/// in both); none where the system does not say.
 pub(crate) fn available() -> Option<u64> {
     let mut system = System::new().ok()?;
     system.refresh_memory();
     if system.total_memory() == 0 {
         return None;
     }
-    let of_container = system.cgroup_limits().map(|limits| [limits.total_memory, limits.rss]);
-    Some(least(system.available_memory(), of_container))
+    let own = sysinfo::get_current_pid().ok()?;
+    system.refresh_processes(ProcessesToUpdate::Some(&[own]), false);
+    // The process's own group and those around it, not the root's.
+    let group = system.process(own).and_then(Process::cgroup_limits);
+    Some(least(system.available_memory(), group.map(|group| [group.total_memory, group.rss])))
 }
 
-/// What the machine has left, or a container of a size `[limit, taken]` where that is less.
-fn least(machine: u64, container: Option<[u64; 2]>) -> u64 {
-    let left = container.map_or(u64::MAX, |[limit, taken]| limit.saturating_sub(taken));
+/// What the machine has left, or a group of a size `[limit, taken]` where that is less.
+fn least(machine: u64, group: Option<[u64; 2]>) -> u64 {
+    let left = group.map_or(u64::MAX, |[limit, taken]| limit.saturating_sub(taken));
     machine.min(left)
 }
 
@@ -41,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_counts_where_it_is_the_smaller() {
+    fn a_control_group_counts_where_it_is_the_smaller() {
         assert_eq!(least(10, None), 10);
         assert_eq!(least(10, Some([8, 3])), 5);
         assert_eq!(least(10, Some([40, 3])), 10);

@@ -173,7 +173,16 @@ impl Run {
     }
 
     /// Begins to ask for the signals of the steps that are left, where they need a teacher.
-    pub(crate) fn follow_teacher(&mut self) {
+    pub(crate) fn follow_teacher(&mut self, observer: &mut dyn Observer) {
+        let [kept, rows] = self.signals.as_ref().map_or([0, 0], Signals::coverage);
+        if kept < rows && self.plan.total_steps > self.plan.steps_per_epoch() {
+            let (budget, k) = (self.config.teacher_memory, self.config.top_k);
+            let all = bytes_to_keep(&self.rows.sequences, k, u64::MAX).div_ceil(1 << 20);
+            observer.note(&format!(
+                "--teacher-memory {budget} holds the answers of {kept} of {rows} rows: the others are \
+                 asked for again in each epoch; {all} would hold all"
+            ));
+        }
         let order = self.plan.steps_after(self.progress.step).flat_map(|step| step.rows);
         if let Some(signals) = &mut self.signals {
             signals.follow(&self.network, order);
@@ -288,6 +297,10 @@ impl Run {
             return error;
         }
         let checkpoint = self.checkpoints().join(checkpoint::name(saved));
+        // Somebody may have taken it away.
+        if !checkpoint.join(checkpoint::MANIFEST).is_file() {
+            return error;
+        }
         let (source, how) = (Box::new(error), self.resume_flags());
         match of_disk {
             true => TrainError::Unsaved { source, step: saved, checkpoint, how },

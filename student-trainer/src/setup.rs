@@ -255,6 +255,8 @@ fn recompute(
         RecomputeChoice::Auto => {}
     }
     let Some(free) = free else { return Recompute::None };
+    // A little for what the estimate does not know.
+    let free = free - free / 32;
     let tokens =
         most_tokens(rows.sequences.iter().map(Sequence::len), config.per_device_train_batch_size);
     let largest = Largest { tokens, alone: config.gradient_accumulation_steps == 1 };
@@ -297,6 +299,10 @@ fn checkpoint_of(
         Resume::Auto => {
             let (found, notes) = checkpoint::newest_valid(&output_dir.join("checkpoints"))?;
             notes.iter().for_each(|note| observer.note(note));
+            if found.is_none() {
+                let dir = output_dir.join("checkpoints");
+                observer.note(&format!("no checkpoint in {}: begins at step 0", dir.display()));
+            }
             Ok(found.map(|(dir, _)| dir))
         }
     }

@@ -39,6 +39,11 @@ impl Signals {
         Self { teacher, ask, set, kept, feed: None }
     }
 
+    /// Rows whose answers are kept, of all.
+    pub fn coverage(&self) -> [usize; 2] {
+        [self.kept.len(), self.set.len()]
+    }
+
     /// Begins to ask for the rows of `order` that are not kept, each kept row once.
     pub fn follow(
         &mut self,

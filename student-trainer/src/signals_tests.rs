@@ -85,6 +85,7 @@ fn what_found_no_room_is_asked_for_again() {
     // Room for the first five rows but for one byte of the fifth.
     let four_rows = |set: &[Sequence]| set[..5].iter().map(|row| kept_bytes(row, 5)).sum::<u64>();
     let mut bench = Bench::new(|set| four_rows(set) - 1);
+    assert_eq!(bench.signals.coverage(), [4, ROWS]);
     let first = bench.take(&ORDER);
     let second = bench.take(&ORDER);
     assert_eq!(bench.answered(), ROWS + (ROWS - 4));

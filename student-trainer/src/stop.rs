@@ -44,11 +44,12 @@ impl Stop {
 
     /// Turns SIGTERM, ctrl-c and the end of the terminal (SIGHUP) into this wish, from a thread of
     /// its own. The second one ends the process at once, since somebody who asks twice does not want
-    /// to wait for the step. SIGHUP stays ignored where it was (`nohup`).
+    /// to wait for the step. `tell` is given what to say of each. SIGHUP stays ignored where it was
+    /// (`nohup`).
     ///
     /// # Errors
     /// When the system refuses to tell of signals or gives no thread.
-    pub fn on_signals(&self) -> std::io::Result<()> {
+    pub fn on_signals(&self, tell: impl Fn(&str) + Send + 'static) -> std::io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (mut terminate, mut interrupt, mut hang_up) = {
             let _inside = runtime.enter();
@@ -66,8 +67,12 @@ impl Stop {
                 }
             });
             if stop.requested() {
+                tell("stopped at once: what was not yet in a checkpoint is lost");
                 std::process::exit(code.into());
             }
+            tell(
+                "told to stop: what is being done is finished and kept first (tell again to stop at once)",
+            );
             stop.0.send_replace(Some(code));
         };
         std::thread::Builder::new().name("signals".to_owned()).spawn(listen)?;

@@ -88,7 +88,7 @@ fn steps_and_evaluations(
 
 /// Every step that is left, and the things done now and then.
 fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), TrainError> {
-    run.follow_teacher();
+    run.follow_teacher(observer);
     for planned in run.plan.steps_after(run.progress.step) {
         let begin = Instant::now();
         let answers = take(run.signals.as_mut(), &planned.rows, &run.rows, stop);

@@ -272,3 +272,32 @@ fn a_checkpoint_is_whole_before_the_next_update_and_not_waited_for_before() {
     // goes on beside the last evaluation.
     assert_eq!(log.0, wanted);
 }
+
+#[test]
+fn a_checkpoint_that_was_taken_away_is_not_promised_and_beginning_anew_is_told() {
+    /// Takes the output directory away after step 3.
+    struct Thief(std::path::PathBuf, Vec<String>);
+    impl Observer for Thief {
+        fn started(&mut self, _: &RunFacts) {}
+        fn step(&mut self, report: &StepReport) {
+            if report.step == 3 {
+                std::fs::remove_dir_all(&self.0).unwrap();
+                // A file where the directory was: nothing can be written there.
+                std::fs::write(&self.0, "").unwrap();
+            }
+        }
+        fn evaluated(&mut self, _: &EvalReport) {}
+        fn finished(&mut self, _: &Summary) {}
+        fn note(&mut self, text: &str) {
+            self.1.push(text.to_owned());
+        }
+    }
+    let root = tempfile::tempdir().unwrap();
+    let served = serve(root.path());
+    let options = [("max-steps", "9"), ("save-steps", "2"), ("resume-from-checkpoint", "auto")];
+    let mut thief = Thief(root.path().join("out"), Vec::new());
+    let ended = run(root.path(), "out", &served.url, &options, &mut thief, &Stop::default());
+    let error = ended.unwrap_err().to_string();
+    assert!(!error.contains("newest whole checkpoint"), "{error}");
+    assert!(thief.1.iter().any(|note| note.contains("begins at step 0")), "{:?}", thief.1);
+}

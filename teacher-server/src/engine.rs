@@ -18,6 +18,9 @@ use crate::metrics::Metrics;
 use crate::queue::{Queue, QueueBounds};
 use crate::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, Scores, TextCodec};
 
+/// How often the waiting of an idle device is counted.
+const WAIT_IS_COUNTED: Duration = Duration::from_secs(1);
+
 /// A scored job and how long it took.
 #[derive(Debug, PartialEq)]
 pub struct Answer {
@@ -161,7 +164,10 @@ impl Shared {
             if inner.closed {
                 return None;
             }
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            let waits_since = Instant::now();
+            let waited = self.changed.wait_timeout(inner, WAIT_IS_COUNTED);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.metrics.waiting_seconds.inc_by(waits_since.elapsed().as_secs_f64());
         }
     }
 }
@@ -200,11 +206,8 @@ fn run(
             return;
         }
     };
-    let mut free_since = Instant::now();
     while let Some(batch) = shared.next_batch() {
-        shared.metrics.waiting_seconds.inc_by(free_since.elapsed().as_secs_f64());
         score(scorer.as_mut(), batch, &shared.metrics);
-        free_since = Instant::now();
     }
 }
 
