@@ -8,11 +8,9 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, json};
 
 use crate::config::Qwen3Config;
-use crate::ops::Precision;
-use crate::ops::adamw::AdamW;
 use crate::parameters::ParameterIndex;
 use crate::save::{Entry, write_tensors};
-use crate::student::{Student, StudentError};
+use crate::student::{Student, StudentError, Training};
 use crate::tensor_file::{StoredDtype, StoredTensor, TensorFile};
 use crate::weights::{Weights, WeightsError, zeros};
 
@@ -78,8 +76,7 @@ pub fn save_state(student: &TrainingState, path: &Path) -> Result<(), StudentErr
 pub fn load_state(
     path: &Path,
     config: Qwen3Config,
-    precision: Precision,
-    optimiser: AdamW,
+    training: Training,
     device: &Device,
 ) -> Result<Student, StudentError> {
     let file = TensorFile::open(path).map_err(WeightsError::File)?;
@@ -105,7 +102,7 @@ pub fn load_state(
         let into = &mut state[row * total..(row + 1) * total];
         file.read(&tensor, 0, into).map_err(WeightsError::File)?;
     }
-    Student::from_state(config, index, state, steps, precision, optimiser, device)
+    Student::from_state(config, index, state, steps, training, device)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ fn train(student: &mut Student, steps: std::ops::Range<u64>) {
 }
 
 fn load(path: &Path, config: Qwen3Config) -> Result<Student, StudentError> {
-    load_state(path, config, Precision::F32, AdamW::default(), &Device::Cpu)
+    load_state(path, config, Training::default(), &Device::Cpu)
 }
 
 #[test]

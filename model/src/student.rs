@@ -23,15 +23,25 @@ use crate::weights::{Weights, draw, read};
 pub use error::StudentError;
 use two_passes::FirstPass;
 
+/// How a student is trained: what does not change from step to step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Training {
+    /// The type of the products' operands.
+    pub precision: Precision,
+    /// The optimiser's settings.
+    pub optimiser: AdamW,
+    /// What a step computes again.
+    pub recompute: Recompute,
+}
+
 /// Everything a training step reads and changes.
 pub struct Student {
     model: Qwen3,
     /// `[3, P]` float32: master weights, first moments, second moments.
     state: Tensor,
     gradients: Gradients,
-    optimiser: AdamW,
+    training: Training,
     steps: u64,
-    recompute: Recompute,
     /// Of the batch whose gradients are to be computed again.
     first_pass: Option<FirstPass>,
     /// Whether an update failed on its way.
@@ -48,14 +58,13 @@ impl Student {
     pub fn load(
         dir: &Path,
         config: Qwen3Config,
-        precision: Precision,
-        optimiser: AdamW,
+        training: Training,
         device: &Device,
     ) -> Result<Self, StudentError> {
         let index = ParameterIndex::new(&config);
         let stored = StoredWeights::open(dir, &config, &index)?;
         let state = read::<f32>(&stored, &index, 3 * index.total())?;
-        Self::from_state(config, index, state, 0, precision, optimiser, device)
+        Self::from_state(config, index, state, 0, training, device)
     }
 
     /// A student that starts from seeded random weights ([`Weights::random`]), moments 0.
@@ -65,13 +74,12 @@ impl Student {
     pub fn random(
         config: Qwen3Config,
         seed: u64,
-        precision: Precision,
-        optimiser: AdamW,
+        training: Training,
         device: &Device,
     ) -> Result<Self, StudentError> {
         let index = ParameterIndex::new(&config);
         let state = draw(&config, &index, seed, 3 * index.total())?;
-        Self::from_state(config, index, state, 0, precision, optimiser, device)
+        Self::from_state(config, index, state, 0, training, device)
     }
 
     pub(crate) fn from_state(
@@ -79,45 +87,29 @@ impl Student {
         index: ParameterIndex,
         state: Vec<f32>,
         steps: u64,
-        precision: Precision,
-        optimiser: AdamW,
+        training: Training,
         device: &Device,
     ) -> Result<Self, StudentError> {
         let (total, index) = (index.total(), Arc::new(index));
         let state = Tensor::from_vec(state, (3, total), device)?;
         let master = state.narrow(0, 0, 1)?.reshape(total)?;
         let weights = Weights::from_flat(master, Arc::clone(&index))?;
-        let gradients = Gradients::new(&index, config.num_hidden_layers, device)?;
-        let model = Qwen3::new(config, weights, precision)?;
-        let recompute = Recompute::None;
+        let gradients = match training.recompute {
+            Recompute::Gradients => Gradients::of_one_block(&config, device)?,
+            Recompute::None | Recompute::Blocks => {
+                Gradients::new(&index, config.num_hidden_layers, device)?
+            }
+        };
         Ok(Self {
-            model,
+            model: Qwen3::new(config, weights, training.precision)?,
             state,
             gradients,
-            optimiser,
+            training,
             steps,
-            recompute,
             first_pass: None,
             half_updated: false,
             lent: Arc::new(()),
         })
-    }
-
-    /// The same student with another choice of what it computes again ([`Recompute::None`] at first).
-    ///
-    /// # Errors
-    /// When the device has no room for the gradients.
-    pub fn with_recompute(mut self, recompute: Recompute) -> Result<Self, StudentError> {
-        let (config, device) = (self.model.config(), self.state.device());
-        let index = self.model.weights().index();
-        self.gradients = match recompute {
-            Recompute::Gradients => Gradients::of_one_block(config, device)?,
-            Recompute::None | Recompute::Blocks => {
-                Gradients::new(index, config.num_hidden_layers, device)?
-            }
-        };
-        (self.recompute, self.first_pass) = (recompute, None);
-        Ok(self)
     }
 
     /// Memory of [`Self::state`] for a model of this configuration, in bytes.
@@ -196,7 +188,7 @@ impl Student {
         if self.first_pass.is_some() {
             return Err(StudentError::OneBatch);
         }
-        let (hidden, tape) = self.model.forward_train(batch, self.recompute)?;
+        let (hidden, tape) = self.model.forward_train(batch, self.training.recompute)?;
         let mut loss = head_loss(
             &gather_rows(&hidden, batch.scored())?,
             self.model.head(),
@@ -215,7 +207,7 @@ impl Student {
             let d_hidden = Tensor::zeros(hidden.shape(), DType::F32, hidden.device())?;
             drop(hidden);
             scatter_add_rows(&d_hidden, batch.scored(), &d_scored)?;
-            match self.recompute {
+            match self.training.recompute {
                 Recompute::None | Recompute::Blocks => {
                     self.model.backward(tape, &d_hidden, &self.gradients)?;
                 }
@@ -267,7 +259,7 @@ impl Student {
             return Err(StudentError::GradientNotFinite { parameter, norm });
         }
         let scale = max_grad_norm.map_or(1.0, |max| clip_scale(norm, max));
-        match self.recompute {
+        match self.training.recompute {
             Recompute::None | Recompute::Blocks => {
                 self.update(0, self.gradients.flat(), lr, scale)?
             }
@@ -289,7 +281,15 @@ impl Student {
         lr: f64,
         scale: f64,
     ) -> candle_core::Result<()> {
-        adamw_step(&self.state, first, gradients, &self.optimiser, lr, self.steps + 1, scale)
+        adamw_step(
+            &self.state,
+            first,
+            gradients,
+            &self.training.optimiser,
+            lr,
+            self.steps + 1,
+            scale,
+        )
     }
 
     /// Of the parameters before the blocks, of each block, of those after them.

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::test_support::{
-    batch, bits, config, relative, sequences, settings, signal, student, values,
+    batch, bits, config, relative, sequences, settings, signal, student, student_with, values,
 };
 use distill::signal::TopK;
 
@@ -94,9 +94,8 @@ fn the_same_seed_gives_the_same_bits_whatever_the_threads() {
         let train = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let (optimiser, device) = (AdamW::default(), Device::Cpu);
-                let mut student =
-                    Student::random(config.clone(), 7, precision, optimiser, &device).unwrap();
+                let training = Training { precision, ..Training::default() };
+                let mut student = student_with(&config, training);
                 let settings = LossSettings { precision, ..settings() };
                 for step in 0..3 {
                     let batch = batch(&[150, 9, 64], 5000, step);

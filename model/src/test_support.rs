@@ -11,9 +11,8 @@ use serde_json::{Value, json};
 
 use crate::config::Qwen3Config;
 use crate::ops::Precision;
-use crate::ops::adamw::AdamW;
 use crate::ops::head::{LossSettings, Tail};
-use crate::student::Student;
+use crate::student::{Student, Training};
 
 /// A small configuration with some fields replaced.
 pub(crate) fn config(changes: Value) -> Qwen3Config {
@@ -47,7 +46,12 @@ pub(crate) fn config_json(changes: Value) -> String {
 }
 
 pub(crate) fn student(config: &Qwen3Config) -> Student {
-    Student::random(config.clone(), 7, Precision::F32, AdamW::default(), &Device::Cpu).unwrap()
+    student_with(config, Training::default())
+}
+
+/// A student from the same seed, trained in this way.
+pub(crate) fn student_with(config: &Qwen3Config, training: Training) -> Student {
+    Student::random(config.clone(), 7, training, &Device::Cpu).unwrap()
 }
 
 /// Rows of random tokens in which about two thirds are scored.

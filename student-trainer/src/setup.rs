@@ -19,7 +19,7 @@ use model::ops::adamw::AdamW;
 use model::ops::head::{LossSettings, Tail};
 use model::recompute::{Largest, Recompute, most_tokens};
 use model::state_file::load_state;
-use model::student::{Student, StudentError};
+use model::student::{Student, StudentError, Training};
 
 use crate::checkpoint;
 use crate::config::{Config, DtypeChoice, RecomputeChoice, Resume, StudentInit, TailKind};
@@ -209,34 +209,35 @@ pub(crate) fn student(
     identity: &Identity,
     observer: &mut dyn Observer,
 ) -> Result<(Student, Progress), TrainError> {
-    let recompute = recompute(config, &source.config, rows, free, observer);
     let device = model::device::choose(&config.device)?;
-    let precision = precision(config.dtype, &device);
-    let optimiser = AdamW {
-        beta1: config.adam_beta1,
-        beta2: config.adam_beta2,
-        epsilon: config.adam_epsilon,
-        weight_decay: config.weight_decay,
+    let training = Training {
+        precision: precision(config.dtype, &device),
+        optimiser: AdamW {
+            beta1: config.adam_beta1,
+            beta2: config.adam_beta2,
+            epsilon: config.adam_epsilon,
+            weight_decay: config.weight_decay,
+        },
+        recompute: recompute(config, &source.config, rows, free, observer),
     };
     let shape = source.config.clone();
     if let Some(dir) = checkpoint_of(config, &config.output_dir, observer)? {
         let progress = state::load(&dir, identity)?;
-        let student = load_state(&dir.join(STATE_FILE), shape, precision, optimiser, &device)?
-            .with_recompute(recompute)?;
+        let student = load_state(&dir.join(STATE_FILE), shape, training, &device)?;
         observer.note(&format!("goes on from {} (step {})", dir.display(), progress.step));
         return Ok((student, progress));
     }
     let student = match config.student_init {
         StudentInit::Pretrained => {
-            let student = Student::load(&source.dir, shape, precision, optimiser, &device);
+            let student = Student::load(&source.dir, shape, training, &device);
             if let Err(StudentError::Weights(WeightsError::NoWeights { dir })) = student {
                 return Err(TrainError::NoWeights { dir });
             }
             student?
         }
-        StudentInit::Random => Student::random(shape, config.seed, precision, optimiser, &device)?,
+        StudentInit::Random => Student::random(shape, config.seed, training, &device)?,
     };
-    Ok((student.with_recompute(recompute)?, Progress::default()))
+    Ok((student, Progress::default()))
 }
 
 /// What a step computes again: as written, or the least that `free` bytes of memory allow; says so when

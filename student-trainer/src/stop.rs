@@ -67,11 +67,11 @@ impl Stop {
                 }
             });
             if stop.requested() {
-                tell("stopped at once: what was not yet in a checkpoint is lost");
+                tell("stopped at once: steps that are in no checkpoint are lost");
                 std::process::exit(code.into());
             }
             tell(
-                "told to stop: what is being done is finished and kept first (tell again to stop at once)",
+                "told to stop: finishing what would be lost otherwise (tell again to stop at once)",
             );
             stop.0.send_replace(Some(code));
         };

@@ -53,6 +53,7 @@ fn a_signal_keeps_the_steps_and_gives_a_status_that_is_not_success() {
         let ended = child.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&ended.stderr);
         assert_eq!(ended.status.code(), Some(status), "{signal}: {said}");
+        assert!(said.contains("told to stop: finishing"), "{said}");
         assert!(said.contains("--resume-from-checkpoint auto"), "{said}");
         assert!(!out.join("model.safetensors").exists(), "a model that is not the result");
         let kept = std::fs::read_dir(out.join("checkpoints")).expect("checkpoints").count();

@@ -19,7 +19,7 @@ use crate::ops::matmul::linear;
 use crate::ops::topk::score_head;
 use crate::qwen3::Qwen3;
 use crate::recompute::Recompute;
-use crate::student::{Student, losses};
+use crate::student::{Student, Training, losses};
 use crate::weights::Weights;
 
 /// The setting of the golden gradients.
@@ -132,6 +132,10 @@ impl Case {
 
     /// The student as it starts.
     fn student(&self) -> Outcome<Student> {
+        self.student_with(self.recompute)
+    }
+
+    fn student_with(&self, recompute: Recompute) -> Outcome<Student> {
         let folder = self.golden.dir.join("student");
         let config = Qwen3Config::from_dir(&folder).map_err(engine)?;
         let adamw = &self.golden.numbers.adamw;
@@ -141,9 +145,8 @@ impl Case {
             epsilon: adamw.eps,
             weight_decay: adamw.weight_decay,
         };
-        Student::load(&folder, config, self.precision, optimiser, &Device::Cpu)
-            .and_then(|student| student.with_recompute(self.recompute))
-            .map_err(engine)
+        let training = Training { precision: self.precision, optimiser, recompute };
+        Student::load(&folder, config, training, &Device::Cpu).map_err(engine)
     }
 
     fn check_logits(&self, who: &str, model: &Qwen3, report: &mut Report) -> Outcome {
@@ -234,11 +237,11 @@ impl Case {
         if self.golden.names_after(&prefix).next().is_none() {
             return Ok(());
         }
-        let mut student = self.student()?;
-        if self.recompute == Recompute::Gradients {
+        let mut student = self.student_with(match self.recompute {
             // The blocks' gradients are never there together; these are the same sums.
-            student = student.with_recompute(Recompute::Blocks).map_err(engine)?;
-        }
+            Recompute::Gradients => Recompute::Blocks,
+            kept @ (Recompute::None | Recompute::Blocks) => kept,
+        })?;
         let objective = self.objective(mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
         self.backward(&mut student, objective)?;
         let ours = |name: &str| student.gradients().get(name);

@@ -28,9 +28,9 @@ use distill::signal::TopK;
 use rayon::prelude::*;
 
 use super::product::{MatMut, MatRef, Store, Threads, product};
-use super::{Precision, expect_shape, read, tensor, write_f32};
+use super::{Precision, read, tensor, write_f32};
 pub(super) use check::{check_classes, check_temperature};
-use check::{check_settings, check_signal, check_targets};
+use check::{check_settings, check_targets, check_teaching};
 pub use distill::reference::Tail;
 use full::FullRow;
 use row::{Heard, Row, RowLoss};
@@ -68,6 +68,23 @@ pub enum Teaching<'a> {
         /// `[V', E]`
         w: &'a Tensor,
     },
+}
+
+impl<'a> Teaching<'a> {
+    fn listed(self) -> Option<&'a TopK> {
+        match self {
+            Self::TopK(signal) => Some(signal),
+            Self::Full { .. } => None,
+        }
+    }
+
+    /// Hidden states and output matrix.
+    fn full(self) -> Option<[&'a Tensor; 2]> {
+        match self {
+            Self::TopK(_) => None,
+            Self::Full { hidden, w } => Some([hidden, w]),
+        }
+    }
 }
 
 /// The losses of S positions, and the gradient of their scaled total.
@@ -114,34 +131,18 @@ pub fn head_loss(
     check_classes("output matrix", w, classes, width)?;
     check_targets(targets, positions, classes)?;
     check_settings(settings, signal.is_some(), grad.is_some())?;
-    let full = match signal {
-        Some(Teaching::TopK(signal)) => {
-            check_signal(signal, positions, classes)?;
-            None
-        }
-        Some(Teaching::Full { hidden, w }) => {
-            let width = hidden.dim(1)?;
-            expect_shape("the teacher's hidden states", hidden, &[positions, width])?;
-            check_classes("the teacher's output matrix", w, classes, width)?;
-            Some((read(hidden), read(w), width))
-        }
-        None => None,
-    };
-    let full = match &full {
-        Some((hidden, w, width)) => {
-            let hidden = MatRef::new(hidden.floats()?, positions, *width);
-            Some([hidden, MatRef::new(w.floats()?, classes, *width)])
-        }
-        None => None,
-    };
-    let listed = match signal {
-        Some(Teaching::TopK(signal)) => Some(signal),
-        Some(Teaching::Full { .. }) | None => None,
-    };
+    if let Some(said) = signal {
+        check_teaching(said, positions, classes)?;
+    }
 
     let (hidden, w) = (read(hidden), read(w));
-    let hidden = MatRef::new(hidden.floats()?, positions, width);
-    let w = MatRef::new(w.floats()?, classes, width);
+    let teacher = signal.and_then(Teaching::full).map(|tensors| tensors.map(read));
+    let full = match &teacher {
+        Some([hidden, w]) => Some([hidden.rows(positions)?, w.rows(classes)?]),
+        None => None,
+    };
+    let (hidden, w) = (hidden.rows(positions)?, w.rows(classes)?);
+    let listed = signal.and_then(Teaching::listed);
     let head = Head { hidden, w, full, width, classes, targets, listed, settings };
     match grad {
         None => head.losses(),

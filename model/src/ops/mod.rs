@@ -33,6 +33,7 @@ use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
+use product::MatRef;
 
 /// The type to which the operands of matrix products are rounded (to nearest, ties to even).
 ///
@@ -122,6 +123,12 @@ impl<Guard: Deref<Target = Storage>> Reading<'_, Guard> {
             Floats::F32(values) => Ok(values),
             Floats::Bf16(_) | Floats::F16(_) => bail!("a 16-bit tensor where f32 is wanted"),
         }
+    }
+
+    /// The first rows of a matrix of any of these types.
+    pub(crate) fn rows(&self, rows: usize) -> Result<MatRef<'_>> {
+        let (_, width) = self.layout.shape().dims2()?;
+        Ok(MatRef::new(self.floats()?, rows, width))
     }
 
     /// The values of a tensor of any of the three floating-point types.

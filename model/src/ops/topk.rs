@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::head::exps::{RestSums, log_sum};
 use super::head::{blocks, check_classes, check_temperature, chunks, logits_buffer};
-use super::product::{MatMut, MatRef, Store, Threads, product};
+use super::product::{MatMut, Store, Threads, product};
 use super::{Precision, expect_len, math, read};
 use select::Selection;
 
@@ -46,8 +46,7 @@ pub fn score_head(
     }
 
     let (hidden, w) = (read(hidden), read(w));
-    let hidden = MatRef::new(hidden.floats()?, rows, width);
-    let w = MatRef::new(w.floats()?, classes, width);
+    let (hidden, w) = (hidden.rows(rows)?, w.rows(classes)?);
     let mut buffer = logits_buffer(rows, classes);
     let mut signal = TopK::new(k);
     let mut next_logprob = Vec::with_capacity(rows);

@@ -178,6 +178,37 @@ fn many_rows_over_several_chunks_meet_a_product_in_float64() {
     assert_eq!(run(DType::BF16, Precision::Bf16), run(DType::F32, Precision::Bf16));
 }
 
+/// The vocabulary of Qwen3 and the largest k a teacher grants by default: the k largest, in order, whatever
+/// block of classes they come from.
+#[test]
+fn a_thousand_of_a_real_vocabulary() {
+    let (rows, classes, width) = (2, 151_936, 8);
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    // Whole numbers: sums of their products are exact, and there are ties without end.
+    let mut drawn =
+        |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-60..60) as f32).collect() };
+    let (hidden, w) = (drawn(rows * width), drawn(classes * width));
+    let x = tensor(hidden.clone(), (rows, width)).unwrap();
+    let matrix = tensor(w.clone(), (classes, width)).unwrap();
+    for k in [1, 64, 1024] {
+        let next = vec![Some(151_935); rows];
+        let (signal, next_logprob) =
+            score_head(&x, &matrix, classes, &next, 900.0, k, Precision::F32).unwrap();
+        for r in 0..rows {
+            let h = &hidden[r * width..(r + 1) * width];
+            let logit = |w: &[f32]| w.iter().zip(h).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            let logits: Vec<f64> = w.chunks(width).map(logit).collect();
+            let mut wanted = TopK::new(k);
+            wanted.push_exact(&logits, 900.0);
+            assert_eq!(&signal.ids[r * k..(r + 1) * k], wanted.ids, "k {k}");
+            assert!(near(signal.log_z[r], wanted.log_z[0]));
+            assert!(near(signal.log_rest[r], wanted.log_rest[0]));
+            let ce = distill::reference::cross_entropy(&logits, 151_935).value;
+            assert!(near(next_logprob[r], -ce as f32));
+        }
+    }
+}
+
 #[test]
 fn a_broken_model_does_not_teach() {
     for (bad, name) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (-f32::INFINITY, "-inf")] {

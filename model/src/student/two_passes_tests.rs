@@ -3,12 +3,17 @@
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
+use crate::config::Qwen3Config;
 use crate::ops::Precision;
-use crate::ops::adamw::AdamW;
 use crate::ops::head::{LossSettings, Teaching};
 use crate::recompute::Recompute;
-use crate::student::{Student, StudentError};
-use crate::test_support::{batch, bits, config, settings, signal, student};
+use crate::student::{Student, StudentError, Training};
+use crate::test_support::{batch, bits, config, settings, signal, student_with};
+
+fn in_two_passes(config: &Qwen3Config) -> Student {
+    let training = Training { recompute: Recompute::Gradients, ..Training::default() };
+    student_with(config, training)
+}
 
 fn backward(student: &mut Student, seed: u64) -> Result<(), StudentError> {
     let batch = batch(&[12, 1, 20, 7], 61, seed);
@@ -27,10 +32,8 @@ fn what_is_computed_again_changes_no_bit_of_state_or_norm() {
             "tie_word_embeddings": tied, "attention_bias": bias, "num_hidden_layers": 3,
         }));
         let train = |precision, recompute, clip| {
-            let (optimiser, device) = (AdamW::default(), Device::Cpu);
-            let mut student =
-                Student::random(config.clone(), 7, precision, optimiser, &device).unwrap();
-            student = student.with_recompute(recompute).unwrap();
+            let training = Training { precision, recompute, ..Training::default() };
+            let mut student = student_with(&config, training);
             let step = |seed| {
                 backward(&mut student, seed).unwrap();
                 student.step(1e-2, clip).unwrap().to_bits()
@@ -54,7 +57,7 @@ fn what_is_computed_again_changes_no_bit_of_state_or_norm() {
 /// The gradients of `up_proj` in block 1 overflow, and nothing else does: all it gives is 0, so that
 /// nothing large goes forward, and what goes back is multiplied by 0 below it.
 fn overflowing() -> (Student, String) {
-    let student = student(&config(json!({"num_hidden_layers": 3})));
+    let student = in_two_passes(&config(json!({"num_hidden_layers": 3})));
     let weight = |part: &str| format!("model.layers.1.mlp.{part}.weight");
     let down = student.weights().get(&weight("down_proj")).unwrap();
     down.slice_set(&Tensor::full(1e38_f32, (24, 40), &Device::Cpu).unwrap(), 0, 0).unwrap();
@@ -64,8 +67,7 @@ fn overflowing() -> (Student, String) {
 
 #[test]
 fn a_gradient_that_is_not_finite_names_its_parameter_and_changes_nothing() {
-    let (student, name) = overflowing();
-    let mut student = student.with_recompute(Recompute::Gradients).unwrap();
+    let (mut student, name) = overflowing();
     let before = bits(student.state());
     let batch = batch(&[12, 1, 20, 7], 61, 1);
     let signal = signal(batch.scored().len(), 61, &settings(), 1);
@@ -88,7 +90,7 @@ fn a_gradient_that_is_not_finite_names_its_parameter_and_changes_nothing() {
 
 #[test]
 fn a_second_batch_before_the_step_is_refused_and_the_step_forgotten() {
-    let mut student = student(&config(json!({}))).with_recompute(Recompute::Gradients).unwrap();
+    let mut student = in_two_passes(&config(json!({})));
     backward(&mut student, 1).unwrap();
     let error = backward(&mut student, 2).unwrap_err();
     assert!(matches!(error, StudentError::OneBatch), "{error}");
@@ -99,7 +101,8 @@ fn a_second_batch_before_the_step_is_refused_and_the_step_forgotten() {
 #[test]
 fn a_step_without_a_batch_decays_the_weights_as_ever() {
     let decayed = |recompute| {
-        let mut student = student(&config(json!({}))).with_recompute(recompute).unwrap();
+        let training = Training { recompute, ..Training::default() };
+        let mut student = student_with(&config(json!({})), training);
         assert_eq!(student.step(1e-2, Some(1.0)).unwrap(), 0.0);
         bits(student.state())
     };
@@ -109,7 +112,7 @@ fn a_step_without_a_batch_decays_the_weights_as_ever() {
 #[test]
 fn a_loss_that_is_not_finite_leaves_no_pass_behind() {
     let config = config(json!({"tie_word_embeddings": false}));
-    let mut student = student(&config).with_recompute(Recompute::Gradients).unwrap();
+    let mut student = in_two_passes(&config);
     let head = student.weights().get("lm_head.weight").unwrap();
     let kept = head.copy().unwrap();
     head.slice_set(&Tensor::full(f32::NAN, (1, 24), &Device::Cpu).unwrap(), 0, 3).unwrap();
@@ -124,7 +127,7 @@ fn a_loss_that_is_not_finite_leaves_no_pass_behind() {
 
 #[test]
 fn an_update_that_fails_on_its_way_is_told_and_remembered() {
-    let mut student = student(&config(json!({}))).with_recompute(Recompute::Gradients).unwrap();
+    let mut student = in_two_passes(&config(json!({})));
     backward(&mut student, 1).unwrap();
     // A gradient of another size: the second pass cannot go its way.
     let pass = student.first_pass.as_mut().unwrap();

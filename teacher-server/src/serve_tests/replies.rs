@@ -1,5 +1,7 @@
 //! What comes back for a good request.
 
+use std::time::Duration;
+
 use distill::codec::Codec;
 use prost::Message as _;
 use proto::convert::{ScoreJob, score_request};
@@ -103,6 +105,17 @@ async fn many_requests_share_a_stream_and_many_streams_a_server() {
         futures::join!(send, receive);
     };
     futures::join!(one_client(1), one_client(2), one_client(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_device_is_counted_without_a_job_to_end_its_waiting() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let counted = async {
+        while server.metric("teacher_device_waiting_seconds_total").await == 0.0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), counted).await.expect("counted in time");
 }
 
 #[tokio::test(flavor = "multi_thread")]

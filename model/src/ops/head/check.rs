@@ -3,8 +3,8 @@
 use candle_core::{Result, Tensor, bail};
 use distill::signal::TopK;
 
-use super::LossSettings;
-use crate::ops::expect_len;
+use super::{LossSettings, Teaching};
+use crate::ops::{expect_len, expect_shape};
 
 /// Refuses a matrix `[V, D]` whose width is not `width` or which has fewer rows than `classes`.
 pub(in crate::ops) fn check_classes(
@@ -52,7 +52,19 @@ pub(super) fn check_targets(targets: &[u32], positions: usize, classes: usize) -
     Ok(())
 }
 
-pub(super) fn check_signal(signal: &TopK, positions: usize, classes: usize) -> Result<()> {
+/// Refuses what a teacher cannot mean of `positions` positions and these classes.
+pub(super) fn check_teaching(said: Teaching<'_>, positions: usize, classes: usize) -> Result<()> {
+    match said {
+        Teaching::TopK(signal) => check_signal(signal, positions, classes),
+        Teaching::Full { hidden, w } => {
+            let width = hidden.dim(1)?;
+            expect_shape("the teacher's hidden states", hidden, &[positions, width])?;
+            check_classes("the teacher's output matrix", w, classes, width)
+        }
+    }
+}
+
+fn check_signal(signal: &TopK, positions: usize, classes: usize) -> Result<()> {
     let k = signal.k;
     if k == 0 || k > classes {
         bail!("signal: k is {k}, it must lie in 1 to {classes}, the classes");
