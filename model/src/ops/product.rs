@@ -265,7 +265,8 @@ pub(crate) fn product(
     };
     #[cfg(target_arch = "x86_64")]
     if precision == Precision::Bf16 && bf16::available() {
-        return in_parts(dst, a, b, parts, bf16::UNITS, |dst, a, b| {
+        let grid = reading_least(dst.rows, dst.cols, parts);
+        return in_parts(dst, a, b, grid, bf16::UNITS, |dst, a, b| {
             bf16::on_this_thread(dst, store, alpha, a, b);
         });
     }
@@ -273,7 +274,8 @@ pub(crate) fn product(
         true if a.is_ready(precision) => single::on_this_thread(dst, store, alpha, a, b),
         _ => widening(dst, store, alpha, a, b, precision),
     };
-    in_parts(dst, a, b, parts, single::UNITS, run);
+    let grid = single::grid(dst.rows, dst.cols, parts);
+    in_parts(dst, a, b, grid, single::UNITS, run);
 }
 
 /// A product in `f32` whose operands must be rounded or widened first, `b` a block of its columns
@@ -300,20 +302,19 @@ fn widening(
     }
 }
 
-/// Cuts a product into `parts` blocks, in whole units of rows and columns, and runs them side by
-/// side.
+/// Cuts a product into a grid of blocks, in whole units of rows and columns, and runs them side by side.
 fn in_parts(
     dst: MatMut<'_>,
     a: MatRef<'_>,
     b: MatRef<'_>,
-    parts: usize,
+    [by_rows, by_cols]: [usize; 2],
     units: [usize; 2],
     run: impl Fn(MatMut<'_>, MatRef<'_>, MatRef<'_>) + Sync,
 ) {
+    let parts = by_rows * by_cols;
     if parts <= 1 {
         return run(dst, a, b);
     }
-    let [by_rows, by_cols] = grid(dst.rows, dst.cols, parts);
     (0..parts).into_par_iter().for_each(|part| {
         let rows = share(part / by_cols, by_rows, dst.rows, units[0]);
         let cols = share(part % by_cols, by_cols, dst.cols, units[1]);
@@ -350,7 +351,7 @@ fn in_pieces(
 
 /// Parts by rows and by columns, `parts` in all, that read the least: each block reads its rows of
 /// one operand and its columns of the other.
-fn grid(rows: usize, cols: usize, parts: usize) -> [usize; 2] {
+fn reading_least(rows: usize, cols: usize, parts: usize) -> [usize; 2] {
     let divisors = (1..=parts).filter(|by_rows| parts.is_multiple_of(*by_rows));
     let reads = |by_rows: usize| rows / by_rows + cols / (parts / by_rows);
     let by_rows = divisors.min_by_key(|&by_rows| reads(by_rows)).unwrap_or(1);

@@ -75,9 +75,15 @@ fn a_product_of_depth_zero_is_zero() {
 
 #[test]
 fn parts_cover_a_product_once_and_read_the_least() {
-    assert_eq!(grid(1000, 10, 6), [6, 1]);
-    assert_eq!(grid(100, 100, 4), [2, 2]);
-    assert_eq!(grid(10, 1000, 7), [1, 7]);
+    assert_eq!(reading_least(1000, 10, 6), [6, 1]);
+    assert_eq!(reading_least(100, 100, 4), [2, 2]);
+    assert_eq!(reading_least(10, 1000, 7), [1, 7]);
+    // Where gemm does the arithmetic: by columns, unless they would be narrow; many parts as above.
+    assert_eq!(single::grid(512, 6144, 2), [1, 2]);
+    assert_eq!(single::grid(1024, 256, 2), [1, 2]);
+    assert_eq!(single::grid(1024, 1536, 2), [2, 1]);
+    assert_eq!(single::grid(512, 1536, 2), [1, 2]);
+    assert_eq!(single::grid(1000, 10, 6), [6, 1]);
     for (shares, len, unit) in [(3, 100, 12), (7, 5, 32), (16, 513, 64)] {
         let mut end = 0;
         for number in 0..shares {

@@ -3,7 +3,7 @@
 
 use gemm::Parallelism;
 
-use super::{MatMut, MatRef, Store, in_pieces};
+use super::{MatMut, MatRef, Store, in_pieces, reading_least};
 use crate::ops::Floats;
 
 /// Rows and columns in which a product may be cut: the sides of `gemm`'s micro-kernel.
@@ -12,6 +12,24 @@ pub(super) const UNITS: [usize; 2] = [6, 64];
 const MAX_DEPTH: usize = 512;
 /// Elements of a product up to which `gemm` may sum along vectors instead of across them.
 const SUMMED_ALONG_VECTORS: usize = 16 * 16;
+
+/// Columns up to which `gemm` lays a whole operand out before it multiplies: twice 8 of its tiles.
+const LAID_OUT_FIRST: usize = 2 * 8 * 64;
+/// Rows a part must have for a cut by rows to pay.
+const ENOUGH_ROWS: usize = 512;
+/// Parts up to which it pays that each reads all of one side.
+const FEW: usize = 4;
+
+/// Parts by rows and by columns: few are cut by columns, each of which is then laid out once; or by rows
+/// where there are many and such parts would be so narrow that `gemm` lays them out beforehand, which is a
+/// tenth slower on the whole (measured: docs/benchmarks.md, products).
+pub(super) fn grid(rows: usize, cols: usize, parts: usize) -> [usize; 2] {
+    if parts > FEW {
+        return reading_least(rows, cols, parts);
+    }
+    let narrow = cols > LAID_OUT_FIRST && cols / parts <= LAID_OUT_FIRST;
+    if narrow && rows / parts >= ENOUGH_ROWS { [parts, 1] } else { [1, parts] }
+}
 
 /// `dst (+)= alpha·a·b` on the calling thread.
 pub(super) fn on_this_thread(
