@@ -4,11 +4,16 @@
 //! * [`Codec::Packed`]: `top f32[R] | step f32[R] | log_z f32[R] | log_rest f32[R] | ids u24[R*k] |
 //!   codes u16[R*k]`; the value of an entry is `top - code * step`.
 //! * [`Codec::Raw`]: `log_z f32[R] | log_rest f32[R] | ids u32[R*k] | values f32[R*k]`.
+//!
+//! Where the receiver knows the ids, having named them, their array is left out ([`Ids::Known`]).
+
+mod error;
 
 use std::fmt;
 use std::ops::Range;
 
 use crate::signal::TopK;
+pub use error::CodecError;
 
 /// Classes an id of three bytes can name.
 pub const MAX_PACKED_CLASSES: usize = 1 << 24;
@@ -35,118 +40,58 @@ impl fmt::Display for Codec {
     }
 }
 
-/// Why a signal cannot be written as bytes, or bytes are no signal.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum CodecError {
-    /// Rows of no entries.
-    #[error("a signal of 0 entries a row: wanted at least 1")]
-    ZeroEntries,
-    /// More entries a row than classes.
-    #[error("a signal of {k} entries a row over {classes} classes")]
-    TooManyEntries {
-        /// Entries a row.
-        k: usize,
-        /// Classes.
-        classes: usize,
-    },
-    /// Too many classes for ids of three bytes.
-    #[error("{classes} classes, but the codec packed names at most {MAX_PACKED_CLASSES}: use raw")]
-    PackedClasses {
-        /// Classes (on encoding: 1 + the id found).
-        classes: usize,
-    },
-    /// A wrong number of bytes.
-    #[error("{rows} rows of {k} entries in codec {codec} take {wanted} bytes, found {found}")]
-    Length {
-        /// The layout.
-        codec: Codec,
-        /// Rows announced.
-        rows: usize,
-        /// Entries a row.
-        k: usize,
-        /// Bytes wanted.
-        wanted: usize,
-        /// Bytes found.
-        found: usize,
-    },
-    /// Arrays of a signal that do not belong together.
-    #[error("{rows} rows of {k} entries need {wanted} {array}, found {found}")]
-    Shape {
-        /// Rows of the signal.
-        rows: usize,
-        /// Entries a row.
-        k: usize,
-        /// Which array.
-        array: &'static str,
-        /// Its length as wanted.
-        wanted: usize,
-        /// Its length as found.
-        found: usize,
-    },
-    /// An id that is no class.
-    #[error("row {row}: id {found} is not below the number of classes {classes}")]
-    Id {
-        /// Row in the signal.
-        row: usize,
-        /// The id.
-        found: u32,
-        /// Classes.
-        classes: usize,
-    },
-    /// An id twice in a row.
-    #[error("row {row}: id {found} appears twice")]
-    DuplicateId {
-        /// Row in the signal.
-        row: usize,
-        /// The id.
-        found: u32,
-    },
-    /// A number that is none.
-    #[error("row {row}: {what} is {found}, wanted a finite number")]
-    NotFinite {
-        /// Row in the signal.
-        row: usize,
-        /// Which number.
-        what: &'static str,
-        /// The number.
-        found: f32,
-    },
+/// A codec, and whether the ids are among the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// How numbers are laid out.
+    pub codec: Codec,
+    /// False where the receiver named the ids and knows them.
+    pub ids: bool,
 }
 
-/// Bytes of one row of `k` entries.
-pub fn row_bytes(k: usize, codec: Codec) -> usize {
-    match codec {
-        Codec::Packed => k.saturating_mul(5).saturating_add(16),
-        Codec::Raw => k.saturating_mul(8).saturating_add(8),
+impl Layout {
+    /// Bytes of one row of `k` entries.
+    pub fn row_bytes(self, k: usize) -> usize {
+        let (row, id, value) = match self.codec {
+            Codec::Packed => (16, 3, 2),
+            Codec::Raw => (8, 4, 4),
+        };
+        let entry = value + if self.ids { id } else { 0 };
+        k.saturating_mul(entry).saturating_add(row)
     }
 }
 
-/// Writes a signal as bytes.
+/// What a receiver knows of the ids of a signal's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ids<'a> {
+    /// They are among the bytes, each below this number of classes.
+    Sent {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// They are these, `[rows, k]`.
+    Known(&'a [u32]),
+}
+
+/// Writes rows of a signal as bytes.
 ///
 /// # Errors
 /// [`CodecError`] when the arrays do not belong together, a number is not finite (`log_rest` may be
-/// -inf), or an id does not fit into three bytes of the packed codec.
-pub fn encode(signal: &TopK, codec: Codec) -> Result<Vec<u8>, CodecError> {
-    encode_rows(signal, 0..signal.rows(), codec)
-}
-
-/// Writes some rows of a signal as bytes, as [`encode`] does all of them.
-///
-/// # Errors
-/// As [`encode`]; row numbers in errors count within `rows`.
+/// -inf), or an id does not fit into three bytes of the packed codec. Row numbers count within
+/// `rows`.
 ///
 /// # Panics
 /// When `rows` lies outside the signal.
-pub fn encode_rows(signal: &TopK, rows: Range<usize>, codec: Codec) -> Result<Vec<u8>, CodecError> {
+pub fn encode(signal: &TopK, rows: Range<usize>, layout: Layout) -> Result<Vec<u8>, CodecError> {
     check_shape(signal)?;
     let k = signal.k;
-    let ids = &signal.ids[rows.start * k..rows.end * k];
+    let ids = if layout.ids { &signal.ids[rows.start * k..rows.end * k] } else { &[] };
     let values = &signal.scaled[rows.start * k..rows.end * k];
     let log_z = &signal.log_z[rows.clone()];
     let log_rest = &signal.log_rest[rows.clone()];
     check_numbers(k, values, log_z, log_rest)?;
-    let mut bytes = Vec::with_capacity(rows.len() * row_bytes(k, codec));
-    match codec {
+    let mut bytes = Vec::with_capacity(rows.len() * layout.row_bytes(k));
+    match layout.codec {
         Codec::Raw => {
             put_f32(&mut bytes, log_z);
             put_f32(&mut bytes, log_rest);
@@ -174,7 +119,7 @@ pub fn encode_rows(signal: &TopK, rows: Range<usize>, codec: Codec) -> Result<Ve
     Ok(bytes)
 }
 
-/// Reads `rows` rows of `k` entries over `classes` classes.
+/// Reads `rows` rows of `k` entries.
 ///
 /// # Errors
 /// [`CodecError`] when the length is not exactly that of such a signal, an id is no class or comes
@@ -184,36 +129,43 @@ pub fn decode(
     bytes: &[u8],
     rows: usize,
     k: usize,
-    classes: usize,
     codec: Codec,
+    ids: Ids<'_>,
 ) -> Result<TopK, CodecError> {
     if k == 0 {
         return Err(CodecError::ZeroEntries);
     }
-    if k > classes {
-        return Err(CodecError::TooManyEntries { k, classes });
-    }
-    if codec == Codec::Packed && classes > MAX_PACKED_CLASSES {
-        return Err(CodecError::PackedClasses { classes });
-    }
-    let wanted = rows.saturating_mul(row_bytes(k, codec));
+    let sent = check_announced(rows, k, codec, ids)?;
+    let wanted = rows.saturating_mul(Layout { codec, ids: sent }.row_bytes(k));
     if bytes.len() != wanted {
         return Err(CodecError::Length { codec, rows, k, wanted, found: bytes.len() });
     }
-    let signal = match codec {
-        Codec::Raw => {
-            let (log_z, rest) = bytes.split_at(4 * rows);
-            let (log_rest, rest) = rest.split_at(4 * rows);
-            let (ids, values) = rest.split_at(4 * rows * k);
-            let ids = arrays(ids).map(u32::from_le_bytes).collect();
-            let scaled = floats(values);
-            TopK { k, ids, scaled, log_z: floats(log_z), log_rest: floats(log_rest) }
-        }
-        Codec::Packed => decode_packed(bytes, rows, k)?,
+    let mut signal = match codec {
+        Codec::Raw => decode_raw(bytes, rows, k, sent),
+        Codec::Packed => decode_packed(bytes, rows, k, sent)?,
     };
     check_numbers(k, &signal.scaled, &signal.log_z, &signal.log_rest)?;
-    check_ids(&signal, classes)?;
+    match ids {
+        Ids::Sent { classes } => check_ids(&signal, classes)?,
+        Ids::Known(ids) => signal.ids = ids.to_vec(),
+    }
     Ok(signal)
+}
+
+/// Whether such ids are among the bytes.
+fn check_announced(rows: usize, k: usize, codec: Codec, ids: Ids<'_>) -> Result<bool, CodecError> {
+    match ids {
+        Ids::Sent { classes } if k > classes => Err(CodecError::TooManyEntries { k, classes }),
+        Ids::Sent { classes } if codec == Codec::Packed && classes > MAX_PACKED_CLASSES => {
+            Err(CodecError::PackedClasses { classes })
+        }
+        Ids::Sent { .. } => Ok(true),
+        Ids::Known(ids) if ids.len() != rows.saturating_mul(k) => {
+            let (wanted, found) = (rows.saturating_mul(k), ids.len());
+            Err(CodecError::Shape { rows, k, array: "known ids", wanted, found })
+        }
+        Ids::Known(_) => Ok(false),
+    }
 }
 
 /// Token ids as u32 little-endian: how a sequence travels.
@@ -267,12 +219,20 @@ impl Scale {
     }
 }
 
-fn decode_packed(bytes: &[u8], rows: usize, k: usize) -> Result<TopK, CodecError> {
+fn decode_raw(bytes: &[u8], rows: usize, k: usize, sent: bool) -> TopK {
+    let (log_z, rest) = bytes.split_at(4 * rows);
+    let (log_rest, rest) = rest.split_at(4 * rows);
+    let (ids, values) = rest.split_at(if sent { 4 * rows * k } else { 0 });
+    let ids = arrays(ids).map(u32::from_le_bytes).collect();
+    TopK { k, ids, scaled: floats(values), log_z: floats(log_z), log_rest: floats(log_rest) }
+}
+
+fn decode_packed(bytes: &[u8], rows: usize, k: usize, sent: bool) -> Result<TopK, CodecError> {
     let (top, rest) = bytes.split_at(4 * rows);
     let (step, rest) = rest.split_at(4 * rows);
     let (log_z, rest) = rest.split_at(4 * rows);
     let (log_rest, rest) = rest.split_at(4 * rows);
-    let (ids, codes) = rest.split_at(3 * rows * k);
+    let (ids, codes) = rest.split_at(if sent { 3 * rows * k } else { 0 });
     let scales: Vec<Scale> = arrays(top)
         .zip(arrays(step))
         .map(|(top, step)| Scale { top: f32::from_le_bytes(top), step: f32::from_le_bytes(step) })
@@ -335,16 +295,34 @@ fn check_ids(signal: &TopK, classes: usize) -> Result<(), CodecError> {
     if let Some(at) = signal.ids.iter().position(|&id| id as usize >= classes) {
         return Err(CodecError::Id { row: at / signal.k, found: signal.ids[at], classes });
     }
-    let mut sorted = Vec::with_capacity(signal.k);
-    for (row, ids) in signal.ids.chunks_exact(signal.k).enumerate() {
-        sorted.clear();
-        sorted.extend_from_slice(ids);
-        sorted.sort_unstable();
-        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(CodecError::DuplicateId { row, found: pair[0] });
-        }
+    match repeated(&signal.ids, signal.k, classes) {
+        None => Ok(()),
+        Some((row, found)) => Err(CodecError::DuplicateId { row, found }),
     }
-    Ok(())
+}
+
+/// The first row of `k` ids that holds one twice, and that id. Every id is below `classes`.
+///
+/// # Panics
+/// When k is 0 or an id is no class.
+pub fn repeated(ids: &[u32], k: usize, classes: usize) -> Option<(usize, u32)> {
+    // One bit a class, few enough bytes for the nearest cache, and cleaned row by row.
+    let mut seen = vec![0u64; classes.min(largest(ids)).div_ceil(64)];
+    ids.chunks_exact(k).enumerate().find_map(|(row, ids)| {
+        let mut again = None;
+        for &id in ids {
+            let (word, bit) = (&mut seen[id as usize / 64], 1u64 << (id % 64));
+            again = again.or((*word & bit != 0).then_some(id));
+            *word |= bit;
+        }
+        ids.iter().for_each(|&id| seen[id as usize / 64] = 0);
+        again.map(|id| (row, id))
+    })
+}
+
+/// 1 + the largest id.
+fn largest(ids: &[u32]) -> usize {
+    ids.iter().max().map_or(0, |&id| id as usize + 1)
 }
 
 fn put_f32(bytes: &mut Vec<u8>, values: &[f32]) {

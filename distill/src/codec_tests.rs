@@ -15,6 +15,26 @@ fn sample() -> TopK {
     }
 }
 
+/// All of a signal, its ids included.
+fn encode_all(signal: &TopK, codec: Codec) -> Result<Vec<u8>, CodecError> {
+    encode(signal, 0..signal.rows(), Layout { codec, ids: true })
+}
+
+/// A signal whose ids are among the bytes.
+fn decode_all(
+    bytes: &[u8],
+    rows: usize,
+    k: usize,
+    classes: usize,
+    codec: Codec,
+) -> Result<TopK, CodecError> {
+    decode(bytes, rows, k, codec, Ids::Sent { classes })
+}
+
+fn row_bytes(k: usize, codec: Codec) -> usize {
+    Layout { codec, ids: true }.row_bytes(k)
+}
+
 // Written by hand: f32 2.0 = 0x40000000, 1.0 = 0x3f800000, 1.5 = 0x3fc00000, -0.25 = 0xbe800000,
 // 3.0 = 0x40400000, 0.5 = 0x3f000000, -1.0 = 0xbf800000, -inf = 0xff800000;
 // 151935 = 0x02517f, 258 = 0x000102, 65536 = 0x010000.
@@ -42,14 +62,14 @@ const PACKED: [u8; 62] = [
 
 #[test]
 fn raw_bytes_are_as_written_by_hand() {
-    assert_eq!(encode(&sample(), Codec::Raw).unwrap(), RAW);
-    assert_eq!(decode(&RAW, 2, 3, 151_936, Codec::Raw).unwrap(), sample());
+    assert_eq!(encode_all(&sample(), Codec::Raw).unwrap(), RAW);
+    assert_eq!(decode_all(&RAW, 2, 3, 151_936, Codec::Raw).unwrap(), sample());
 }
 
 #[test]
 fn packed_bytes_are_as_written_by_hand() {
-    assert_eq!(encode(&sample(), Codec::Packed).unwrap(), PACKED);
-    let decoded = decode(&PACKED, 2, 3, 151_936, Codec::Packed).unwrap();
+    assert_eq!(encode_all(&sample(), Codec::Packed).unwrap(), PACKED);
+    let decoded = decode_all(&PACKED, 2, 3, 151_936, Codec::Packed).unwrap();
     assert_eq!(decoded.ids, sample().ids);
     assert_eq!((&decoded.log_z, &decoded.log_rest), (&sample().log_z, &sample().log_rest));
     let off = |at: usize| f64::from((decoded.scaled[at] - sample().scaled[at]).abs());
@@ -61,7 +81,7 @@ fn packed_bytes_are_as_written_by_hand() {
 fn sizes_are_those_of_the_contract() {
     assert_eq!((row_bytes(64, Codec::Packed), row_bytes(64, Codec::Raw)), (336, 520));
     for codec in [Codec::Packed, Codec::Raw] {
-        assert_eq!(encode(&sample(), codec).unwrap().len(), 2 * row_bytes(3, codec));
+        assert_eq!(encode_all(&sample(), codec).unwrap().len(), 2 * row_bytes(3, codec));
         assert_eq!(row_bytes(usize::MAX, codec), usize::MAX);
     }
 }
@@ -69,10 +89,36 @@ fn sizes_are_those_of_the_contract() {
 #[test]
 fn some_rows_are_those_rows() {
     for codec in [Codec::Packed, Codec::Raw] {
-        let second = encode(&sample().slice(1..2), codec).unwrap();
-        assert_eq!(encode_rows(&sample(), 1..2, codec).unwrap(), second);
-        assert!(encode_rows(&sample(), 1..1, codec).unwrap().is_empty());
+        let second = encode_all(&sample().slice(1..2), codec).unwrap();
+        assert_eq!(encode(&sample(), 1..2, Layout { codec, ids: true }).unwrap(), second);
+        assert!(encode(&sample(), 1..1, Layout { codec, ids: true }).unwrap().is_empty());
     }
+}
+
+#[test]
+fn ids_the_receiver_knows_are_left_out_and_put_back() {
+    let ids = sample().ids;
+    for (codec, golden, at, of_ids) in
+        [(Codec::Raw, &RAW[..], 16, 24), (Codec::Packed, &PACKED[..], 32, 18)]
+    {
+        let layout = Layout { codec, ids: false };
+        let bytes = encode(&sample(), 0..2, layout).unwrap();
+        assert_eq!(bytes, [&golden[..at], &golden[at + of_ids..]].concat());
+        assert_eq!(bytes.len(), 2 * layout.row_bytes(3));
+        let back = decode(&bytes, 2, 3, codec, Ids::Known(&ids)).unwrap();
+        assert_eq!(back, decode_all(golden, 2, 3, 151_936, codec).unwrap());
+        let error = decode(&bytes, 2, 3, codec, Ids::Known(&ids[1..])).unwrap_err();
+        let (array, wanted, found) = ("known ids", 6, 5);
+        assert_eq!(error, CodecError::Shape { rows: 2, k: 3, array, wanted, found });
+        let error = decode(golden, 2, 3, codec, Ids::Known(&ids)).unwrap_err();
+        assert!(matches!(error, CodecError::Length { .. }), "{error}");
+    }
+    // Such ids may be beyond three bytes: they do not travel.
+    let mut wide = sample();
+    wide.ids[0] = u32::MAX;
+    let packed = Layout { codec: Codec::Packed, ids: false };
+    let bytes = encode(&wide, 0..2, packed).unwrap();
+    assert_eq!(decode(&bytes, 2, 3, Codec::Packed, Ids::Known(&wide.ids)).unwrap().ids, wide.ids);
 }
 
 #[test]
@@ -80,7 +126,7 @@ fn signals_that_cannot_travel_are_refused() {
     let refused = |change: fn(&mut TopK), codec| {
         let mut signal = sample();
         change(&mut signal);
-        encode(&signal, codec).unwrap_err()
+        encode_all(&signal, codec).unwrap_err()
     };
     let codec = Codec::Packed;
     let error = refused(|signal| signal.ids[1] = 1 << 24, codec);
@@ -101,14 +147,15 @@ fn signals_that_cannot_travel_are_refused() {
     // The widest id three bytes hold is fine.
     let mut widest = sample();
     widest.ids[1] = (1 << 24) - 1;
-    let bytes = encode(&widest, codec).unwrap();
-    assert_eq!(decode(&bytes, 2, 3, 1 << 24, codec).unwrap().ids[1], (1 << 24) - 1);
+    let bytes = encode_all(&widest, codec).unwrap();
+    assert_eq!(decode_all(&bytes, 2, 3, 1 << 24, codec).unwrap().ids[1], (1 << 24) - 1);
 }
 
 #[test]
 fn bytes_that_are_no_signal_are_refused() {
-    let refused =
-        |bytes: &[u8], rows, k, classes, codec| decode(bytes, rows, k, classes, codec).unwrap_err();
+    let refused = |bytes: &[u8], rows, k, classes, codec| {
+        decode_all(bytes, rows, k, classes, codec).unwrap_err()
+    };
     let (raw, packed) = (Codec::Raw, Codec::Packed);
     let error = refused(&RAW[1..], 2, 3, 151_936, raw);
     let wanted = CodecError::Length { codec: raw, rows: 2, k: 3, wanted: 64, found: 63 };
@@ -174,15 +221,15 @@ fn signals() -> impl Strategy<Value = TopK> {
 proptest! {
     #[test]
     fn raw_is_exact(signal in signals()) {
-        let bytes = encode(&signal, Codec::Raw).unwrap();
-        let back = decode(&bytes, signal.rows(), signal.k, 40, Codec::Raw).unwrap();
+        let bytes = encode_all(&signal, Codec::Raw).unwrap();
+        let back = decode_all(&bytes, signal.rows(), signal.k, 40, Codec::Raw).unwrap();
         prop_assert_eq!(back, signal);
     }
 
     #[test]
     fn packed_is_off_by_at_most_half_a_step(signal in signals()) {
-        let bytes = encode(&signal, Codec::Packed).unwrap();
-        let back = decode(&bytes, signal.rows(), signal.k, 40, Codec::Packed).unwrap();
+        let bytes = encode_all(&signal, Codec::Packed).unwrap();
+        let back = decode_all(&bytes, signal.rows(), signal.k, 40, Codec::Packed).unwrap();
         prop_assert_eq!(&back.ids, &signal.ids);
         prop_assert_eq!(&back.log_z, &signal.log_z);
         prop_assert_eq!(&back.log_rest, &signal.log_rest);
@@ -214,7 +261,7 @@ proptest! {
         let length = rows * row_bytes(k, codec);
         let exact: Vec<u8> = bytes.iter().copied().cycle().take(length).collect();
         for bytes in [&bytes, &exact] {
-            if let Ok(signal) = decode(bytes, rows, k, classes, codec) {
+            if let Ok(signal) = decode_all(bytes, rows, k, classes, codec) {
                 prop_assert!(signal.ids.iter().all(|&id| (id as usize) < classes));
                 prop_assert!(signal.scaled.iter().all(|value| value.is_finite()));
                 prop_assert_eq!(signal.rows(), rows);

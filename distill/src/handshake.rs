@@ -15,17 +15,21 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub enum SignalKind {
     /// The k most probable tokens and the mass of the others ([`crate::signal::TopK`]).
     TopK,
+    /// The same of tokens the client names at each position.
+    Candidates,
 }
 
 impl std::fmt::Display for SignalKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::TopK => "top-k",
+            Self::Candidates => "candidates",
         })
     }
 }
 
-/// The bounds of a teacher.
+/// The bounds of a teacher. Those from `max_connections` on are 0 where an older teacher does not
+/// state them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Longest sequence, in tokens.
@@ -46,6 +50,24 @@ pub struct Limits {
     pub max_queued_tokens: usize,
     /// Longest text of `ScoreText`, in bytes.
     pub max_text_bytes: usize,
+    /// Connections open at a time, on each port.
+    pub max_connections: usize,
+    /// Calls open at a time on one connection.
+    pub max_streams_per_connection: usize,
+    /// Bytes of answers one stream may have the teacher hold before it is read no further.
+    pub max_held_bytes_per_stream: usize,
+    /// Bytes of unfinished request messages held, over all clients.
+    pub max_unfinished_bytes: usize,
+    /// Texts that are encoded at a time or wait for it, over all clients.
+    pub max_encoding_texts: usize,
+    /// Seconds a stream may be open.
+    pub max_stream_seconds: usize,
+    /// Seconds a stream may be open without a request and without an answer owed.
+    pub idle_stream_seconds: usize,
+    /// Seconds in which a message that has begun must be complete.
+    pub message_seconds: usize,
+    /// Seconds an answer may be left unread before its stream is cut.
+    pub stalled_reader_seconds: usize,
 }
 
 /// What a teacher states of itself.

@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`batch`] (tokens), [`signal`] and [`codec`] (what a teacher says of them),
 //! [`mod@reference`] (the loss and its gradient, in float64), [`schedule`], [`order`], [`perplexity`]
-//! (training arithmetic), [`window`] and [`backoff`] (requests in flight), [`handshake`] and
+//! (training arithmetic), [`window`] and [`backoff`] (requests in flight), [`queue`] (what waits for
+//! the teacher's device, and whose turn it is), [`handshake`] and
 //! [`fingerprint`] (who speaks with whom).
 
 pub mod backoff;
@@ -16,6 +17,7 @@ pub mod fingerprint;
 pub mod handshake;
 pub mod order;
 pub mod perplexity;
+pub mod queue;
 pub mod reference;
 pub mod schedule;
 pub mod signal;

@@ -1,9 +1,35 @@
 //! What a teacher says of a position: the signals.
 
-/// The k most probable tokens of each position and the mass of all the others together.
+/// Which tokens of a position a signal speaks of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Entries {
+    /// The k most probable.
+    #[default]
+    Top,
+    /// Those the client names: k ids, the same at every position, or k for each position in turn.
+    Named(Vec<u32>),
+}
+
+impl Entries {
+    /// The ids named for `row`, of k a row; none where the teacher chooses.
+    ///
+    /// # Panics
+    /// When ids of each row are named and there is no such row.
+    pub fn named_at(&self, row: usize, k: usize) -> Option<&[u32]> {
+        match self {
+            Self::Top => None,
+            Self::Named(ids) if ids.len() == k => Some(ids),
+            Self::Named(ids) => Some(&ids[row * k..(row + 1) * k]),
+        }
+    }
+}
+
+/// k tokens of each position and the mass of all the others together: the most probable ones, or
+/// those a client named ([`Entries`]).
 ///
 /// For each of `rows` positions, with teacher logits y over V classes and temperature T:
-/// `ids` are the k largest y (ties to the lower id) in descending order of y, `scaled` their
+/// `ids` are the k largest y (ties to the lower id) in descending order of y, or the named ones in
+/// the order they were named; `scaled` their
 /// `y_i / T`, `log_z = logsumexp(y / T)` over all V classes, and `log_rest` the logarithm of the
 /// mass outside the k, `log Σ_{j not in ids} exp(y_j / T - log_z)`: computed by the teacher as a
 /// second logsumexp, since `1 - Σ p_i` loses all its digits where the k hold nearly everything.
@@ -79,13 +105,24 @@ impl TopK {
     /// When k is 0 or above the number of logits.
     pub fn push_exact(&mut self, logits: &[f64], temperature: f64) {
         assert!(self.k >= 1 && self.k <= logits.len(), "k must lie in 1..=V");
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        let (kept, others) = order.split_at(self.k);
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        let logit = |id: u32| logits[id as usize];
+        order.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
+        self.push_exact_named(&order[..self.k], logits, temperature);
+    }
+
+    /// The same of the tokens `named`, k of them, all different.
+    ///
+    /// # Panics
+    /// When there are not k, or one is no class.
+    pub fn push_exact_named(&mut self, named: &[u32], logits: &[f64], temperature: f64) {
+        assert_eq!(named.len(), self.k, "k tokens are named");
+        let scaled = |id: u32| logits[id as usize] / temperature;
+        let others = (0..logits.len() as u32).filter(|id| !named.contains(id));
         let log_z = log_sum_exp(logits.iter().map(|y| y / temperature));
-        let log_others = log_sum_exp(others.iter().map(|&j| logits[j] / temperature));
-        self.ids.extend(kept.iter().map(|&j| j as u32));
-        self.scaled.extend(kept.iter().map(|&j| (logits[j] / temperature) as f32));
+        let log_others = log_sum_exp(others.map(scaled));
+        self.ids.extend(named);
+        self.scaled.extend(named.iter().map(|&id| scaled(id) as f32));
         self.log_z.push(log_z as f32);
         self.log_rest.push((log_others - log_z) as f32);
     }
@@ -115,6 +152,26 @@ mod tests {
         let (p, rest) = signal.probabilities(0);
         assert!((p[0] - (1.5f64).exp() / z).abs() < 1e-6);
         assert!((rest - ((0.5f64).exp() + 1.0) / z).abs() < 1e-6);
+    }
+
+    #[test]
+    fn named_tokens_keep_their_order_and_the_others_are_the_rest() {
+        let logits = [1.0, 3.0, 3.0, 0.0];
+        let mut signal = TopK::new(2);
+        signal.push_exact_named(&[3, 1], &logits, 2.0);
+        assert_eq!(
+            (signal.ids.as_slice(), signal.scaled.as_slice()),
+            (&[3, 1][..], &[0.0, 1.5][..])
+        );
+        let z = 0.5f64.exp() + 2.0 * 1.5f64.exp() + 1.0;
+        let rest = ((0.5f64.exp() + 1.5f64.exp()) / z).ln();
+        assert!((f64::from(signal.log_rest[0]) - rest).abs() < 1e-6);
+        let (same, each) = (Entries::Named(vec![3, 1]), Entries::Named(vec![3, 1, 0, 2]));
+        assert_eq!(
+            (same.named_at(1, 2), each.named_at(1, 2)),
+            (Some(&[3, 1][..]), Some(&[0, 2][..]))
+        );
+        assert_eq!(Entries::Top.named_at(0, 2), None);
     }
 
     #[test]

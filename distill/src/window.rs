@@ -42,6 +42,9 @@ pub struct Window {
     given_up: bool,
 }
 
+/// Longest pause a teacher's word can bring about.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 #[derive(Clone, Debug)]
 struct Place {
     tokens: usize,
@@ -167,7 +170,10 @@ impl Window {
             Event::Disconnected { teacher, error } => self.lose(teacher, &error, now, random),
             Event::Heard { teacher } => self.heard(teacher, now),
             Event::Answered { teacher, id } => self.answered(teacher, id, now, commands),
-            Event::Failed { teacher, id, error } => self.failed(teacher, id, error, now, random),
+            Event::Failed { teacher, id, error, pause } => {
+                let pause = pause.min(LONGEST_PAUSE).max(self.backoff_of(id, random));
+                self.failed(teacher, id, error, now, pause);
+            }
             Event::Refused { teacher, id, error } => {
                 if self.place(id).is_some_and(|place| place.state == (State::Sent { teacher })) {
                     self.give_up(GiveUp::Refused { id, teacher, error }, commands);
@@ -216,17 +222,22 @@ impl Window {
         }
     }
 
-    fn failed(&mut self, teacher: usize, id: u64, error: String, now: Duration, random: f64) {
-        self.heard(teacher, now);
+    /// The pause after one more failure of a sequence.
+    fn backoff_of(&mut self, id: u64, random: f64) -> Duration {
         let backoff = self.settings.backoff;
+        let failures = self.place(id).map_or(0, |place| place.failures);
+        backoff.delay(failures.saturating_add(1), random)
+    }
+
+    fn failed(&mut self, teacher: usize, id: u64, error: String, now: Duration, pause: Duration) {
+        self.heard(teacher, now);
         let Some(place) = self.place(id) else { return };
         // A late word about an attempt that is over changes nothing.
         if place.state != (State::Sent { teacher }) {
             return;
         }
         place.failures = place.failures.saturating_add(1);
-        let not_before = now.saturating_add(backoff.delay(place.failures, random));
-        place.fail(error, now, not_before);
+        place.fail(error, now, now.saturating_add(pause));
         let tokens = place.tokens;
         self.teachers[teacher].release(tokens);
     }

@@ -7,7 +7,9 @@
 
 use std::ops::Range;
 
-use distill::codec::Codec;
+use distill::codec::{Codec, Layout};
+use distill::queue::Priority;
+use distill::signal::Entries;
 
 mod info;
 mod reply;
@@ -19,7 +21,7 @@ pub use info::{InfoError, facts_from_info, facts_to_info};
 pub use reply::{ReplyAssembler, ReplyError, Scored, Stamp, score_replies};
 pub use request::{RequestError, score_job, score_request};
 pub use status::{Reaction, refusal};
-pub use text::{TextJob, text_job, text_reply};
+pub use text::{TextJob, Times, text_job, text_reply};
 
 /// One sequence to score: what a `ScoreRequest` means, every bound checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,18 +34,27 @@ pub struct ScoreJob {
     pub ranges: Vec<Range<u32>>,
     /// The logits are divided by it. Finite and above 0.
     pub temperature: f32,
+    /// Which tokens of a position are wanted. Named ids are below `classes`, none twice at a position.
+    pub entries: Entries,
     /// Entries a position, `1..=classes`.
     pub k: usize,
     /// Layout of the answer.
     pub codec: Codec,
     /// Classes the distribution is taken over: ids below this number.
     pub classes: usize,
+    /// Its place among its client's other requests.
+    pub priority: Priority,
 }
 
 impl ScoreJob {
     /// Number of positions wanted.
     pub fn rows(&self) -> usize {
         self.ranges.iter().map(Range::len).sum()
+    }
+
+    /// How the answer is laid out: ids the client named do not travel back.
+    pub fn layout(&self) -> Layout {
+        Layout { codec: self.codec, ids: self.entries == Entries::Top }
     }
 
     /// The positions wanted, ascending.
@@ -60,6 +71,24 @@ impl ScoreJob {
 /// Foreign text, made safe to print: control characters could steer a terminal.
 fn printable(text: &str, most: usize) -> String {
     text.chars().take(most).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A priority as the wire names it.
+fn priority_to_wire(priority: Priority) -> crate::v1::Priority {
+    match priority {
+        Priority::Low => crate::v1::Priority::Low,
+        Priority::Normal => crate::v1::Priority::Normal,
+        Priority::High => crate::v1::Priority::High,
+    }
+}
+
+/// A priority from its number on the wire, where unspecified means normal; none when unknown.
+fn priority_from_wire(number: i32) -> Option<Priority> {
+    match crate::v1::Priority::try_from(number).ok()? {
+        crate::v1::Priority::Low => Some(Priority::Low),
+        crate::v1::Priority::Unspecified | crate::v1::Priority::Normal => Some(Priority::Normal),
+        crate::v1::Priority::High => Some(Priority::High),
+    }
 }
 
 /// A codec as the wire names it.

@@ -43,6 +43,15 @@ pub const DEFAULT_LIMITS: Limits = Limits {
     max_queued_sequences: 512,
     max_queued_tokens: 65_536,
     max_text_bytes: 655_360,
+    max_connections: 256,
+    max_streams_per_connection: 128,
+    max_held_bytes_per_stream: 64 << 20,
+    max_unfinished_bytes: 64 << 20,
+    max_encoding_texts: 64,
+    max_stream_seconds: 86_400,
+    idle_stream_seconds: 600,
+    message_seconds: 30,
+    stalled_reader_seconds: 60,
 };
 
 #[cfg(test)]
@@ -76,6 +85,15 @@ mod tests {
             ("max_batch_tokens", limits.max_batch_tokens),
             ("max_queued_sequences", limits.max_queued_sequences),
             ("max_queued_tokens", limits.max_queued_tokens),
+            ("max_connections", limits.max_connections),
+            ("max_streams_per_connection", limits.max_streams_per_connection),
+            ("max_held_bytes_per_stream", limits.max_held_bytes_per_stream),
+            ("max_unfinished_bytes", limits.max_unfinished_bytes),
+            ("max_encoding_texts", limits.max_encoding_texts),
+            ("max_stream_seconds", limits.max_stream_seconds),
+            ("idle_stream_seconds", limits.idle_stream_seconds),
+            ("message_seconds", limits.message_seconds),
+            ("stalled_reader_seconds", limits.stalled_reader_seconds),
         ] {
             let row = format!("| `{name}` | {} |", grouped(number));
             assert!(wire.contains(&row), "docs/wire.md has no row {row:?}");

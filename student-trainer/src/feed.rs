@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use distill::batch::Sequence;
 use distill::codec::Codec;
-use distill::signal::TopK;
+use distill::queue::Priority;
+use distill::signal::{Entries, TopK};
 use distill::window::{Command, Event, GiveUp, Window, WindowSettings};
 use prost::Message as _;
 use proto::convert::{self, Reaction, ReplyAssembler, ReplyError, ScoreJob};
@@ -213,6 +214,8 @@ impl Shell {
             k: self.ask.top_k,
             codec: self.ask.codec,
             classes: agreement.classes,
+            entries: Entries::Top,
+            priority: Priority::Normal,
         };
         let assembler = ReplyAssembler::new(job, agreement);
         self.pending.insert(id, Pending { row, assembler, wire_bytes: 0, answer: None });
@@ -256,7 +259,10 @@ impl Shell {
             Err(error) => error,
         };
         match (source.reaction(), source) {
-            (Reaction::Retry, error) => Ok(Event::Failed { teacher, id, error: error.to_string() }),
+            (Reaction::Retry, error) => {
+                let pause = error.pause();
+                Ok(Event::Failed { teacher, id, error: error.to_string(), pause })
+            }
             (Reaction::Stop, ReplyError::Refused { message: error, .. }) => {
                 Ok(Event::Refused { teacher, id, error })
             }

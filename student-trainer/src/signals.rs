@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distill::batch::Sequence;
-use distill::codec::{Codec, row_bytes};
+use distill::codec::{Codec, Layout};
 
 use crate::feed::{Ask, Feed, Scored};
 use crate::stop::Stop;
@@ -99,7 +99,7 @@ pub(crate) fn bytes_to_keep(set: &[Sequence], top_k: usize, budget: u64) -> u64 
 
 /// What a row's answer takes in memory, about: as much as the codec that packs nothing makes of it.
 fn kept_bytes(row: &Sequence, top_k: usize) -> u64 {
-    let position = row_bytes(top_k, Codec::Raw) + size_of::<f32>();
+    let position = Layout { codec: Codec::Raw, ids: true }.row_bytes(top_k) + size_of::<f32>();
     (size_of::<Option<Scored>>() + row.scored().count().saturating_mul(position)) as u64
 }
 

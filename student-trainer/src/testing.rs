@@ -144,7 +144,7 @@ impl FakeTeacher {
         let job = match convert::score_job(request, &facts) {
             Ok(job) => job,
             Err(error) => {
-                return vec![convert::refusal(request.id, error.code(), error.to_string())];
+                return vec![convert::refusal(request.id, error.code(), error.to_string(), None)];
             }
         };
         let refused =
@@ -156,6 +156,7 @@ impl FakeTeacher {
                 job.id,
                 tonic::Code::ResourceExhausted,
                 "the queue is full",
+                None,
             )];
         }
         let (signal, next_logprob) = self.answer(&job);

@@ -21,7 +21,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::transport::server::Connected;
 
-use crate::idle::{IdleDeadline, OpenRequests};
+use crate::client::{Client, Peer};
+use crate::idle::IdleDeadline;
 use crate::metrics::Metrics;
 
 /// How long a connection may stay silent after it was accepted.
@@ -103,7 +104,7 @@ impl Acceptor {
                 }
             };
             match Arc::clone(&self.room).try_acquire_owned() {
-                Ok(room) => return self.wrap(stream, room),
+                Ok(room) => return self.wrap(stream, peer, room),
                 Err(_) => {
                     self.metrics.refused_connections.inc();
                     if let Some(refused) = self.refusals.count(Instant::now()) {
@@ -118,7 +119,7 @@ impl Acceptor {
         }
     }
 
-    fn wrap(&self, stream: TcpStream, room: OwnedSemaphorePermit) -> Connection {
+    fn wrap(&self, stream: TcpStream, peer: SocketAddr, room: OwnedSemaphorePermit) -> Connection {
         // Replies are small at the end of a sequence; waiting to fill a packet only delays them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY was not set");
@@ -126,6 +127,7 @@ impl Acceptor {
         self.metrics.connections.inc();
         Connection {
             stream,
+            client: Client::at(peer),
             cut: Box::pin(self.cut.clone().drawn()),
             idle: IdleDeadline::new(FIRST_BYTE_TIMEOUT, self.bounds.idle),
             open: self.metrics.connections.clone(),
@@ -161,6 +163,7 @@ impl axum::serve::Listener for Acceptor {
 /// One TCP connection that ends when the server says so.
 pub struct Connection {
     stream: TcpStream,
+    client: Client,
     cut: Pin<Box<dyn Future<Output = ()> + Send>>,
     idle: IdleDeadline,
     open: Gauge,
@@ -245,16 +248,16 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = OpenRequests;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> OpenRequests {
-        self.idle.requests().clone()
+    fn connect_info(&self) -> Peer {
+        Peer { client: self.client.clone(), requests: self.idle.requests().clone() }
     }
 }
 
-impl axum::extract::connect_info::Connected<IncomingStream<'_, Acceptor>> for OpenRequests {
+impl axum::extract::connect_info::Connected<IncomingStream<'_, Acceptor>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Acceptor>) -> Self {
-        stream.io().idle.requests().clone()
+        Connected::connect_info(stream.io())
     }
 }
 

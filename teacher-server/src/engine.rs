@@ -2,22 +2,25 @@
 //!
 //! One OS thread loads the model and is the only one that touches it. Callers put jobs into a
 //! bounded queue and wait for a oneshot reply; the thread packs what waits up to the token budget,
-//! leaves out what nobody waits for any more, and answers. A batch that fails or panics is tried
-//! again in halves, so that one poisonous sequence fails alone and the server goes on.
+//! leaves out what nobody waits for any more, and answers (`engine::compute`).
+
+mod compute;
 
 use std::convert::Infallible;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use distill::queue::{FairQueue, QueueBounds, pause};
 use proto::convert::ScoreJob;
 use tokio::sync::oneshot;
 
-use crate::error::{TeacherError, panic_text};
+use crate::client::Client;
+use crate::error::TeacherError;
 use crate::metrics::Metrics;
-use crate::queue::{Queue, QueueBounds};
-use crate::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, Scores, TextCodec};
+use crate::scorer::{Facts, LoadError, Loaded, Scores, TextCodec};
 
+/// Weight of the last batch in the rate of computing.
+const RATE_WEIGHT: f64 = 0.2;
 /// How often the waiting of an idle device is counted.
 const WAIT_IS_COUNTED: Duration = Duration::from_secs(1);
 
@@ -62,12 +65,23 @@ pub struct Engine {
 struct Shared {
     inner: Mutex<Inner>,
     changed: Condvar,
-    max_batch_tokens: usize,
+    batching: Batching,
     metrics: Metrics,
 }
 
+/// How sequences are put together.
+#[derive(Clone, Copy, Debug)]
+pub struct Batching {
+    /// Tokens computed at once; a longer sequence is computed alone.
+    pub max_tokens: usize,
+    /// How long the first sequence waits for company while the device is idle.
+    pub wait: Duration,
+}
+
 struct Inner {
-    queue: Queue<Work>,
+    queue: FairQueue<Client, Work>,
+    /// Tokens computed a second, of late; 0 before the first batch.
+    rate: f64,
     /// No further job is admitted, and the thread ends.
     closed: bool,
 }
@@ -86,11 +100,12 @@ impl Engine {
     pub fn start(
         load: impl FnOnce() -> Result<Loaded, LoadError> + Send + 'static,
         bounds: QueueBounds,
-        max_batch_tokens: usize,
+        batching: Batching,
         metrics: Metrics,
     ) -> std::io::Result<Started> {
-        let inner = Mutex::new(Inner { queue: Queue::new(bounds), closed: false });
-        let shared = Arc::new(Shared { inner, changed: Condvar::new(), max_batch_tokens, metrics });
+        let queue = FairQueue::new(bounds);
+        let inner = Mutex::new(Inner { queue, rate: 0.0, closed: false });
+        let shared = Arc::new(Shared { inner, changed: Condvar::new(), batching, metrics });
         let (loaded, ready) = oneshot::channel();
         let (running, ended) = oneshot::channel();
         let thread = CloseOnExit { shared: Arc::clone(&shared), running };
@@ -99,23 +114,27 @@ impl Engine {
         Ok(Started { engine: Self { shared }, ready, ended })
     }
 
-    /// Admits a job.
+    /// Admits a job of a client.
     ///
     /// # Errors
-    /// The queue's bound, or that the engine takes no more work.
-    pub fn submit(&self, job: ScoreJob) -> Result<Reply, TeacherError> {
+    /// The queue's bound and when to come again, or that the engine takes no more work.
+    pub fn submit(&self, client: &Client, job: ScoreJob) -> Result<Reply, TeacherError> {
         let (reply, receiver) = oneshot::channel();
         let mut inner = self.shared.lock();
         if inner.closed {
             return Err(TeacherError::Stopped);
         }
         let tokens = job.tokens.len();
-        if inner.queue.admits(tokens).is_err() {
+        if inner.queue.admits(client, tokens).is_err() {
             // Callers that left must not keep others out.
             self.shared.drop_abandoned(&mut inner);
-            inner.queue.admits(tokens)?;
+            let pause = pause(inner.queue.tokens() + tokens, inner.rate);
+            let full = |full| TeacherError::Full { full, pause };
+            inner.queue.admits(client, tokens).map_err(full)?;
         }
-        inner.queue.push(tokens, Work { job, reply, since: Instant::now() });
+        let priority = job.priority;
+        let work = Work { job, reply, since: Instant::now() };
+        inner.queue.push(client.clone(), priority, tokens, work);
         self.shared.gauge(&inner);
         self.shared.metrics.admitted.inc();
         drop(inner);
@@ -156,19 +175,44 @@ impl Shared {
         let mut inner = self.lock();
         loop {
             self.drop_abandoned(&mut inner);
-            let batch = inner.queue.take_batch(self.max_batch_tokens);
             self.gauge(&inner);
-            if !batch.is_empty() {
-                return Some(batch);
-            }
-            if inner.closed {
+            if inner.closed && inner.queue.is_empty() {
                 return None;
             }
             let waits_since = Instant::now();
-            let waited = self.changed.wait_timeout(inner, WAIT_IS_COUNTED);
+            let wait = match inner.queue.oldest() {
+                None => WAIT_IS_COUNTED,
+                Some(oldest) => self.company_wait(&inner, oldest.since, waits_since),
+            };
+            if wait.is_zero() {
+                let batch = inner.queue.take_batch(self.batching.max_tokens);
+                self.gauge(&inner);
+                return Some(batch);
+            }
+            let waited = self.changed.wait_timeout(inner, wait);
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
             self.metrics.waiting_seconds.inc_by(waits_since.elapsed().as_secs_f64());
         }
+    }
+}
+
+impl Shared {
+    /// How long a batch whose first sequence waits since then should still wait for others: not
+    /// when it would be full, and not when the server ends.
+    fn company_wait(&self, inner: &Inner, since: Instant, now: Instant) -> Duration {
+        match inner.closed || inner.queue.tokens() >= self.batching.max_tokens {
+            true => Duration::ZERO,
+            false => (since + self.batching.wait).saturating_duration_since(now),
+        }
+    }
+
+    /// Takes note of a computed batch.
+    fn computed(&self, tokens: usize, took: Duration) {
+        self.metrics.computed(tokens, took, self.batching.max_tokens);
+        let rate = tokens as f64 / took.as_secs_f64().max(1e-9);
+        let mut inner = self.lock();
+        let weight = if inner.rate == 0.0 { 1.0 } else { RATE_WEIGHT };
+        inner.rate += weight * (rate - inner.rate);
     }
 }
 
@@ -194,7 +238,9 @@ fn run(
     loaded: oneshot::Sender<Result<Ready, LoadError>>,
 ) {
     let began = Instant::now();
-    let mut scorer = match load() {
+    // A model that cannot score is not there: the first client is not the one to find out.
+    let warm = |mut loaded: Loaded| loaded.scorer.warm_up(&loaded.facts).map(|()| loaded);
+    let mut scorer = match load().and_then(warm) {
         Ok(Loaded { scorer, text, facts }) => {
             shared.metrics.load_seconds.set(began.elapsed().as_secs_f64());
             // When nobody waits for the answer any more, the queue is closed and the loop ends.
@@ -207,72 +253,7 @@ fn run(
         }
     };
     while let Some(batch) = shared.next_batch() {
-        score(scorer.as_mut(), batch, &shared.metrics);
-    }
-}
-
-/// Scores a batch and answers each of its callers.
-fn score(scorer: &mut dyn Scorer, mut batch: Vec<Work>, metrics: &Metrics) {
-    let began = Instant::now();
-    let jobs: Vec<&ScoreJob> = batch.iter().map(|work| &work.job).collect();
-    // A scorer keeps nothing between batches but its weights, which a batch does not change.
-    let outcome = match catch_unwind(AssertUnwindSafe(|| scorer.score(&jobs))) {
-        Ok(Ok(scores)) if scores.len() == jobs.len() => Ok(scores),
-        Ok(Ok(scores)) => {
-            let (found, wanted) = (scores.len(), jobs.len());
-            Err(TeacherError::Scorer(format!("{found} answers to {wanted} sequences")))
-        }
-        Ok(Err(error)) => Err(TeacherError::Scorer(error.to_string())),
-        Err(panic) => {
-            metrics.panics.inc();
-            Err(TeacherError::Panicked(panic_text(panic.as_ref())))
-        }
-    };
-    let computed = began.elapsed();
-    match outcome {
-        Ok(scores) => {
-            metrics.computed(batch.iter().map(|work| work.job.tokens.len()).sum(), computed);
-            let computed_at = Instant::now();
-            for (work, scores) in batch.into_iter().zip(scores) {
-                answer(work, scores, began, computed, metrics);
-            }
-            metrics.handover_seconds.inc_by(computed_at.elapsed().as_secs_f64());
-        }
-        Err(error) => {
-            metrics.failed_batches.inc();
-            tracing::error!(%error, sequences = batch.len(), "a batch failed");
-            if batch.len() == 1 {
-                batch.into_iter().for_each(|work| drop(work.reply.send(Err(error.clone()))));
-                return;
-            }
-            let second = batch.split_off(batch.len() / 2);
-            score(scorer, batch, metrics);
-            score(scorer, second, metrics);
-        }
-    }
-}
-
-fn answer(
-    work: Work,
-    scores: Result<Scores, NotFinite>,
-    began: Instant,
-    computed: Duration,
-    metrics: &Metrics,
-) {
-    let queued = began.saturating_duration_since(work.since);
-    metrics.queue_seconds.observe(queued.as_secs_f64());
-    metrics.tokens.inc_by(work.job.tokens.len() as u64);
-    let result = match scores.and_then(|scores| scores.checked(&work.job)) {
-        Ok(scores) => Ok(Answer { scores, queued, computed }),
-        Err(error) => {
-            metrics.non_finite.inc();
-            tracing::error!(%error, tokens = work.job.tokens.len(), "a sequence was not answered");
-            Err(TeacherError::NotFinite(error))
-        }
-    };
-    // The caller may have left meanwhile; then nobody needs the answer.
-    if work.reply.send(result).is_err() {
-        metrics.abandoned.inc();
+        compute::score(scorer.as_mut(), batch, shared);
     }
 }
 

@@ -3,18 +3,30 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use distill::codec::Codec;
+use distill::queue::{Priority, QueueFull};
+use distill::signal::Entries;
 
 use super::*;
-use crate::scorer::{ScorerError, all_positions};
-use crate::testing::FakeScorer;
+use crate::scorer::{NotFinite, Scorer, ScorerError, all_positions};
+use crate::testing::{FakeScorer, facts};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
-const BOUNDS: QueueBounds = QueueBounds { sequences: 8, tokens: 1000 };
+const BOUNDS: QueueBounds = QueueBounds { sequences: 16, tokens: 2000 };
 
 fn job(id: u64, tokens: Vec<u32>) -> ScoreJob {
     let ranges = all_positions(tokens.len());
-    ScoreJob { id, tokens, ranges, temperature: 2.0, k: 3, codec: Codec::Raw, classes: 16 }
+    ScoreJob {
+        id,
+        tokens,
+        ranges,
+        temperature: 2.0,
+        k: 3,
+        codec: Codec::Raw,
+        classes: 16,
+        entries: Entries::Top,
+        priority: Priority::Normal,
+    }
 }
 
 /// Says what each batch held, after waiting for leave to compute it.
@@ -30,6 +42,19 @@ impl Scorer for Recorder {
         self.gate.recv().unwrap();
         self.fake.score(jobs)
     }
+
+    fn warm_up(&mut self, _: &Facts) -> Result<(), LoadError> {
+        Ok(())
+    }
+}
+
+/// Batches of one sequence.
+fn alone() -> Batching {
+    Batching { max_tokens: 1, wait: Duration::ZERO }
+}
+
+fn client(name: u16) -> Client {
+    Client::at(([127, 0, 0, 1], name).into())
 }
 
 struct Rig {
@@ -40,7 +65,24 @@ struct Rig {
     ended: oneshot::Receiver<Infallible>,
 }
 
-fn rig(fake: fn() -> FakeScorer, bounds: QueueBounds, max_batch_tokens: usize) -> Rig {
+impl Rig {
+    /// A job of one and the same client.
+    fn submit(&self, job: ScoreJob) -> Result<Reply, TeacherError> {
+        self.engine.submit(&client(1), job)
+    }
+
+    /// Lets a batch be computed and says what the next one holds.
+    fn next(&self) -> Vec<u64> {
+        self.leave.send(()).unwrap();
+        self.batches.recv_timeout(PATIENCE).unwrap()
+    }
+}
+
+fn rig(fake: fn() -> FakeScorer, bounds: QueueBounds, max_tokens: usize) -> Rig {
+    rig_waiting(fake, bounds, Batching { max_tokens, wait: Duration::ZERO })
+}
+
+fn rig_waiting(fake: fn() -> FakeScorer, bounds: QueueBounds, batching: Batching) -> Rig {
     let (leave, gate) = channel();
     let (sender, batches) = channel();
     let load = move || {
@@ -49,7 +91,7 @@ fn rig(fake: fn() -> FakeScorer, bounds: QueueBounds, max_batch_tokens: usize) -
         Ok(Loaded { scorer, text, facts })
     };
     let metrics = Metrics::default();
-    let started = Engine::start(load, bounds, max_batch_tokens, metrics.clone()).unwrap();
+    let started = Engine::start(load, bounds, batching, metrics.clone()).unwrap();
     started.ready.blocking_recv().unwrap().unwrap();
     Rig { engine: started.engine, leave, batches, metrics, ended: started.ended }
 }
@@ -66,7 +108,7 @@ fn what_waits_while_a_batch_runs_is_packed_by_the_token_budget() {
         .iter()
         .enumerate()
         .map(|(id, &length)| {
-            let reply = rig.engine.submit(job(id as u64, vec![id as u32; length])).unwrap();
+            let reply = rig.submit(job(id as u64, vec![id as u32; length])).unwrap();
             if id == 0 {
                 assert_eq!(rig.batches.recv_timeout(PATIENCE).unwrap(), [0]);
             }
@@ -74,36 +116,35 @@ fn what_waits_while_a_batch_runs_is_packed_by_the_token_budget() {
         })
         .collect();
     let mut seen = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..3 {
         rig.leave.send(()).unwrap();
         seen.push(rig.batches.recv_timeout(PATIENCE).unwrap());
     }
     rig.leave.send(()).unwrap();
-    assert_eq!(seen, [vec![1, 2], vec![3], vec![4], vec![5]]);
+    assert_eq!(seen, [vec![1, 2], vec![3, 5], vec![4]]);
     for (id, reply) in replies.into_iter().enumerate() {
         let answer = reply.blocking_recv().unwrap().unwrap();
         let wanted = FakeScorer::scores(&job(id as u64, vec![id as u32; lengths[id]]));
         assert_eq!(answer.scores.signal, wanted.signal);
     }
-    assert_eq!(rig.metrics.batches.get(), 5);
+    assert_eq!(rig.metrics.batches.get(), 4);
     assert_eq!(rig.metrics.tokens.get(), 44);
 }
 
 #[test]
 fn work_whose_caller_left_is_not_computed_and_keeps_nobody_out() {
-    let bounds = QueueBounds { sequences: 2, tokens: 1000 };
+    let bounds = QueueBounds { sequences: 4, tokens: 1000 };
     let rig = rig(healthy, bounds, 10);
-    let first = rig.engine.submit(job(0, vec![1])).unwrap();
+    let first = rig.submit(job(0, vec![1])).unwrap();
     assert_eq!(rig.batches.recv_timeout(PATIENCE).unwrap(), [0]);
     let (left, stays) =
-        (rig.engine.submit(job(1, vec![1])).unwrap(), rig.engine.submit(job(2, vec![1])).unwrap());
-    let full = rig.engine.submit(job(3, vec![1])).unwrap_err();
-    assert_eq!(
-        full,
-        TeacherError::Full(crate::queue::QueueFull::Sequences { queued: 2, limit: 2 })
-    );
+        (rig.submit(job(1, vec![1])).unwrap(), rig.submit(job(2, vec![1])).unwrap());
+    let full = rig.submit(job(3, vec![1])).unwrap_err();
+    let wanted = QueueFull::Sequences { own: 2, queued: 2, limit: 4 };
+    assert!(matches!(full, TeacherError::Full { full, .. } if full == wanted), "{full}");
+    assert!(full.pause().is_some_and(|pause| pause >= Duration::from_millis(100)));
     drop(left);
-    let late = rig.engine.submit(job(4, vec![1])).unwrap();
+    let late = rig.submit(job(4, vec![1])).unwrap();
     rig.leave.send(()).unwrap();
     assert_eq!(rig.batches.recv_timeout(PATIENCE).unwrap(), [2, 4]);
     rig.leave.send(()).unwrap();
@@ -123,13 +164,11 @@ fn one_poisonous_sequence_fails_alone() {
         ..FakeScorer::new(16)
     };
     let rig = rig(faulty, BOUNDS, 100);
-    let first = rig.engine.submit(job(0, vec![1])).unwrap();
+    let first = rig.submit(job(0, vec![1])).unwrap();
     assert_eq!(rig.batches.recv_timeout(PATIENCE).unwrap(), [0]);
     let tokens = [2, 13, 3, 14, 15, 4];
-    let replies: Vec<Reply> = (1..)
-        .zip(tokens)
-        .map(|(id, token)| rig.engine.submit(job(id, vec![token, 1])).unwrap())
-        .collect();
+    let replies: Vec<Reply> =
+        (1..).zip(tokens).map(|(id, token)| rig.submit(job(id, vec![token, 1])).unwrap()).collect();
     (0..32).for_each(|_| rig.leave.send(()).unwrap());
     assert!(first.blocking_recv().unwrap().is_ok());
     for (token, reply) in tokens.into_iter().zip(replies) {
@@ -148,12 +187,12 @@ fn one_poisonous_sequence_fails_alone() {
 #[test]
 fn an_aborted_engine_forgets_its_queue_takes_no_more_and_ends() {
     let rig = rig(healthy, BOUNDS, 1);
-    let running = rig.engine.submit(job(0, vec![1])).unwrap();
+    let running = rig.submit(job(0, vec![1])).unwrap();
     assert_eq!(rig.batches.recv_timeout(PATIENCE).unwrap(), [0]);
-    let waiting = rig.engine.submit(job(1, vec![1])).unwrap();
+    let waiting = rig.submit(job(1, vec![1])).unwrap();
     rig.engine.abort();
     assert!(waiting.blocking_recv().is_err());
-    assert_eq!(rig.engine.submit(job(2, vec![1])).unwrap_err(), TeacherError::Stopped);
+    assert_eq!(rig.submit(job(2, vec![1])).unwrap_err(), TeacherError::Stopped);
     rig.leave.send(()).unwrap();
     assert!(running.blocking_recv().unwrap().is_ok());
     assert!(rig.ended.blocking_recv().is_err());
@@ -162,11 +201,100 @@ fn an_aborted_engine_forgets_its_queue_takes_no_more_and_ends() {
 #[test]
 fn loading_that_fails_or_panics_is_told() {
     let metrics = Metrics::default;
-    let failed = Engine::start(|| Err("no weights".into()), BOUNDS, 1, metrics()).unwrap();
+    let failed = Engine::start(|| Err("no weights".into()), BOUNDS, alone(), metrics()).unwrap();
     let told = failed.ready.blocking_recv().unwrap().err().unwrap();
     assert_eq!(told.to_string(), "no weights");
     assert!(failed.ended.blocking_recv().is_err());
-    assert_eq!(failed.engine.submit(job(0, vec![1])).unwrap_err(), TeacherError::Stopped);
-    let panicked = Engine::start(|| panic!("loading met a bug"), BOUNDS, 1, metrics()).unwrap();
+    assert_eq!(
+        failed.engine.submit(&client(1), job(0, vec![1])).unwrap_err(),
+        TeacherError::Stopped
+    );
+    let panicked =
+        Engine::start(|| panic!("loading met a bug"), BOUNDS, alone(), metrics()).unwrap();
     assert!(panicked.ready.blocking_recv().is_err());
+}
+
+#[test]
+fn a_client_with_thousands_waiting_makes_another_wait_for_two_batches_at_most() {
+    let bounds = QueueBounds { sequences: 100_000, tokens: 1_000_000 };
+    let rig = rig(healthy, bounds, 10);
+    let flood: Vec<Reply> =
+        (0..10_000).map(|id| rig.engine.submit(&client(1), job(id, vec![1, 2])).unwrap()).collect();
+    rig.batches.recv_timeout(PATIENCE).unwrap();
+    // While a batch runs, and as long as a batch can be.
+    let small = rig.engine.submit(&client(2), job(77_777, vec![1; 10])).unwrap();
+    let waited = [rig.next(), rig.next()];
+    assert!(waited.concat().contains(&77_777), "{waited:?}");
+    rig.leave.send(()).unwrap();
+    assert!(small.blocking_recv().unwrap().is_ok());
+    // So that the thread does not compute the rest.
+    drop(flood);
+    drop(rig.leave);
+}
+
+#[test]
+fn the_first_sequence_waits_for_company_a_while_and_not_longer() {
+    let wait = Duration::from_millis(300);
+    let rig = rig_waiting(healthy, BOUNDS, Batching { max_tokens: 10, wait });
+    (0..9).for_each(|_| rig.leave.send(()).unwrap());
+    let begin = Instant::now();
+    let replies = [0, 1].map(|id| rig.submit(job(id, vec![1])).unwrap());
+    assert_eq!(rig.batches.recv_timeout(PATIENCE).unwrap(), [0, 1]);
+    assert!(begin.elapsed() >= wait, "{:?}", begin.elapsed());
+    replies.into_iter().for_each(|reply| assert!(reply.blocking_recv().unwrap().is_ok()));
+    // Nobody waits for a batch that is full.
+    let full = rig_waiting(healthy, BOUNDS, Batching { max_tokens: 2, wait: 100 * PATIENCE });
+    full.leave.send(()).unwrap();
+    let replies = [0, 1].map(|id| full.submit(job(id, vec![1])).unwrap());
+    assert_eq!(full.batches.recv_timeout(PATIENCE).unwrap(), [0, 1]);
+    replies.into_iter().for_each(|reply| assert!(reply.blocking_recv().unwrap().is_ok()));
+}
+
+#[test]
+fn a_batch_too_large_for_the_device_is_split_and_only_what_never_fits_is_refused() {
+    let small = || FakeScorer { memory_tokens: Some(3), ..FakeScorer::new(16) };
+    let rig = rig(small, BOUNDS, 100);
+    (0..99).for_each(|_| rig.leave.send(()).unwrap());
+    for _ in 0..100 {
+        let lengths = [1, 2, 4, 3];
+        let replies =
+            lengths.map(|length| rig.submit(job(length as u64, vec![1; length])).unwrap());
+        for (length, reply) in lengths.into_iter().zip(replies) {
+            rig.leave.send(()).unwrap();
+            rig.leave.send(()).unwrap();
+            match reply.blocking_recv().unwrap() {
+                Err(error @ TeacherError::OutOfMemory { tokens: 4, .. }) if length == 4 => {
+                    assert!(error.pause().is_some() && error.to_string().contains("shorter"));
+                }
+                result => assert!(length != 4 && result.is_ok(), "{length}: {result:?}"),
+            }
+        }
+    }
+    assert!(rig.metrics.out_of_memory.get() >= 100);
+}
+
+#[test]
+fn a_model_is_tried_before_it_serves() {
+    struct Broken(Vec<usize>);
+    impl Scorer for Broken {
+        fn score(
+            &mut self,
+            jobs: &[&ScoreJob],
+        ) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError> {
+            self.0.extend(jobs.iter().map(|job| job.tokens.len()));
+            let mut scores = FakeScorer::scores(jobs[0]);
+            scores.signal.scaled[3] = f32::NAN;
+            Ok(vec![Ok(scores)])
+        }
+    }
+    let short = Facts { max_positions: 5, ..facts(16) };
+    let mut broken = Broken(vec![]);
+    let error = broken.warm_up(&short).unwrap_err().to_string();
+    assert!(error.contains("cannot score") && error.contains("not finite"), "{error}");
+    assert_eq!(broken.0, [5]);
+    let load = || Ok(Loaded { scorer: Box::new(Broken(vec![])), ..FakeScorer::new(16).loaded() });
+    let batching = Batching { max_tokens: 9, wait: Duration::ZERO };
+    let started = Engine::start(load, BOUNDS, batching, Metrics::default()).unwrap();
+    let error = started.ready.blocking_recv().unwrap().err().unwrap();
+    assert!(error.to_string().contains("cannot score"), "{error}");
 }

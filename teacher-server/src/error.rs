@@ -1,12 +1,14 @@
 //! Why a request was not answered, and the one map from that to a gRPC status.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use distill::codec::CodecError;
+use distill::queue::QueueFull;
 use proto::convert::RequestError;
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::queue::QueueFull;
 use crate::scorer::NotFinite;
 
 /// Everything a caller may be told.
@@ -24,6 +26,16 @@ pub enum TeacherError {
     /// The request breaks a rule of the contract.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// What came on a stream was no request, or the transport broke.
+    #[error("{message}")]
+    Unreadable {
+        /// The status.
+        code: Code,
+        /// What was wrong.
+        message: String,
+        /// When to come again, where that helps.
+        pause: Option<Duration>,
+    },
     /// Two unanswered requests of one name.
     #[error("id {id} is that of an unanswered request of this stream; every one needs its own")]
     DuplicateId {
@@ -47,8 +59,81 @@ pub enum TeacherError {
     #[error("the text cannot be encoded: {0}")]
     Text(String),
     /// A bound on what may wait was reached.
-    #[error(transparent)]
-    Full(#[from] QueueFull),
+    #[error("{full}")]
+    Full {
+        /// The bound.
+        full: QueueFull,
+        /// When to come again.
+        pause: Duration,
+    },
+    /// As many texts are being encoded, or wait for it, as may.
+    #[error(
+        "{limit} texts are being encoded or wait for it, as many as may (max_encoding_texts); send \
+         it again later, or send tokens to Score"
+    )]
+    Encoding {
+        /// Texts allowed.
+        limit: usize,
+        /// When to come again.
+        pause: Duration,
+    },
+    /// The stream has been open for as long as one may.
+    #[error(
+        "this stream has been open for {seconds} s, as long as one may (--stream-timeout); what it \
+         asked is answered: open another"
+    )]
+    StreamTime {
+        /// Seconds allowed.
+        seconds: u64,
+    },
+    /// Nothing was asked on the stream for too long.
+    #[error(
+        "nothing was asked on this stream for {seconds} s (--stream-idle-timeout); open another \
+         when there is something to ask"
+    )]
+    StreamIdle {
+        /// Seconds allowed.
+        seconds: u64,
+    },
+    /// No room for the bytes of one more unfinished message.
+    #[error(
+        "unfinished requests hold as many bytes as they may ({limit}, max_unfinished_bytes); send \
+         it again later"
+    )]
+    Unfinished {
+        /// Bytes allowed.
+        limit: u32,
+        /// When to come again.
+        pause: Duration,
+    },
+    /// The rest of a message did not come.
+    #[error("the rest of a message did not come within {seconds} s (--message-timeout)")]
+    MessageTime {
+        /// Seconds allowed.
+        seconds: f64,
+    },
+    /// Nobody took the answers.
+    #[error("an answer was left unread for {seconds} s (--reader-timeout); the stream was cut")]
+    Unread {
+        /// Seconds allowed.
+        seconds: f64,
+    },
+    /// The client's own deadline has passed.
+    #[error("the deadline the client set (grpc-timeout) has passed")]
+    Deadline,
+    /// The device's memory did not suffice for this sequence alone.
+    #[error(
+        "the device has not enough memory for this sequence of {tokens} tokens alone: {reason}; \
+         send a shorter one, or ask for fewer positions"
+    )]
+    OutOfMemory {
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// What the device said.
+        reason: String,
+        /// When to come again.
+        pause: Duration,
+    },
     /// The model produced a number that cannot be.
     #[error(transparent)]
     NotFinite(#[from] NotFinite),
@@ -67,12 +152,22 @@ impl TeacherError {
     /// The canonical status code.
     pub fn code(&self) -> Code {
         match self {
-            Self::Loading | Self::Draining | Self::Stopped => Code::Unavailable,
+            Self::Loading
+            | Self::Draining
+            | Self::Stopped
+            | Self::StreamTime { .. }
+            | Self::StreamIdle { .. } => Code::Unavailable,
+            Self::Deadline | Self::MessageTime { .. } => Code::DeadlineExceeded,
+            Self::Unread { .. } => Code::Aborted,
             Self::Request(error) => error.code(),
+            Self::Unreadable { code, .. } => *code,
             Self::DuplicateId { .. } | Self::TextReply { .. } | Self::Text(_) => {
                 Code::InvalidArgument
             }
-            Self::Full(_) => Code::ResourceExhausted,
+            Self::Full { .. }
+            | Self::Encoding { .. }
+            | Self::Unfinished { .. }
+            | Self::OutOfMemory { .. } => Code::ResourceExhausted,
             Self::NotFinite(_) | Self::Scorer(_) | Self::Answer(_) | Self::Panicked(_) => {
                 Code::Internal
             }
@@ -80,9 +175,57 @@ impl TeacherError {
     }
 }
 
+impl TeacherError {
+    /// Why a request was refused, as a label of the metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+            Self::Request(_)
+            | Self::Unreadable { .. }
+            | Self::DuplicateId { .. }
+            | Self::TextReply { .. }
+            | Self::Text(_) => "invalid",
+            Self::Full { full: QueueFull::Sequences { .. }, .. } => "queued_sequences",
+            Self::Full { full: QueueFull::Tokens { .. }, .. } => "queued_tokens",
+            Self::Encoding { .. } => "encoding_texts",
+            Self::StreamTime { .. } => "stream_time",
+            Self::StreamIdle { .. } => "stream_idle",
+            Self::Unfinished { .. } => "unfinished_bytes",
+            Self::MessageTime { .. } => "message_time",
+            Self::Unread { .. } => "unread",
+            Self::Deadline => "deadline",
+            Self::OutOfMemory { .. } => "out_of_memory",
+            Self::NotFinite(_) => "non_finite",
+            Self::Scorer(_) | Self::Answer(_) => "model",
+            Self::Panicked(_) => "bug",
+        }
+    }
+
+    /// When trying again makes sense, where a bound of the server's was reached.
+    pub fn pause(&self) -> Option<Duration> {
+        if let Self::Full { pause, .. }
+        | Self::Encoding { pause, .. }
+        | Self::Unfinished { pause, .. }
+        | Self::OutOfMemory { pause, .. } = self
+        {
+            return Some(*pause);
+        }
+        if let Self::Unreadable { pause, .. } = self { *pause } else { None }
+    }
+}
+
 impl From<TeacherError> for Status {
     fn from(error: TeacherError) -> Self {
-        let mut status = Self::new(error.code(), error.to_string());
+        let (code, text) = (error.code(), error.to_string());
+        let mut status = match error.pause() {
+            None => Self::new(code, text),
+            Some(pause) => {
+                let details = ErrorDetails::with_retry_info(Some(pause));
+                Self::with_error_details(code, text, details)
+            }
+        };
         // By its source `unreadable` tells a status of ours from one of tonic's.
         status.set_source(Arc::new(error));
         status

@@ -16,6 +16,8 @@ use axum::response::Response;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
+use crate::client::Peer;
+
 /// The requests open on one connection; clones share the count.
 #[derive(Clone, Debug)]
 pub struct OpenRequests(Arc<Mutex<Count>>);
@@ -108,8 +110,9 @@ impl IdleDeadline {
 pub async fn count_request(request: Request, next: Next) -> Response {
     // tonic hands on what a connection says of itself as it is, axum in a wrapper of its own.
     let extensions = request.extensions();
-    let of_axum = || extensions.get::<ConnectInfo<OpenRequests>>().map(|info| &info.0);
-    let open = extensions.get::<OpenRequests>().or_else(of_axum).map(OpenRequests::begin);
+    let of_axum = || extensions.get::<ConnectInfo<Peer>>().map(|info| &info.0);
+    let peer = extensions.get::<Peer>().or_else(of_axum);
+    let open = peer.map(|peer| peer.requests.begin());
     let response = next.run(request).await;
     response.map(|body| Body::new(Counted { body, _open: open }))
 }

@@ -1,6 +1,6 @@
 //! The teacher: a gRPC service that scores token sequences for a student to learn from.
 //!
-//! The way of a request, one room after another: [`service`] reads and checks it, [`queue`] admits
+//! The way of a request, one room after another: [`service`] reads and checks it, [`distill::queue`] admits
 //! it, [`engine`] packs it with others on the thread that owns the device, [`scorer`] is the model
 //! ([`qwen3_scorer`]) behind a trait, and the service sends the answer in chunks. Around it:
 //! [`config`] and [`settings`] (what was asked of the server), [`connection`], [`idle`] and
@@ -14,18 +14,20 @@ pub mod qwen3_scorer;
 pub mod scorer;
 
 pub mod engine;
-pub mod queue;
 
 pub mod score_stream;
 pub mod service;
 pub mod text;
 
+pub mod client;
 pub mod connection;
+pub mod deadline;
 pub mod http;
 pub mod idle;
 pub mod metrics;
 pub mod shutdown;
 pub mod state;
+pub mod unfinished;
 pub mod unreadable;
 
 pub mod banner;

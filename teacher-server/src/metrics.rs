@@ -7,7 +7,7 @@ use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, linear_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -18,6 +18,13 @@ pub struct RequestLabels {
     pub method: &'static str,
     /// The canonical name of the gRPC status code.
     pub code: &'static str,
+}
+
+/// Labels of a refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusalLabels {
+    /// What was over its bound or against a rule: [`crate::error::TeacherError::reason`].
+    pub reason: &'static str,
 }
 
 /// The handles; cloning shares the numbers.
@@ -61,6 +68,12 @@ pub struct Metrics {
     pub non_finite: Counter,
     /// Batches that failed or panicked (each is tried again in halves).
     pub failed_batches: Counter,
+    /// Batches too large for the device's memory.
+    pub out_of_memory: Counter,
+    /// Refusals, by the bound or rule that was broken.
+    pub refusals: Family<RefusalLabels, Counter>,
+    /// Share of the token budget a batch used.
+    pub batch_fill: Histogram,
     /// Panics caught, on the device's thread and in handlers.
     pub panics: Counter,
     /// 1 while the server accepts work.
@@ -91,6 +104,9 @@ impl Default for Metrics {
             abandoned: Counter::default(),
             non_finite: Counter::default(),
             failed_batches: Counter::default(),
+            out_of_memory: Counter::default(),
+            refusals: Family::default(),
+            batch_fill: Histogram::new(linear_buckets(0.1, 0.1, 10)),
             panics: Counter::default(),
             serving: Gauge::default(),
             load_seconds: Gauge::default(),
@@ -99,14 +115,20 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Counts one refusal.
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&RefusalLabels { reason }).inc();
+    }
+
     /// Counts one answered request.
     pub fn answered(&self, method: &'static str, code: tonic::Code) {
         self.requests.get_or_create(&RequestLabels { method, code: code_name(code) }).inc();
     }
 
     /// Notes one computed batch.
-    pub fn computed(&self, tokens: usize, took: Duration) {
+    pub fn computed(&self, tokens: usize, took: Duration, budget: usize) {
         self.batches.inc();
+        self.batch_fill.observe(tokens as f64 / budget as f64);
         self.batch_tokens.observe(tokens as f64);
         self.compute_seconds.observe(took.as_secs_f64());
     }
@@ -148,6 +170,9 @@ impl Metrics {
         all.register("abandoned", "Sequences whose caller had left", m.abandoned);
         all.register("non_finite", "Sequences with NaN or infinite scores", m.non_finite);
         all.register("failed_batches", "Batches that failed or panicked", m.failed_batches);
+        all.register("out_of_memory", "Batches too large for the device", m.out_of_memory);
+        all.register("refusals", "Requests refused, by reason", m.refusals);
+        all.register("batch_fill_ratio", "Share of the token budget used", m.batch_fill);
         all.register("panics", "Panics caught", m.panics);
         all.register("serving", "1 while the server accepts work", m.serving);
         all.register_with_unit("load", "Loading of the model", Unit::Seconds, m.load_seconds);

@@ -8,13 +8,14 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use distill::batch::{Sequence, TokenBatch};
 use distill::fingerprint::Fingerprint;
+use distill::signal::Entries;
 use hub::settings::HubSettings;
 use hub::source::resolve_model;
 use hub::tokenizer::Tokenizer;
 use model::config::Qwen3Config;
 use model::ops::Precision;
 use model::ops::embed::gather_rows;
-use model::ops::topk::score_head;
+use model::ops::topk::{Wanted, score_head};
 use model::qwen3::Qwen3;
 use model::weights::Weights;
 use proto::convert::ScoreJob;
@@ -118,17 +119,20 @@ impl Qwen3Scorer {
         jobs: &[Placed],
         hidden: &Tensor,
     ) -> Result<Result<Vec<Scores>, NotFinite>, LoadError> {
-        let Some(&(ScoreJob { k, temperature, classes, .. }, _)) = jobs.first() else {
-            return Ok(Ok(Vec::new()));
-        };
+        let Some(&(first, _)) = jobs.first() else { return Ok(Ok(Vec::new())) };
         let rows = jobs.iter().flat_map(|(job, start)| job.positions().map(move |t| start + t));
         let rows: Vec<u32> = rows.collect();
         let next: Vec<Option<u32>> = jobs.iter().flat_map(|(job, _)| job.next_tokens()).collect();
         let wanted = gather_rows(hidden, &rows)?;
         let (head, precision) = (self.network.head(), self.network.precision());
-        let scored =
-            score_head(&wanted, head, *classes, &next, f64::from(*temperature), *k, precision);
-        let (signal, next_logprob) = match scored {
+        let asked = Wanted {
+            classes: first.classes,
+            next: &next,
+            temperature: f64::from(first.temperature),
+            k: first.k,
+            entries: &entries(jobs),
+        };
+        let scores = match score_head(&wanted, head, asked, precision) {
             Ok(scored) => scored,
             // candle's errors are text; this is the one that speaks of the model's own numbers.
             Err(error) => match first_line(&error) {
@@ -140,8 +144,11 @@ impl Qwen3Scorer {
         let of_job = |(job, _): &Placed| {
             let these = first..first + job.positions().count();
             first = these.end;
-            let next_logprob = next_logprob[these.clone()].to_vec();
-            Scores { signal: signal.slice(these), next_logprob }
+            Scores {
+                signal: scores.signal.slice(these.clone()),
+                next_logprob: scores.next_logprob[these.clone()].to_vec(),
+                next_logprob_t: scores.next_logprob_t[these].to_vec(),
+            }
         };
         Ok(Ok(jobs.iter().map(of_job).collect()))
     }
@@ -150,11 +157,28 @@ impl Qwen3Scorer {
 /// A job, and where its first token lies in the batch.
 type Placed<'a> = (&'a ScoreJob, u32);
 
-/// The jobs in groups that ask for the same k, temperature and classes, by their places.
+/// The entries of jobs of one group, all rows in turn.
+fn entries(jobs: &[Placed]) -> Entries {
+    let named = |(job, _): &Placed| match &job.entries {
+        Entries::Top => Vec::new(),
+        Entries::Named(ids) if ids.len() == job.k => ids.repeat(job.rows()),
+        Entries::Named(ids) => ids.clone(),
+    };
+    match jobs.first() {
+        Some((ScoreJob { entries: Entries::Named(_), .. }, _)) => {
+            Entries::Named(jobs.iter().flat_map(named).collect())
+        }
+        Some(_) | None => Entries::Top,
+    }
+}
+
+/// The jobs in groups that ask for the same kind of signal, k, temperature and classes, by their
+/// places.
 fn groups(jobs: &[&ScoreJob]) -> Vec<Vec<usize>> {
     let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (at, job) in jobs.iter().enumerate() {
-        groups.entry((job.k, job.temperature.to_bits(), job.classes)).or_default().push(at);
+        let top = job.entries == Entries::Top;
+        groups.entry((top, job.k, job.temperature.to_bits(), job.classes)).or_default().push(at);
     }
     groups.into_values().collect()
 }
@@ -167,7 +191,15 @@ const NOT_FINITE: &str = "not a finite number";
 
 impl Scorer for Qwen3Scorer {
     fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, ScorerError> {
-        self.score_batch(jobs).map_err(|error| ScorerError(first_line(error.as_ref())))
+        self.score_batch(jobs).map_err(|error| match first_line(error.as_ref()) {
+            // CUDA_ERROR_OUT_OF_MEMORY in the driver's own words.
+            text if text.to_lowercase().contains("out of memory")
+                || text.contains("OUT_OF_MEMORY") =>
+            {
+                ScorerError::OutOfMemory(text)
+            }
+            text => ScorerError::Failed(text),
+        })
     }
 }
 
@@ -178,7 +210,7 @@ fn first_line(error: &dyn std::error::Error) -> String {
 
 impl TextCodec for Tokenizer {
     fn encode(&self, text: &str) -> Result<Vec<u32>, ScorerError> {
-        Self::encode(self, text).map_err(|error| ScorerError(error.to_string()))
+        Self::encode(self, text).map_err(|error| ScorerError::Failed(error.to_string()))
     }
 
     fn text_of(&self, id: u32) -> String {

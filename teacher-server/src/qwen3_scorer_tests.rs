@@ -8,6 +8,8 @@ use distill::signal::{TopK, log_sum_exp};
 use proto::convert::score_request;
 use test_support::shared;
 
+use distill::queue::Priority;
+
 use super::*;
 use crate::scorer::all_positions;
 use crate::serve_tests::harness::{Server, assembler};
@@ -48,6 +50,8 @@ fn job(id: u64, length: usize) -> ScoreJob {
         k: 1 + id as usize % 9,
         codec: Codec::Raw,
         classes: CLASSES - id as usize % 3,
+        entries: Entries::Top,
+        priority: Priority::Normal,
     }
 }
 
@@ -58,6 +62,10 @@ fn jobs() -> Vec<ScoreJob> {
         .map(|(length, id)| job(id, length))
         .collect();
     jobs[2].ranges = vec![0..3, 10..11, 31..33];
+    let named = |count: usize| (0..count as u32).map(|i| (i * 37 + 5) % 89).collect();
+    // The same tokens at every position, and others at each.
+    jobs[4].entries = Entries::Named(named(jobs[4].k));
+    jobs[6].entries = Entries::Named(named(jobs[6].k * 40));
     jobs
 }
 
@@ -86,17 +94,19 @@ fn scores_are_those_of_the_definition() {
             a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
         };
         let mut wanted = TopK::new(job.k);
-        for ((t, next), logprob) in job.positions().zip(job.next_tokens()).zip(&found.next_logprob)
-        {
+        for (row, (t, next)) in job.positions().zip(job.next_tokens()).enumerate() {
             let hidden = &hidden[t as usize];
             let logits: Vec<f64> = head[..job.classes].iter().map(|row| dot(row, hidden)).collect();
-            wanted.push_exact(&logits, f64::from(job.temperature));
-            match next {
-                None => assert!(logprob.is_nan()),
-                Some(next) => {
-                    let exact = logits[next as usize] - log_sum_exp(logits.iter().copied());
-                    assert!((f64::from(*logprob) - exact).abs() < 1e-5, "{logprob} for {exact}");
-                }
+            let temperature = f64::from(job.temperature);
+            match job.entries.named_at(row, job.k) {
+                None => wanted.push_exact(&logits, temperature),
+                Some(ids) => wanted.push_exact_named(ids, &logits, temperature),
+            }
+            for (t, found) in [(1.0, &found.next_logprob), (temperature, &found.next_logprob_t)] {
+                let log_z = log_sum_exp(logits.iter().map(|y| y / t));
+                let exact = next.map(|next| logits[next as usize] / t - log_z);
+                let off = exact.map(|exact| (f64::from(found[row]) - exact).abs());
+                assert!(off.map_or(found[row].is_nan(), |off| off < 1e-5), "{off:?}");
             }
         }
         assert_eq!((found.signal.k, &found.signal.ids), (job.k, &wanted.ids));
@@ -153,8 +163,12 @@ async fn the_wire_changes_no_bit() {
         let reply = stream.next().await;
         let job = &jobs[reply.id as usize];
         let scored = assembler(job).push(&reply).unwrap().unwrap();
-        let received = Scores { signal: scored.signal, next_logprob: scored.next_logprob };
-        assert!(bits(&received) == bits(&score(&mut scorer(), &[job])[0]), "job {}", job.id);
+        let alone = score(&mut scorer(), &[job]).remove(0);
+        // What does not travel is as it was.
+        let next_logprob_t = alone.next_logprob_t.clone();
+        let (signal, next_logprob) = (scored.signal, scored.next_logprob);
+        let received = Scores { signal, next_logprob, next_logprob_t };
+        assert!(bits(&received) == bits(&alone), "job {}", job.id);
     }
 }
 

@@ -2,23 +2,33 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use distill::codec::{Codec, row_bytes};
+use distill::codec::{Codec, Layout};
 use futures::stream::{FuturesUnordered, Stream, StreamExt};
 use proto::convert::{self, ScoreJob, Stamp};
 use proto::v1::{ScoreReply, ScoreRequest};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Status};
 
+use crate::client::Client;
 use crate::engine::{Answer, Engine, Reply};
 use crate::error::TeacherError;
 use crate::metrics::Metrics;
 use crate::state::{Serving, State};
 use crate::unreadable;
 
-/// Results one stream may have the server hold, in bytes, before it reads no further. One request
-/// is always read, so that the bound never stops a stream for good.
-const HELD_BYTES: usize = 64 << 20;
+/// How long a stream may take.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamTimes {
+    /// From its first word to its last request.
+    pub total: Duration,
+    /// Without a request and without an answer owed.
+    pub idle: Duration,
+    /// For the client to take an answer.
+    pub reader: Duration,
+}
 
 /// What a stream needs.
 pub struct ScoreStream {
@@ -28,8 +38,14 @@ pub struct ScoreStream {
     pub engine: Engine,
     /// What is counted.
     pub metrics: Metrics,
+    /// Who asks.
+    pub client: Client,
+    /// How long it may take.
+    pub times: StreamTimes,
+    /// When it has to be over, if its client says so.
+    pub deadline: Option<Instant>,
     /// Where replies go.
-    pub out: mpsc::Sender<Result<ScoreReply, Status>>,
+    pub out: mpsc::Sender<ScoreReply>,
 }
 
 /// A request that was admitted.
@@ -58,62 +74,84 @@ impl Held {
 }
 
 fn answer_bytes(job: &ScoreJob) -> usize {
-    job.rows() * row_bytes(job.k, Codec::Raw)
+    job.rows() * Layout { codec: Codec::Raw, ids: true }.row_bytes(job.k)
 }
 
-/// The client left; nobody reads the replies.
-struct Gone;
+/// Why a stream stops in the middle.
+enum Stop {
+    /// The client left; nobody reads the replies.
+    Gone,
+    /// The server ends it.
+    Cut(TeacherError),
+}
 
 impl ScoreStream {
-    /// Runs until the client has sent everything and has its answers, or leaves, or the server
-    /// drains: then what was admitted is answered and the stream ends UNAVAILABLE.
+    /// Runs until the client has sent everything and has its answers, or leaves; or the server
+    /// drains, or the stream's time is over: then what was admitted is answered first.
+    ///
+    /// # Errors
+    /// Why the stream ended, if not by the client's own will.
     pub async fn run(
         self,
+        requests: impl Stream<Item = Result<ScoreRequest, Status>> + Unpin,
+        state: watch::Receiver<State>,
+    ) -> Result<(), TeacherError> {
+        match self.serve(requests, state).await {
+            Ok(end) => end,
+            Err(Stop::Gone) => Ok(()),
+            Err(Stop::Cut(error)) => Err(error),
+        }
+    }
+
+    async fn serve(
+        &self,
         mut requests: impl Stream<Item = Result<ScoreRequest, Status>> + Unpin,
         mut state: watch::Receiver<State>,
-    ) {
+    ) -> Result<Result<(), TeacherError>, Stop> {
         let mut pending = FuturesUnordered::new();
         let mut held = Held::default();
-        let most = self.serving.facts.limits.max_in_flight_per_stream;
+        let limits = &self.serving.facts.limits;
+        let StreamTimes { total, idle, .. } = self.times;
+        let opened = Instant::now();
+        let mut idle_since = opened;
         // None while requests are read; then how the stream will end.
-        let mut end: Option<Result<(), Status>> = None;
+        let mut end: Option<Result<(), TeacherError>> = None;
         while end.is_none() || !pending.is_empty() {
-            let room = end.is_none() && pending.len() < most && held.bytes < HELD_BYTES;
-            let step = tokio::select! {
-                () = self.out.closed() => Err(Gone),
+            let room = end.is_none()
+                && pending.len() < limits.max_in_flight_per_stream
+                && held.bytes < limits.max_held_bytes_per_stream;
+            let is_idle = end.is_none() && pending.is_empty();
+            tokio::select! {
+                () = self.out.closed() => return Err(Stop::Gone),
+                () = until(self.deadline) => return Err(Stop::Cut(TeacherError::Deadline)),
                 Some((job, result)) = pending.next(), if !pending.is_empty() => {
                     held.remove(&job);
-                    self.answer(&job, result).await
+                    self.answer(&job, result).await?;
+                    idle_since = Instant::now();
                 }
                 () = draining(&mut state), if end.is_none() => {
-                    end = Some(Err(TeacherError::Draining.into()));
-                    Ok(())
+                    end = Some(Err(TeacherError::Draining));
+                }
+                () = sleep_until(opened + total), if end.is_none() => {
+                    end = Some(Err(TeacherError::StreamTime { seconds: total.as_secs() }));
+                }
+                () = sleep_until(idle_since + idle), if is_idle => {
+                    end = Some(Err(TeacherError::StreamIdle { seconds: idle.as_secs() }));
                 }
                 request = requests.next(), if room => match request {
                     Some(Ok(request)) => match self.admit(&request, &mut held) {
-                        Ok(admitted) => {
-                            pending.push(wait(admitted));
-                            Ok(())
+                        Ok(admitted) => pending.push(wait(admitted)),
+                        Err(error) => {
+                            self.refuse(request.id, &error).await?;
+                            idle_since = Instant::now();
                         }
-                        Err(error) => self.refuse(request.id, &error).await,
                     },
-                    Some(Err(status)) => {
-                        end = Some(Err(unreadable::of_stream(status)));
-                        Ok(())
-                    }
-                    None => {
-                        end = Some(Ok(()));
-                        Ok(())
-                    }
+                    Some(Err(status)) => end = Some(Err(unreadable::of_stream(status))),
+                    None => end = Some(Ok(())),
                 },
-            };
-            if let Err(Gone) = step {
-                return;
             }
         }
-        if let Some(Err(status)) = end {
-            let _ = self.out.send(Err(status)).await;
-        }
+        Ok(end.unwrap_or(Ok(())))
     }
 
     /// Checks a request and puts it into the queue.
@@ -122,7 +160,7 @@ impl ScoreStream {
             return Err(TeacherError::DuplicateId { id: request.id });
         }
         let job = convert::score_job(request, &self.serving.facts)?;
-        let reply = self.engine.submit(job.clone())?;
+        let reply = self.engine.submit(&self.client, job.clone())?;
         held.add(&job);
         Ok(Admitted { job, reply })
     }
@@ -131,7 +169,7 @@ impl ScoreStream {
         &self,
         job: &ScoreJob,
         result: Result<Answer, TeacherError>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), Stop> {
         let replies = result.and_then(|answer| self.replies(job, &answer));
         let replies = match replies {
             Ok(replies) => replies,
@@ -160,15 +198,23 @@ impl ScoreStream {
         Ok(convert::score_replies(job, &scores.signal, &scores.next_logprob, &stamp)?)
     }
 
-    async fn refuse(&self, id: u64, error: &TeacherError) -> Result<(), Gone> {
+    async fn refuse(&self, id: u64, error: &TeacherError) -> Result<(), Stop> {
         tracing::debug!(id, %error, "refused");
         self.metrics.answered("Score", error.code());
-        let reply = convert::refusal(id, error.code(), error.to_string());
+        self.metrics.refused(error.reason());
+        let reply = convert::refusal(id, error.code(), error.to_string(), error.pause());
         self.send(reply).await
     }
 
-    async fn send(&self, reply: ScoreReply) -> Result<(), Gone> {
-        self.out.send(Ok(reply)).await.map_err(|_| Gone)
+    async fn send(&self, reply: ScoreReply) -> Result<(), Stop> {
+        let patience = self.times.reader;
+        tokio::select! {
+            sent = self.out.send(reply) => sent.map_err(|_| Stop::Gone),
+            () = until(self.deadline) => Err(Stop::Cut(TeacherError::Deadline)),
+            () = sleep(patience) => {
+                Err(Stop::Cut(TeacherError::Unread { seconds: patience.as_secs_f64() }))
+            }
+        }
     }
 }
 
@@ -178,6 +224,14 @@ async fn wait(admitted: Admitted) -> (ScoreJob, Result<Answer, TeacherError>) {
     // A sender dropped without an answer: the thread ended or forgot its queue.
     let result = reply.await.unwrap_or(Err(TeacherError::Stopped));
     (job, result)
+}
+
+/// Completes at the deadline; never without one.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn draining(state: &mut watch::Receiver<State>) {

@@ -3,9 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use distill::codec::Codec;
 use distill::fingerprint::Fingerprint;
-use distill::signal::TopK;
+use distill::queue::Priority;
+use distill::signal::{Entries, TopK};
 use proto::convert::ScoreJob;
+
+/// Tokens a model is tried with before it serves.
+const WARM_UP_TOKENS: usize = 16;
 
 /// The positions of a whole sequence, as a job names them.
 pub fn all_positions(tokens: usize) -> Vec<Range<u32>> {
@@ -19,6 +24,8 @@ pub struct Scores {
     pub signal: TopK,
     /// Log-probability at T = 1 of the token that follows, `[rows]`; NaN where none does.
     pub next_logprob: Vec<f32>,
+    /// The same at the job's temperature.
+    pub next_logprob_t: Vec<f32>,
 }
 
 impl Scores {
@@ -40,7 +47,8 @@ impl Scores {
         job.next_tokens().enumerate().position(|(row, next)| {
             let values = &scaled[row * k..(row + 1) * k];
             let rest_sound = log_rest[row] < f32::INFINITY;
-            let next_sound = next.is_none() || self.next_logprob[row].is_finite();
+            let finite = |logprobs: &[f32]| next.is_none() || logprobs[row].is_finite();
+            let next_sound = finite(&self.next_logprob) && finite(&self.next_logprob_t);
             let sound = values.iter().all(|v| v.is_finite()) && log_z[row].is_finite();
             !(sound && rest_sound && next_sound)
         })
@@ -74,8 +82,14 @@ pub struct Facts {
 
 /// Why a batch could not be scored: a fault of the device or of the model, never of the request.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ScorerError(pub String);
+pub enum ScorerError {
+    /// The device's memory did not suffice; a smaller batch may do.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// The model's numbers for one job cannot be: NaN or infinite.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -89,6 +103,33 @@ pub trait Scorer {
     /// # Errors
     /// The batch failed as a whole; the caller may try its jobs in smaller batches.
     fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError>;
+
+    /// Scores a few tokens, so that what the device does once is done, and a model that cannot
+    /// score is found before the first client comes.
+    ///
+    /// # Errors
+    /// What scoring said, or that its numbers are not finite.
+    fn warm_up(&mut self, facts: &Facts) -> Result<(), LoadError> {
+        let tokens = WARM_UP_TOKENS.min(facts.max_positions as usize).max(1);
+        let classes = facts.vocab_size as usize;
+        let job = ScoreJob {
+            id: 0,
+            tokens: (0..tokens as u32).map(|id| id % facts.vocab_size.max(1)).collect(),
+            ranges: all_positions(tokens),
+            temperature: 1.0,
+            entries: Entries::Top,
+            k: classes.min(8),
+            codec: Codec::Raw,
+            classes,
+            priority: Priority::Normal,
+        };
+        let failed = |reason: String| format!("the model was loaded and cannot score: {reason}");
+        let scores = self.score(&[&job]).map_err(|error| failed(error.to_string()))?;
+        for scores in scores {
+            scores.and_then(|scores| scores.checked(&job)).map_err(|e| failed(e.to_string()))?;
+        }
+        Ok(())
+    }
 }
 
 /// Text to ids and back, for `ScoreText`.
@@ -119,7 +160,6 @@ pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use distill::codec::Codec;
 
     fn job() -> ScoreJob {
         ScoreJob {
@@ -130,6 +170,8 @@ mod tests {
             k: 2,
             codec: Codec::Packed,
             classes: 9,
+            entries: Entries::Top,
+            priority: Priority::Normal,
         }
     }
 
@@ -141,14 +183,15 @@ mod tests {
             log_z: vec![2.0; 2],
             log_rest: vec![-1.0, f32::NEG_INFINITY],
         };
-        Scores { signal, next_logprob: vec![-1.0, f32::NAN] }
+        let next = vec![-1.0, f32::NAN];
+        Scores { signal, next_logprob: next.clone(), next_logprob_t: next }
     }
 
     #[test]
     fn every_array_is_searched_for_numbers_that_cannot_be() {
         assert_eq!(sound().first_unsound_row(&job()), None);
         type Spoil = fn(&mut Scores);
-        let spoils: [(Spoil, usize); 7] = [
+        let spoils: [(Spoil, usize); 8] = [
             (|s| s.signal.scaled[3] = f32::NAN, 1),
             (|s| s.signal.scaled[0] = f32::NEG_INFINITY, 0),
             (|s| s.signal.log_z[1] = f32::INFINITY, 1),
@@ -156,6 +199,7 @@ mod tests {
             (|s| s.signal.log_rest[1] = f32::INFINITY, 1),
             (|s| s.next_logprob[0] = f32::NAN, 0),
             (|s| s.next_logprob[0] = f32::NEG_INFINITY, 0),
+            (|s| s.next_logprob_t[0] = f32::NAN, 0),
         ];
         for (spoil, row) in spoils {
             let mut scores = sound();

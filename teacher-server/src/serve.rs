@@ -1,13 +1,14 @@
 //! Puts the parts together and runs them from the first connection to the last.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, map_request};
 use distill::handshake::TeacherFacts;
+use distill::queue::QueueBounds;
 use proto::v1::teacher_server::TeacherServer;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -18,16 +19,18 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::client::Peer;
 use crate::connection::{Acceptor, Cut, CutSignal, PortBounds};
-use crate::engine::{Engine, Ready, Started};
-use crate::idle::{self, OpenRequests};
+use crate::deadline;
+use crate::engine::{Batching, Engine, Ready, Started};
+use crate::idle;
 use crate::metrics::Metrics;
-use crate::queue::QueueBounds;
 use crate::scorer::{LoadError, Loaded};
 use crate::service::TeacherService;
 use crate::settings::{Settings, SettingsError};
 use crate::shutdown::Calls;
 use crate::state::{Serving, State};
+use crate::unfinished::Unfinished;
 use crate::unreadable;
 
 /// HTTP/2 flow-control windows: what a client may have in flight to us, and so what its slow
@@ -36,7 +39,6 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Large frames double the throughput of megabyte messages.
 const FRAME_BYTES: u32 = (1 << 20) - 1;
-const STREAMS_PER_CONNECTION: u32 = 128;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest time without a request on the HTTP port. A request is none before its head is complete,
@@ -129,8 +131,9 @@ pub async fn serve(
         sequences: settings.max_queued_sequences as usize,
         tokens: settings.max_queued_tokens as usize,
     };
-    let batch = settings.max_batch_tokens as usize;
-    let started = Engine::start(load, bounds, batch, metrics.clone());
+    let batching =
+        Batching { max_tokens: settings.max_batch_tokens as usize, wait: settings.batch_wait };
+    let started = Engine::start(load, bounds, batching, metrics.clone());
     let Started { engine, ready: loaded, mut ended } = started.map_err(ServeError::Thread)?;
     // However this function ends, the thread must not go on for nobody.
     let _abort = AbortOnDrop(engine.clone());
@@ -212,7 +215,8 @@ impl House {
     ) -> Result<impl Future<Output = Result<(), ServeError>> + use<>, ServeError> {
         let state = self.state.subscribe();
         let calls = self.calls.clone();
-        let service = TeacherService::new(engine, state, calls, self.metrics.clone());
+        let service =
+            TeacherService::new(engine, state, calls, &self.settings, self.metrics.clone());
         let teacher = TeacherServer::new(service)
             .max_decoding_message_size(self.settings.max_request_bytes as usize);
         let health = tonic_health::pb::health_server::HealthServer::new(
@@ -223,18 +227,25 @@ impl House {
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
+        let Settings { max_unfinished_bytes, max_request_bytes, message_timeout, .. } =
+            self.settings;
+        let metrics = self.metrics.clone();
+        let unfinished =
+            Unfinished::new(max_unfinished_bytes, max_request_bytes, message_timeout, metrics);
         let routes = Routes::new(teacher)
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .into_axum_router()
             .layer(from_fn(unreadable::blame_sender))
+            .layer(from_fn(deadline::keep))
+            .layer(map_request(move |request| ready(unfinished.bound(request))))
             .layer(from_fn(idle::count_request));
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME_BYTES)
-            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .max_concurrent_streams(self.settings.max_streams_per_connection)
             .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
             .add_routes(routes.into());
@@ -250,7 +261,7 @@ impl House {
     fn http(&self, listener: TcpListener) -> impl Future<Output = Result<(), ServeError>> + use<> {
         let routes = crate::http::routes(self.metrics.registry(), self.state.subscribe());
         let routes = routes.layer(from_fn(idle::count_request));
-        let routes = routes.into_make_service_with_connect_info::<OpenRequests>();
+        let routes = routes.into_make_service_with_connect_info::<Peer>();
         let acceptor = self.acceptor(listener, self.settings.idle_timeout.min(HTTP_IDLE_TIMEOUT));
         async move {
             let served = axum::serve(acceptor, routes).await;

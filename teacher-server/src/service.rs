@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use futures::{FutureExt, Stream};
@@ -15,19 +15,24 @@ use proto::v1::{
 use tokio::sync::{mpsc, watch};
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::client::{Client, Peer};
+use crate::deadline::Deadline;
 use crate::engine::Engine;
 use crate::error::{TeacherError, panic_text};
 use crate::metrics::Metrics;
-use crate::score_stream::ScoreStream;
+use crate::score_stream::{ScoreStream, StreamTimes};
+use crate::settings::Settings;
 use crate::shutdown::{Call, Calls};
 use crate::state::{Serving, State};
-use crate::text::score_text;
+use crate::text::{Encoders, score_text};
 
 /// The service. One for all connections.
 pub struct TeacherService {
     engine: Engine,
     state: watch::Receiver<State>,
     calls: Calls,
+    times: StreamTimes,
+    encoders: Encoders,
     metrics: Metrics,
 }
 
@@ -37,9 +42,16 @@ impl TeacherService {
         engine: Engine,
         state: watch::Receiver<State>,
         calls: Calls,
+        settings: &Settings,
         metrics: Metrics,
     ) -> Self {
-        Self { engine, state, calls, metrics }
+        let times = StreamTimes {
+            total: settings.stream_timeout,
+            idle: settings.stream_idle_timeout,
+            reader: settings.reader_timeout,
+        };
+        let encoders = Encoders::new(settings.max_encoding_texts as usize);
+        Self { engine, state, calls, times, encoders, metrics }
     }
 
     /// Lets a call in: what it needs to be served, and its mark among the running calls.
@@ -58,6 +70,9 @@ impl TeacherService {
     ) -> Result<Response<T>, Status> {
         let code = result.as_ref().map_or_else(TeacherError::code, |_| Code::Ok);
         self.metrics.answered(method, code);
+        if let Err(error) = &result {
+            self.metrics.refused(error.reason());
+        }
         result.map(Response::new).map_err(Status::from)
     }
 }
@@ -79,9 +94,13 @@ impl Teacher for TeacherService {
         &self,
         request: Request<Streaming<ScoreRequest>>,
     ) -> Result<Response<Replies>, Status> {
-        let entered =
-            self.enter().inspect_err(|error| self.metrics.answered("Score", error.code()));
+        let entered = self.enter().inspect_err(|error| {
+            self.metrics.answered("Score", error.code());
+            self.metrics.refused(error.reason());
+        });
         let (serving, call) = entered?;
+        let client = client_of(&request);
+        let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
         // One message waits here while the next one is packed; the rest of the results wait as
         // they came from the device.
         let (sender, replies) = mpsc::channel(1);
@@ -89,20 +108,26 @@ impl Teacher for TeacherService {
             serving,
             engine: self.engine.clone(),
             metrics: self.metrics.clone(),
-            out: sender.clone(),
+            client,
+            times: self.times,
+            deadline,
+            out: sender,
         };
+        let ending = Arc::new(OnceLock::new());
+        let told = Arc::clone(&ending);
         let state = self.state.clone();
         let metrics = self.metrics.clone();
         tokio::spawn(async move {
             metrics.streams.inc();
             let run = stream.run(request.into_inner(), state);
-            if let Err(error) = without_panic(&metrics, run).await {
+            if let Err(error) = without_panic(&metrics, run).await.and_then(|ended| ended) {
+                metrics.refused(error.reason());
                 // Without this the stream would seem to have ended well.
-                let _ = sender.send(Err(error.into())).await;
+                let _ = told.set(error);
             }
             metrics.streams.dec();
         });
-        Ok(Response::new(Replies { replies, _call: call }))
+        Ok(Response::new(Replies { replies, ending, _call: call }))
     }
 
     async fn score_text(
@@ -111,7 +136,9 @@ impl Teacher for TeacherService {
     ) -> Result<Response<ScoreTextReply>, Status> {
         let answer = async {
             let (serving, _call) = self.enter()?;
-            score_text(request.into_inner(), &serving, &self.engine).await
+            let client = client_of(&request);
+            let asked = request.into_inner();
+            score_text(asked, &client, &serving, &self.engine, &self.encoders).await
         };
         let reply = without_panic(&self.metrics, answer).await;
         self.counted("ScoreText", reply.unwrap_or_else(Err))
@@ -121,7 +148,9 @@ impl Teacher for TeacherService {
 /// The replies of one `Score` call, as tonic takes them; the call counts as running until the
 /// transport has taken the last one.
 pub struct Replies {
-    replies: mpsc::Receiver<Result<ScoreReply, Status>>,
+    replies: mpsc::Receiver<ScoreReply>,
+    /// Why the stream ended, if not because everything was answered.
+    ending: Arc<OnceLock<TeacherError>>,
     _call: Call,
 }
 
@@ -129,8 +158,20 @@ impl Stream for Replies {
     type Item = Result<ScoreReply, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.replies.poll_recv(cx)
+        match self.replies.poll_recv(cx) {
+            Poll::Ready(Some(reply)) => Poll::Ready(Some(Ok(reply))),
+            Poll::Ready(None) => {
+                let error = self.ending.get().cloned();
+                Poll::Ready(error.map(|error| Err(error.into())))
+            }
+            Poll::Pending => Poll::Pending,
+        }
     }
+}
+
+/// Who sent a request.
+fn client_of<T>(request: &Request<T>) -> Client {
+    request.extensions().get::<Peer>().map_or_else(Client::unknown, |peer| peer.client.clone())
 }
 
 /// A handler's future whose panic is an error of this one call.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use distill::codec::{Codec, row_bytes};
+use distill::codec::{Codec, Layout};
 use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, TeacherFacts};
 use proto::limits::{DEFAULT_LIMITS, MAX_MESSAGE_BYTES, MIN_REPLY_BYTES, TEXT_BYTES_A_TOKEN};
 
@@ -33,8 +33,26 @@ pub struct Settings {
     /// Longest text, in bytes; none means [`TEXT_BYTES_A_TOKEN`] for each token of the longest
     /// sequence, as far as a request has room.
     pub max_text_bytes: Option<u32>,
+    /// How long the first sequence of a batch waits for company.
+    pub batch_wait: Duration,
     /// Connections open at a time, on each port.
     pub max_connections: u32,
+    /// Calls open at a time on one connection.
+    pub max_streams_per_connection: u32,
+    /// Bytes of answers one stream may have the server hold before it is read no further.
+    pub max_held_bytes_per_stream: u32,
+    /// Bytes of unfinished request messages held, over all clients.
+    pub max_unfinished_bytes: u32,
+    /// Texts encoded at a time or waiting for it, over all clients.
+    pub max_encoding_texts: u32,
+    /// How long a stream may be open.
+    pub stream_timeout: Duration,
+    /// How long a stream may be open without a request and without an answer owed.
+    pub stream_idle_timeout: Duration,
+    /// Time in which a message that has begun must be complete.
+    pub message_timeout: Duration,
+    /// How long an answer may be left unread before its stream is cut.
+    pub reader_timeout: Duration,
     /// How long a connection may be without an open call.
     pub idle_timeout: Duration,
     /// How long admitted work may take after the server was told to stop.
@@ -95,6 +113,17 @@ pub enum SettingsError {
         /// What the position needs.
         needed: u64,
     },
+    /// No room for one request to arrive in.
+    #[error(
+        "--max-unfinished-bytes {unfinished} is less than --max-request-bytes {request}: the \
+         largest request could never arrive; raise it"
+    )]
+    UnfinishedBytes {
+        /// What was set.
+        unfinished: u32,
+        /// Largest request.
+        request: u32,
+    },
     /// A reply size clients do not accept.
     #[error("--max-reply-bytes {bytes}: clients accept {MIN_REPLY_BYTES} to {MAX_MESSAGE_BYTES}")]
     ReplyRange {
@@ -128,7 +157,16 @@ impl Settings {
         max_reply_bytes: DEFAULT_LIMITS.max_reply_bytes as u32,
         max_request_bytes: DEFAULT_LIMITS.max_request_bytes as u32,
         max_text_bytes: None,
-        max_connections: 256,
+        batch_wait: Duration::from_millis(2),
+        max_connections: DEFAULT_LIMITS.max_connections as u32,
+        max_streams_per_connection: DEFAULT_LIMITS.max_streams_per_connection as u32,
+        max_held_bytes_per_stream: DEFAULT_LIMITS.max_held_bytes_per_stream as u32,
+        max_unfinished_bytes: DEFAULT_LIMITS.max_unfinished_bytes as u32,
+        max_encoding_texts: DEFAULT_LIMITS.max_encoding_texts as u32,
+        stream_timeout: Duration::from_secs(DEFAULT_LIMITS.max_stream_seconds as u64),
+        stream_idle_timeout: Duration::from_secs(DEFAULT_LIMITS.idle_stream_seconds as u64),
+        message_timeout: Duration::from_secs(DEFAULT_LIMITS.message_seconds as u64),
+        reader_timeout: Duration::from_secs(DEFAULT_LIMITS.stalled_reader_seconds as u64),
         idle_timeout: Duration::from_secs(60),
         drain_timeout: Duration::from_secs(45),
     };
@@ -148,6 +186,10 @@ impl Settings {
         let max_sequence_tokens = self.longest_sequence(facts)?;
         let max_text_bytes = self.longest_text(max_sequence_tokens)?;
         self.check_reply(facts)?;
+        if self.max_unfinished_bytes < self.max_request_bytes {
+            let (unfinished, request) = (self.max_unfinished_bytes, self.max_request_bytes);
+            return Err(SettingsError::UnfinishedBytes { unfinished, request });
+        }
         Ok(TeacherFacts {
             model: facts.model.clone(),
             revision: facts.revision.clone(),
@@ -165,8 +207,17 @@ impl Settings {
                 max_queued_sequences: self.max_queued_sequences as usize,
                 max_queued_tokens: self.max_queued_tokens as usize,
                 max_text_bytes: max_text_bytes as usize,
+                max_connections: self.max_connections as usize,
+                max_streams_per_connection: self.max_streams_per_connection as usize,
+                max_held_bytes_per_stream: self.max_held_bytes_per_stream as usize,
+                max_unfinished_bytes: self.max_unfinished_bytes as usize,
+                max_encoding_texts: self.max_encoding_texts as usize,
+                max_stream_seconds: seconds(self.stream_timeout),
+                idle_stream_seconds: seconds(self.stream_idle_timeout),
+                message_seconds: seconds(self.message_timeout),
+                stalled_reader_seconds: seconds(self.reader_timeout),
             },
-            signals: vec![SignalKind::TopK],
+            signals: vec![SignalKind::TopK, SignalKind::Candidates],
             codecs: vec![Codec::Packed, Codec::Raw],
             protocol_version: PROTOCOL_VERSION,
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -213,13 +264,19 @@ impl Settings {
             return Err(SettingsError::ReplyRange { bytes });
         }
         let k = self.max_top_k.min(facts.vocab_size);
-        let row = [Codec::Packed, Codec::Raw].map(|codec| row_bytes(k as usize, codec));
+        let row = [Codec::Packed, Codec::Raw]
+            .map(|codec| Layout { codec, ids: true }.row_bytes(k as usize));
         let needed = row[0].max(row[1]) as u64 + 4 + u64::from(MESSAGE_OVERHEAD);
         if needed > u64::from(bytes) {
             return Err(SettingsError::ReplyBytes { k, bytes, needed });
         }
         Ok(())
     }
+}
+
+/// Whole seconds, at least one.
+fn seconds(duration: Duration) -> usize {
+    usize::try_from(duration.as_secs().max(1)).unwrap_or(usize::MAX)
 }
 
 impl Default for Settings {

@@ -10,7 +10,7 @@ use distill::fingerprint::Fingerprint;
 use distill::signal::{TopK, log_sum_exp};
 use proto::convert::ScoreJob;
 
-use crate::scorer::{Facts, Loaded, NotFinite, Scorer, ScorerError, Scores, TextCodec};
+use crate::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, ScorerError, Scores, TextCodec};
 
 /// What a fake teacher says of itself.
 pub fn facts(vocab_size: u32) -> Facts {
@@ -39,6 +39,10 @@ pub struct FakeScorer {
     pub fail_at: Option<u32>,
     /// A sequence with this token is answered with NaN.
     pub nan_at: Option<u32>,
+    /// A batch of more tokens than this is too large for the device's memory.
+    pub memory_tokens: Option<usize>,
+    /// Before it is warm something is taken from here; the server waits for it.
+    pub warm: Option<Receiver<()>>,
     /// Before each batch something is taken from here; the batch waits for it.
     pub gate: Option<Receiver<()>>,
 }
@@ -67,15 +71,22 @@ impl FakeScorer {
     /// What a job is answered, straight from the definition.
     pub fn scores(job: &ScoreJob) -> Scores {
         let mut signal = TopK::new(job.k);
-        let mut next_logprob = Vec::new();
-        for (t, next) in job.positions().zip(job.next_tokens()) {
+        let temperature = f64::from(job.temperature);
+        let (mut next_logprob, mut next_logprob_t) = (Vec::new(), Vec::new());
+        for (row, (t, next)) in job.positions().zip(job.next_tokens()).enumerate() {
             let logits = Self::logits(&job.tokens[..=t as usize], job.classes);
-            signal.push_exact(&logits, f64::from(job.temperature));
-            let log_z = log_sum_exp(logits.iter().copied());
-            let logprob = next.map_or(f64::NAN, |id| logits[id as usize] - log_z);
-            next_logprob.push(logprob as f32);
+            match job.entries.named_at(row, job.k) {
+                None => signal.push_exact(&logits, temperature),
+                Some(ids) => signal.push_exact_named(ids, &logits, temperature),
+            }
+            let logprob = |t: f64| {
+                let log_z = log_sum_exp(logits.iter().map(|y| y / t));
+                next.map_or(f64::NAN, |id| logits[id as usize] / t - log_z) as f32
+            };
+            next_logprob.push(logprob(1.0));
+            next_logprob_t.push(logprob(temperature));
         }
-        Scores { signal, next_logprob }
+        Scores { signal, next_logprob, next_logprob_t }
     }
 }
 
@@ -88,7 +99,11 @@ impl Scorer for FakeScorer {
         let holds = |job: &ScoreJob, id: Option<u32>| id.is_some_and(|id| job.tokens.contains(&id));
         assert!(!jobs.iter().any(|job| holds(job, self.panic_at)), "the fake scorer was told to");
         if jobs.iter().any(|job| holds(job, self.fail_at)) {
-            return Err(ScorerError("the fake device was told to fail".into()));
+            return Err(ScorerError::Failed("the fake device was told to fail".into()));
+        }
+        let tokens: usize = jobs.iter().map(|job| job.tokens.len()).sum();
+        if self.memory_tokens.is_some_and(|most| tokens > most) {
+            return Err(ScorerError::OutOfMemory(format!("{tokens} tokens at once")));
         }
         let answer = |job: &&ScoreJob| {
             let mut scores = Self::scores(job);
@@ -98,6 +113,13 @@ impl Scorer for FakeScorer {
             Ok(scores)
         };
         Ok(jobs.iter().map(answer).collect())
+    }
+
+    fn warm_up(&mut self, _: &Facts) -> Result<(), LoadError> {
+        if let Some(warm) = &self.warm {
+            let _ = warm.recv();
+        }
+        Ok(())
     }
 }
 

@@ -1,11 +1,17 @@
 //! `ScoreText`: the same way as `Score`, with text at both ends.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use distill::codec::Codec;
-use proto::convert::{self, ScoreJob};
+use distill::queue::Priority;
+use distill::signal::Entries;
+use proto::convert::{self, ScoreJob, Times};
 use proto::v1::{ScoreTextReply, ScoreTextRequest};
 
+use tokio::sync::Semaphore;
+
+use crate::client::Client;
 use crate::engine::Engine;
 use crate::error::TeacherError;
 use crate::scorer::all_positions;
@@ -21,12 +27,14 @@ const MAX_CANDIDATES: usize = 65_536;
 /// [`TeacherError`]: a bad request, a full queue, or a fault of the device.
 pub async fn score_text(
     request: ScoreTextRequest,
+    client: &Client,
     serving: &Arc<Serving>,
     engine: &Engine,
+    encoders: &Encoders,
 ) -> Result<ScoreTextReply, TeacherError> {
     let facts = &serving.facts;
     let job = convert::text_job(request, facts)?;
-    let tokens = encode(job.text.clone(), serving).await?;
+    let tokens = encoders.encode(job.text.clone(), serving).await?;
     job.check_tokens(tokens.len(), facts)?;
     if tokens.len() * job.k > MAX_CANDIDATES {
         let (tokens, k, most) = (tokens.len(), job.k, MAX_CANDIDATES);
@@ -40,14 +48,46 @@ pub async fn score_text(
         k: job.k,
         codec: Codec::Raw,
         classes: facts.vocab_size,
+        entries: Entries::Top,
+        priority: Priority::Normal,
     };
-    let answer = engine.submit(score)?.await.unwrap_or(Err(TeacherError::Stopped))?;
-    let scores = answer.scores;
+    let answer = engine.submit(client, score)?.await.unwrap_or(Err(TeacherError::Stopped))?;
+    let times = Times { queued: answer.queued, computed: answer.computed };
+    let scores = (&answer.scores.signal, &answer.scores.next_logprob[..]);
     let text_of = |id| serving.text.text_of(id);
-    Ok(convert::text_reply(&job, &tokens, &scores.signal, &scores.next_logprob, facts, text_of))
+    Ok(convert::text_reply(&job, &tokens, scores, times, facts, text_of))
 }
 
-/// A long text takes the tokenizer a while, and the network's threads have others to serve.
+/// Texts encoded side by side.
+const ENCODERS: usize = 2;
+/// When somebody whom the bound kept out should come again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The threads for encoding: a long text takes the tokenizer a while, and the network's threads have
+/// others to serve.
+pub struct Encoders {
+    /// Being encoded or waiting for it.
+    room: Semaphore,
+    limit: usize,
+    running: Semaphore,
+}
+
+impl Encoders {
+    /// For at most `limit` texts, those that wait included.
+    pub fn new(limit: usize) -> Self {
+        let limit = limit.min(Semaphore::MAX_PERMITS);
+        Self { room: Semaphore::new(limit), limit, running: Semaphore::new(ENCODERS) }
+    }
+
+    async fn encode(&self, text: String, serving: &Arc<Serving>) -> Result<Vec<u32>, TeacherError> {
+        let full = |_| TeacherError::Encoding { limit: self.limit, pause: PAUSE };
+        let _room = self.room.try_acquire().map_err(full)?;
+        // Never closed, so never an error.
+        let _running = self.running.acquire().await;
+        encode(text, serving).await
+    }
+}
+
 async fn encode(text: String, serving: &Arc<Serving>) -> Result<Vec<u32>, TeacherError> {
     let serving = Arc::clone(serving);
     let encoded = tokio::task::spawn_blocking(move || serving.text.encode(&text)).await;

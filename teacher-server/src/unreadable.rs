@@ -8,6 +8,9 @@ use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::error::TeacherError;
 
 /// Middleware of every call: mends the status of a call that ended before its handler, because its
 /// one message could not be read.
@@ -19,9 +22,11 @@ pub async fn blame_sender(request: Request, next: Next) -> Response {
     }
 }
 
-/// The status for a message of a stream that did not come.
-pub fn of_stream(status: Status) -> Status {
-    mended(status).unwrap_or_else(|as_it_was| as_it_was)
+/// Why a message of a stream did not come.
+pub fn of_stream(status: Status) -> TeacherError {
+    let status = mended(status).unwrap_or_else(|as_it_was| as_it_was);
+    let pause = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
+    TeacherError::Unreadable { code: status.code(), message: status.message().to_owned(), pause }
 }
 
 /// INVALID_ARGUMENT in place of tonic's INTERNAL; any other status comes back as the error. What

@@ -72,6 +72,8 @@ pub enum Event {
         id: u64,
         /// What was reported.
         error: String,
+        /// The pause the teacher asked for; zero where it asked for none.
+        pause: Duration,
     },
     /// One request was refused for good.
     Refused {

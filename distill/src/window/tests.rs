@@ -54,7 +54,7 @@ fn answered(window: &mut Window, id: u64, now: u64) -> Vec<Command> {
 
 fn failed(window: &mut Window, id: u64, now: u64) -> Vec<Command> {
     let error = format!("full at {now}");
-    window.on(Event::Failed { teacher: 0, id, error }, at(now), 1.0)
+    window.on(Event::Failed { teacher: 0, id, error, pause: Duration::ZERO }, at(now), 1.0)
 }
 
 fn disconnected(window: &mut Window, teacher: usize, now: u64) -> Vec<Command> {

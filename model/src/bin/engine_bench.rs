@@ -17,13 +17,13 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use distill::batch::{Sequence, TokenBatch};
-use distill::signal::TopK;
+use distill::signal::{Entries, TopK};
 use model::config::Qwen3Config;
 use model::ops::Precision;
 use model::ops::embed::gather_rows;
 use model::ops::head::{LossSettings, Tail, Teaching, head_loss};
 use model::ops::matmul::linear;
-use model::ops::topk::score_head;
+use model::ops::topk::{Wanted, score_head};
 use model::qwen3::Qwen3;
 use model::recompute::Recompute;
 use model::save::save_model;
@@ -199,7 +199,8 @@ fn scores(asked: &Asked) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
         let begin = Instant::now();
         let hidden = gather_rows(&network.forward_hidden(&batch)?, batch.scored())?;
         let (head, p) = (network.head(), asked.precision);
-        score_head(&hidden, head, classes, &next, TEMPERATURE, asked.k, p)?;
+        let (temperature, k, entries) = (TEMPERATURE, asked.k, &Entries::Top);
+        score_head(&hidden, head, Wanted { classes, next: &next, temperature, k, entries }, p)?;
         Ok(begin.elapsed().as_secs_f64())
     };
     let seconds: Result<_, Box<dyn Error>> = (0..asked.steps).map(score).collect();

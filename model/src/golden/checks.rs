@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use distill::batch::TokenBatch;
-use distill::signal::TopK;
+use distill::signal::{Entries, TopK};
 
 use super::files::{Golden, Losses, Mode};
 use super::{GoldenError, Kind, Report};
@@ -16,7 +16,7 @@ use crate::ops::adamw::AdamW;
 use crate::ops::embed::gather_rows;
 use crate::ops::head::{HeadLoss, LossSettings, Tail, Teaching};
 use crate::ops::matmul::linear;
-use crate::ops::topk::score_head;
+use crate::ops::topk::{Wanted, score_head};
 use crate::qwen3::Qwen3;
 use crate::recompute::Recompute;
 use crate::student::{Student, Training, losses};
@@ -173,9 +173,9 @@ impl Case {
         let hidden = gather_rows(&hidden, positions).map_err(engine)?;
         let next = vec![None; positions.len()];
         let head = self.teacher.head();
-        let precision = Precision::F32;
-        let scored = score_head(&hidden, head, classes, &next, temperature, k, precision);
-        Ok(scored.map_err(engine)?.0)
+        let wanted = Wanted { classes, next: &next, temperature, k, entries: &Entries::Top };
+        let scored = score_head(&hidden, head, wanted, Precision::F32);
+        Ok(scored.map_err(engine)?.signal)
     }
 
     fn check_signal(&self, report: &mut Report) -> Outcome {

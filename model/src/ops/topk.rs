@@ -1,58 +1,79 @@
-//! What a teacher says of its positions: the k largest logits of each, and the mass of the rest.
+//! What a teacher says of its positions: the k largest logits of each, or those of k tokens that
+//! somebody named, and the mass of the rest.
 //!
 //! As in [`super::head`], logits exist for a chunk of positions and a block of classes only: one
 //! pass over the output matrix serves a chunk. Of each block the tokens that are among the best so
 //! far are taken out before the others are summed; one that a later block drives out is added then.
 
+mod named;
 mod select;
 
 use candle_core::{Result, Tensor, bail};
-use distill::signal::TopK;
+use distill::codec::repeated;
+use distill::signal::{Entries, TopK};
 use rayon::prelude::*;
 
 use super::head::exps::{RestSums, log_sum};
 use super::head::{blocks, check_classes, check_temperature, chunks, logits_buffer};
 use super::product::{MatMut, Store, Threads, product};
 use super::{Precision, expect_len, math, read};
+use named::Named;
 use select::Selection;
 
-/// The top-k signal at `temperature` of the positions `hidden` `[R, D]` under the output matrix
-/// `w` `[V, D]` (any floating-point type), of which the first `classes` rows take part; and the
-/// log-probability at T = 1 of the token `next` `[R]` that really follows, NaN where there is
-/// none.
+/// What is wanted of some positions.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Classes that take part: the first rows of the output matrix.
+    pub classes: usize,
+    /// The token that really follows each position, `[R]`; none where there is none.
+    pub next: &'a [Option<u32>],
+    /// The logits are divided by it.
+    pub temperature: f64,
+    /// Entries a position, 1 to `classes`.
+    pub k: usize,
+    /// Which they are.
+    pub entries: &'a Entries,
+}
+
+/// What a model says of some positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadScores {
+    /// The signal, `[R, k]`.
+    pub signal: TopK,
+    /// Log-probability at T = 1 of the token that follows, `[R]`; NaN where none does.
+    pub next_logprob: Vec<f32>,
+    /// The same at the temperature of the signal.
+    pub next_logprob_t: Vec<f32>,
+}
+
+/// What is `wanted` of the positions `hidden` `[R, D]` under the output matrix `w` `[V, D]` (any
+/// floating-point type).
 ///
-/// The k are in descending order, ties to the lower id; `log_z` and `log_rest` are sums over
-/// `classes`, each with a scale of its own. Any k from 1 to `classes` will do.
+/// The k largest are in descending order, ties to the lower id; named ones in the order they were
+/// named. `log_z` and `log_rest` are sums over the classes, each with a scale of its own.
 ///
 /// # Errors
 /// When shapes, types, the device, k or the temperature do not fit, a next token is not below
-/// `classes`, or a logit is NaN or infinite (the message names the row): a broken model must not
-/// teach.
+/// `classes`, named ids are not k a row, not below `classes` or not all different in a row, or a
+/// logit is NaN or infinite (the message names the row): a broken model must not teach.
 pub fn score_head(
     hidden: &Tensor,
     w: &Tensor,
-    classes: usize,
-    next: &[Option<u32>],
-    temperature: f64,
-    k: usize,
+    wanted: Wanted<'_>,
     precision: Precision,
-) -> Result<(TopK, Vec<f32>)> {
+) -> Result<HeadScores> {
     let (rows, width) = hidden.dims2()?;
+    let Wanted { classes, k, .. } = wanted;
     check_classes("output matrix", w, classes, width)?;
-    check_temperature(temperature)?;
-    check_next(next, rows, classes)?;
-    if k == 0 || k > classes {
-        bail!("k is {k}, it must lie in 1 to {classes}, the classes");
-    }
+    check_wanted(&wanted, rows)?;
 
     let (hidden, w) = (read(hidden), read(w));
     let (hidden, w) = (hidden.rows(rows)?, w.rows(classes)?);
     let mut buffer = logits_buffer(rows, classes);
-    let mut signal = TopK::new(k);
-    let mut next_logprob = Vec::with_capacity(rows);
+    let mut scores =
+        HeadScores { signal: TopK::new(k), next_logprob: vec![], next_logprob_t: vec![] };
     for chunk in chunks(rows) {
-        let row = |row: usize| Row::new(row, next[row], temperature, k);
-        let mut rows: Vec<Row> = chunk.clone().map(row).collect();
+        let mut rows: Vec<Row> = chunk.clone().map(|row| Row::new(row, &wanted)).collect();
         let x = hidden.row_range(chunk.clone());
         for block in blocks(classes) {
             let logits = &mut buffer[..chunk.len() * block.len()];
@@ -65,9 +86,9 @@ pub fn score_head(
                 columns.map(|(logits, row)| row.listen(logits, block.start)).collect();
             heard.into_iter().collect::<Result<()>>()?;
         }
-        next_logprob.extend(rows.into_iter().map(|row| row.finish(&mut signal)));
+        rows.into_iter().for_each(|row| row.finish(&mut scores));
     }
-    Ok((signal, next_logprob))
+    Ok(scores)
 }
 
 /// A position, and what its blocks of logits have told so far.
@@ -76,22 +97,36 @@ struct Row {
     next: Option<u32>,
     logit_of_next: f64,
     temperature: f64,
-    selection: Selection,
-    /// Over the tokens that are not among the best so far.
+    kept: Kept,
+    /// Over the tokens that are not among the kept so far.
     others: RestSums,
 }
 
+/// The tokens of a row whose logits are kept.
+enum Kept {
+    Best(Selection),
+    Named(Named),
+}
+
 impl Row {
-    fn new(number: usize, next: Option<u32>, temperature: f64, k: usize) -> Self {
-        let selection = Selection::new(k);
+    fn new(number: usize, wanted: &Wanted<'_>) -> Self {
+        let kept = match wanted.entries.named_at(number, wanted.k) {
+            None => Kept::Best(Selection::new(wanted.k)),
+            Some(ids) => Kept::Named(Named::new(ids)),
+        };
+        let (next, temperature) = (wanted.next[number], wanted.temperature);
         let (logit_of_next, others) = (f64::NAN, RestSums::NONE);
-        Self { number, next, logit_of_next, temperature, selection, others }
+        Self { number, next, logit_of_next, temperature, kept, others }
     }
 
     /// Takes note of the logits of the classes from `first` on, which are consumed; blocks come in
     /// order.
     fn listen(&mut self, logits: &mut [f32], first: usize) -> Result<()> {
-        let Some(gone) = self.selection.offer(logits, first) else {
+        let gone = match &mut self.kept {
+            Kept::Best(selection) => selection.offer(logits, first),
+            Kept::Named(named) => named.offer(logits, first).then(Vec::new),
+        };
+        let Some(gone) = gone else {
             let at = logits.iter().position(|z| !z.is_finite()).unwrap_or_default();
             let (row, id, found) = (self.number, first + at, logits[at]);
             bail!("row {row}: the logit of class {id} is {found}, not a finite number");
@@ -100,7 +135,10 @@ impl Row {
         if let Some(&logit) = here.and_then(|at| logits.get(at)) {
             self.logit_of_next = f64::from(logit);
         }
-        self.selection.since(first).for_each(|id| logits[id - first] = f32::NEG_INFINITY);
+        match &self.kept {
+            Kept::Best(best) => best.since(first).for_each(|id| leave_out(logits, id - first)),
+            Kept::Named(named) => named.within(first, logits.len(), |at| leave_out(logits, at)),
+        }
         let t = self.temperature;
         self.others = self.others.and(RestSums::of(logits, math::max(logits), t), t);
         for logit in gone {
@@ -109,21 +147,50 @@ impl Row {
         Ok(())
     }
 
-    /// Adds the row to the signal, once all classes were heard; gives the log-probability of the
-    /// token that follows.
-    fn finish(self, signal: &mut TopK) -> f32 {
+    /// Adds the row to the scores, once all classes were heard.
+    fn finish(self, scores: &mut HeadScores) {
         let t = self.temperature;
-        let (ids, top) = self.selection.in_order();
-        let top = top.into_iter().map(f64::from);
+        let (ids, kept) = match self.kept {
+            Kept::Best(selection) => selection.in_order(),
+            Kept::Named(named) => named.in_order(),
+        };
+        let kept = kept.into_iter().map(f64::from);
         let log_others = self.others.log_at_t(t);
-        let log_z = log_sum(log_others, top.clone().map(|z| z / t));
-        let log_z_one = log_sum(self.others.log_at_one(), top.clone());
+        let log_z = log_sum(log_others, kept.clone().map(|z| z / t));
+        let log_z_one = log_sum(self.others.log_at_one(), kept.clone());
+        let signal = &mut scores.signal;
         signal.ids.extend(ids);
-        signal.scaled.extend(top.map(|z| (z / t) as f32));
+        signal.scaled.extend(kept.map(|z| (z / t) as f32));
         signal.log_z.push(log_z as f32);
         signal.log_rest.push((log_others - log_z) as f32);
-        (self.logit_of_next - log_z_one) as f32
+        scores.next_logprob.push((self.logit_of_next - log_z_one) as f32);
+        scores.next_logprob_t.push((self.logit_of_next / t - log_z) as f32);
     }
+}
+
+/// What is set to -inf has no share in a sum of exponentials.
+fn leave_out(logits: &mut [f32], at: usize) {
+    logits[at] = f32::NEG_INFINITY;
+}
+
+fn check_wanted(wanted: &Wanted<'_>, rows: usize) -> Result<()> {
+    let &Wanted { classes, next, temperature, k, entries } = wanted;
+    check_temperature(temperature)?;
+    check_next(next, rows, classes)?;
+    if k == 0 || k > classes {
+        bail!("k is {k}, it must lie in 1 to {classes}, the classes");
+    }
+    let Entries::Named(ids) = entries else { return Ok(()) };
+    if ids.len() != k && ids.len() != k * rows {
+        bail!("{} ids are named, wanted {k} or {k} for each of {rows} rows", ids.len());
+    }
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= classes) {
+        bail!("token {id} is named, which is not one of the {classes} classes");
+    }
+    if let Some((row, id)) = repeated(ids, k, classes) {
+        bail!("row {row}: token {id} is named twice");
+    }
+    Ok(())
 }
 
 fn check_next(next: &[Option<u32>], rows: usize, classes: usize) -> Result<()> {

@@ -9,6 +9,21 @@ use super::*;
 use crate::ops::tensor;
 use crate::ops::testing::device;
 
+/// The k largest of each position, and the log-probabilities at T = 1 of the tokens that follow.
+fn score_top(
+    hidden: &Tensor,
+    w: &Tensor,
+    classes: usize,
+    next: &[Option<u32>],
+    temperature: f64,
+    k: usize,
+    precision: Precision,
+) -> Result<(TopK, Vec<f32>)> {
+    let wanted = Wanted { classes, next, temperature, k, entries: &Entries::Top };
+    let scores = score_head(hidden, w, wanted, precision)?;
+    Ok((scores.signal, scores.next_logprob))
+}
+
 /// Scores rows of logits given outright: the output matrix is the identity, with spare rows.
 fn score(
     logits: &[Vec<f32>],
@@ -23,7 +38,7 @@ fn score(
     }
     let w = tensor(w, (classes + 2, classes))?;
     let hidden = tensor(logits.concat(), (logits.len(), classes))?;
-    score_head(&hidden, &w, classes, next, temperature, k, Precision::F32)
+    score_top(&hidden, &w, classes, next, temperature, k, Precision::F32)
 }
 
 fn exact(logits: &[Vec<f32>], temperature: f64, k: usize) -> TopK {
@@ -136,7 +151,7 @@ fn what_a_later_block_drives_out_is_counted_with_the_rest() {
         for temperature in [1.0, 50.0] {
             let next = every_other(factors.len());
             let p = Precision::F32;
-            let found = score_head(&hidden, &w, classes, &next, temperature, k, p).unwrap();
+            let found = score_top(&hidden, &w, classes, &next, temperature, k, p).unwrap();
             compare(found, &logits, temperature, k);
         }
     }
@@ -154,7 +169,7 @@ fn many_rows_over_several_chunks_meet_a_product_in_float64() {
     let run = |dtype: DType, precision| {
         let x = tensor(hidden.clone(), (rows, width)).unwrap();
         let w = tensor(w.clone(), (classes, width)).unwrap().to_dtype(dtype).unwrap();
-        score_head(&x, &w, classes, &next, 2.0, k, precision).unwrap()
+        score_top(&x, &w, classes, &next, 2.0, k, precision).unwrap()
     };
     let (signal, next_logprob) = run(DType::F32, Precision::F32);
     assert_eq!((signal.rows(), signal.ids.len()), (rows, rows * k));
@@ -193,7 +208,7 @@ fn a_thousand_of_a_real_vocabulary() {
     for k in [1, 64, 1024] {
         let next = vec![Some(151_935); rows];
         let (signal, next_logprob) =
-            score_head(&x, &matrix, classes, &next, 900.0, k, Precision::F32).unwrap();
+            score_top(&x, &matrix, classes, &next, 900.0, k, Precision::F32).unwrap();
         for r in 0..rows {
             let h = &hidden[r * width..(r + 1) * width];
             let logit = |w: &[f32]| w.iter().zip(h).map(|(a, b)| f64::from(a * b)).sum::<f64>();
@@ -209,6 +224,71 @@ fn a_thousand_of_a_real_vocabulary() {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Named tokens, over several blocks of classes: their logits, and everything else as the rest.
+    #[test]
+    fn the_exact_signal_of_named_tokens(
+        classes in prop_oneof![1usize..60, 4090usize..4200],
+        each_row: bool,
+        size in prop_oneof![Just(0.1f32), Just(10.0), Just(1e4)],
+        temperature in prop_oneof![Just(1.0), 0.5..20.0f64],
+        seed in any::<u64>(),
+    ) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let (rows, k) = (3, rng.random_range(1..=classes.min(70)));
+        let factors: Vec<f32> = (0..rows).map(|_| rng.random_range(-1.0..1.0) * size).collect();
+        let column: Vec<f32> = (0..classes).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let mut named = Vec::new();
+        for _ in 0..if each_row { rows } else { 1 } {
+            let ids = rand::seq::index::sample(&mut rng, classes, k);
+            named.extend(ids.into_iter().map(|id| id as u32));
+        }
+        let (hidden, w) = (tensor(factors.clone(), (rows, 1)).unwrap(),
+                           tensor(column.clone(), (classes, 1)).unwrap());
+        let next = vec![Some(0), None, Some(classes as u32 - 1)];
+        let entries = Entries::Named(named);
+        let wanted = Wanted { classes, next: &next, temperature, k, entries: &entries };
+        let found = score_head(&hidden, &w, wanted, Precision::F32).unwrap();
+        for r in 0..rows {
+            let logits: Vec<f64> = column.iter().map(|z| f64::from(factors[r] * z)).collect();
+            let mut exact = TopK::new(k);
+            exact.push_exact_named(entries.named_at(r, k).unwrap(), &logits, temperature);
+            let of_row = found.signal.slice(r..r + 1);
+            prop_assert_eq!((&of_row.ids, &of_row.scaled), (&exact.ids, &exact.scaled));
+            prop_assert!(near(of_row.log_z[0], exact.log_z[0]));
+            prop_assert!(near(of_row.log_rest[0], exact.log_rest[0]));
+            let Some(id) = next[r] else {
+                prop_assert!(found.next_logprob[r].is_nan() && found.next_logprob_t[r].is_nan());
+                continue;
+            };
+            let at = |t: f64| {
+                let scaled: Vec<f64> = logits.iter().map(|z| z / t).collect();
+                -distill::reference::cross_entropy(&scaled, id as usize).value as f32
+            };
+            prop_assert!(near(found.next_logprob[r], at(1.0)));
+            prop_assert!(near(found.next_logprob_t[r], at(temperature)));
+        }
+    }
+}
+
+#[test]
+fn named_tokens_that_are_none_or_come_twice_are_refused() {
+    let (hidden, w) =
+        (tensor(vec![1.0f32; 2], (2, 1)).unwrap(), tensor(vec![1.0f32; 5], (5, 1)).unwrap());
+    let refused = |named: &[u32], says: &str| {
+        let entries = Entries::Named(named.to_vec());
+        let wanted =
+            Wanted { classes: 5, next: &[None; 2], temperature: 1.0, k: 2, entries: &entries };
+        let error = score_head(&hidden, &w, wanted, Precision::F32).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    refused(&[1, 5], "token 5 is named");
+    refused(&[1, 2, 3], "3 ids are named, wanted 2 or 2 for each of 2 rows");
+    refused(&[1, 2, 4, 4], "row 1: token 4 is named twice");
+}
+
 #[test]
 fn a_broken_model_does_not_teach() {
     for (bad, name) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (-f32::INFINITY, "-inf")] {
@@ -217,7 +297,7 @@ fn a_broken_model_does_not_teach() {
         let mut w = vec![0.5f32; classes];
         w[77] = bad;
         let w = tensor(w, (classes, 1)).unwrap();
-        let score = |classes| score_head(&hidden, &w, classes, &[None; 3], 1.0, 4, Precision::F32);
+        let score = |classes| score_top(&hidden, &w, classes, &[None; 3], 1.0, 4, Precision::F32);
         let error = score(classes).unwrap_err().to_string();
         assert!(error.contains("row 0") && error.contains("class 77") && error.contains(name));
         // A class that does not take part does no harm.
@@ -225,7 +305,7 @@ fn a_broken_model_does_not_teach() {
     }
     let hidden = tensor(vec![1.0f32, f32::NAN], (2, 1)).unwrap();
     let w = tensor(vec![1.0f32; 4], (4, 1)).unwrap();
-    let error = score_head(&hidden, &w, 4, &[None; 2], 1.0, 4, Precision::F32).unwrap_err();
+    let error = score_top(&hidden, &w, 4, &[None; 2], 1.0, 4, Precision::F32).unwrap_err();
     assert!(error.to_string().contains("row 1"), "{error}");
 }
 
@@ -246,6 +326,6 @@ fn what_does_not_fit_is_refused_with_both_values() {
         Tensor::zeros((1, 3), DType::F32, &device()).unwrap(),
         Tensor::zeros((5, 3), DType::F32, &device()).unwrap(),
     );
-    let error = score_head(&hidden, &w, 6, &[None], 1.0, 1, Precision::F32).unwrap_err();
+    let error = score_top(&hidden, &w, 6, &[None], 1.0, 1, Precision::F32).unwrap_err();
     assert!(error.to_string().contains('6') && error.to_string().contains('5'), "{error}");
 }

@@ -70,6 +70,15 @@ pub fn facts_to_info(facts: &TeacherFacts) -> v1::GetInfoReply {
             max_queued_sequences: saturate(limits.max_queued_sequences),
             max_queued_tokens: saturate(limits.max_queued_tokens),
             max_text_bytes: saturate(limits.max_text_bytes),
+            max_connections: saturate(limits.max_connections),
+            max_streams_per_connection: saturate(limits.max_streams_per_connection),
+            max_held_bytes_per_stream: saturate(limits.max_held_bytes_per_stream),
+            max_unfinished_bytes: saturate(limits.max_unfinished_bytes),
+            max_encoding_texts: saturate(limits.max_encoding_texts),
+            max_stream_seconds: saturate(limits.max_stream_seconds),
+            idle_stream_seconds: saturate(limits.idle_stream_seconds),
+            message_seconds: saturate(limits.message_seconds),
+            stalled_reader_seconds: saturate(limits.stalled_reader_seconds),
         }),
         signals: facts.signals.iter().map(|&signal| signal_to_wire(signal).into()).collect(),
         codecs: facts.codecs.iter().map(|&codec| codec_to_wire(codec).into()).collect(),
@@ -131,6 +140,15 @@ fn limits(limits: &v1::Limits) -> Result<Limits, InfoError> {
         max_queued_sequences: count("max_queued_sequences", limits.max_queued_sequences)?,
         max_queued_tokens: count("max_queued_tokens", limits.max_queued_tokens)?,
         max_text_bytes: count("max_text_bytes", limits.max_text_bytes)?,
+        max_connections: limits.max_connections as usize,
+        max_streams_per_connection: limits.max_streams_per_connection as usize,
+        max_held_bytes_per_stream: limits.max_held_bytes_per_stream as usize,
+        max_unfinished_bytes: limits.max_unfinished_bytes as usize,
+        max_encoding_texts: limits.max_encoding_texts as usize,
+        max_stream_seconds: limits.max_stream_seconds as usize,
+        idle_stream_seconds: limits.idle_stream_seconds as usize,
+        message_seconds: limits.message_seconds as usize,
+        stalled_reader_seconds: limits.stalled_reader_seconds as usize,
     })
 }
 
@@ -154,6 +172,7 @@ fn fingerprint(field: &'static str, text: &str) -> Result<Fingerprint, InfoError
 fn signal_to_wire(signal: SignalKind) -> v1::SignalKind {
     match signal {
         SignalKind::TopK => v1::SignalKind::TopK,
+        SignalKind::Candidates => v1::SignalKind::Candidates,
     }
 }
 
@@ -161,6 +180,7 @@ fn signal_from_wire(number: i32) -> Option<SignalKind> {
     match v1::SignalKind::try_from(number).ok()? {
         v1::SignalKind::Unspecified => None,
         v1::SignalKind::TopK => Some(SignalKind::TopK),
+        v1::SignalKind::Candidates => Some(SignalKind::Candidates),
     }
 }
 

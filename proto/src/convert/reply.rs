@@ -1,11 +1,12 @@
 //! Replies: cut into messages by the server, put together and checked by the client.
 
+use std::ops::Range;
 use std::time::Duration;
 
-use distill::codec::{self, Codec, CodecError};
+use distill::codec::{self, CodecError, Ids, Layout};
 use distill::fingerprint::{Fingerprint, payload_checksum, token_checksum};
 use distill::handshake::Agreement;
-use distill::signal::TopK;
+use distill::signal::{Entries, TopK};
 use prost::Message as _;
 use tonic::Code;
 
@@ -34,8 +35,8 @@ pub struct Stamp {
 }
 
 /// An upper bound of the encoded size of a reply with `rows` positions.
-pub(super) fn message_bytes(rows: usize, k: usize, codec: Codec) -> usize {
-    rows.saturating_mul(codec::row_bytes(k, codec).saturating_add(4)).saturating_add(ENVELOPE_BYTES)
+pub(super) fn message_bytes(rows: usize, k: usize, layout: Layout) -> usize {
+    rows.saturating_mul(layout.row_bytes(k).saturating_add(4)).saturating_add(ENVELOPE_BYTES)
 }
 
 /// The answer to a job as messages in position order, each of at most `stamp.max_reply_bytes`. A
@@ -70,14 +71,14 @@ pub fn score_replies(
         found,
     })?;
     let room = stamp.max_reply_bytes.saturating_sub(ENVELOPE_BYTES);
-    let rows_a_message = (room / (codec::row_bytes(k, job.codec) + 4)).max(1);
+    let rows_a_message = (room / (job.layout().row_bytes(k) + 4)).max(1);
     let checksum = token_checksum(&job.tokens);
     let positions: Vec<u32> = job.positions().collect();
     let starts = (0..rows).step_by(rows_a_message);
     starts
         .map(|start| {
             let end = (start + rows_a_message).min(rows);
-            let payload = codec::encode_rows(signal, start..end, job.codec)?;
+            let payload = codec::encode(signal, start..end, job.layout())?;
             let next = codec::float_bytes(&next_logprob[start..end]);
             Ok(v1::ScoreReply {
                 id: job.id,
@@ -172,7 +173,8 @@ impl ReplyAssembler {
         }
         if let Some(error) = &reply.error {
             let (code, message) = (Code::from(error.code), printable(&error.message, 2_000));
-            return Err(ReplyError::Refused { id, code, message });
+            let pause = Duration::from_millis(error.retry_after_ms.into());
+            return Err(ReplyError::Refused { id, code, message, pause });
         }
         self.check_terms(reply)?;
         let rows = self.check_rows(reply)?;
@@ -246,6 +248,15 @@ impl ReplyAssembler {
         Ok(found)
     }
 
+    /// The ids that were named for these rows, where any were.
+    fn named(&self, rows: Range<usize>) -> Option<Vec<u32>> {
+        let at = |row| self.job.entries.named_at(row, self.job.k).unwrap_or_default();
+        match self.job.entries {
+            Entries::Top => None,
+            Entries::Named(_) => Some(rows.flat_map(at).copied().collect()),
+        }
+    }
+
     fn check_payload(
         &self,
         reply: &v1::ScoreReply,
@@ -256,14 +267,17 @@ impl ReplyAssembler {
         if found != reply.payload_checksum {
             return Err(ReplyError::Payload { id, found, wanted: reply.payload_checksum });
         }
-        let signal = codec::decode(&reply.signal, rows, job.k, job.classes, job.codec).map_err(
-            |source| ReplyError::Signal { id, first_position: reply.first_position, source },
-        )?;
+        let start = self.next_logprob.len();
+        let named = self.named(start..start + rows);
+        let ids = named.as_deref().map_or(Ids::Sent { classes: job.classes }, Ids::Known);
+        let signal =
+            codec::decode(&reply.signal, rows, job.k, job.codec, ids).map_err(|source| {
+                ReplyError::Signal { id, first_position: reply.first_position, source }
+            })?;
         let (found, wanted) = (reply.next_logprob.len(), 4 * rows);
         let next = codec::floats_from_bytes(&reply.next_logprob)
             .filter(|_| found == wanted)
             .ok_or(ReplyError::NextBytes { id, found, wanted })?;
-        let start = self.next_logprob.len();
         let positions = &self.positions[start..start + rows];
         for (&position, &found) in positions.iter().zip(&next) {
             let follows = position as usize + 1 < job.tokens.len();
@@ -291,7 +305,7 @@ fn is_next_logprob(logprob: f32, follows: bool) -> bool {
     if follows { logprob.is_finite() } else { logprob.is_nan() }
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

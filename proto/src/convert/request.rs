@@ -1,192 +1,19 @@
 //! Requests: written by the client, checked by the server.
 
+mod error;
+
 use std::ops::Range;
 
-use distill::codec::{self, Codec, MAX_PACKED_CLASSES};
+use distill::codec::{self, Codec, Layout, MAX_PACKED_CLASSES};
 use distill::handshake::{SignalKind, TeacherFacts};
+use distill::signal::Entries;
 
-use super::{ScoreJob, codec_from_wire, codec_to_wire, reply};
+use super::{
+    ScoreJob, codec_from_wire, codec_to_wire, priority_from_wire, priority_to_wire, reply,
+};
 use crate::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
 use crate::v1;
-
-/// Why a request is refused: the value found, the one allowed, and what to do.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum RequestError {
-    /// No tokens.
-    #[error("the sequence is empty: send at least one token")]
-    Empty,
-    /// Bytes that are no u32s.
-    #[error("tokens has {found} bytes: wanted a multiple of 4 (u32 little-endian)")]
-    TokenBytes {
-        /// Number of bytes.
-        found: usize,
-    },
-    /// More tokens than the server takes.
-    #[error(
-        "the sequence has {found} tokens, this server takes at most {limit} (max_sequence_tokens)"
-    )]
-    TooLong {
-        /// Tokens of the sequence.
-        found: usize,
-        /// Tokens allowed.
-        limit: usize,
-    },
-    /// A number of classes that leaves out tokens or that the model lacks.
-    #[error(
-        "vocab_size {found}: wanted 0 (all {vocab_size} classes of this model) or \
-         {tokenizer_size} (ids of its tokenizer) to {vocab_size}"
-    )]
-    Classes {
-        /// The number asked.
-        found: usize,
-        /// Ids of the teacher's tokenizer.
-        tokenizer_size: usize,
-        /// Rows of the teacher's output matrix.
-        vocab_size: usize,
-    },
-    /// A token that is no class.
-    #[error("token id {found} at position {position} is not below the {classes} classes")]
-    TokenId {
-        /// Position in the sequence.
-        position: usize,
-        /// The id.
-        found: u32,
-        /// Classes.
-        classes: usize,
-    },
-    /// A range of no positions.
-    #[error("positions[{index}] is {first}..{end}: a range holds at least one position")]
-    EmptyRange {
-        /// Index of the range in the request.
-        index: usize,
-        /// First position.
-        first: u32,
-        /// One past the last position.
-        end: u32,
-    },
-    /// A range beyond the sequence.
-    #[error("positions[{index}] is {first}..{end}, but the sequence has {length} tokens")]
-    RangeBounds {
-        /// Index of the range in the request.
-        index: usize,
-        /// First position.
-        first: u32,
-        /// One past the last position.
-        end: u32,
-        /// Tokens of the sequence.
-        length: usize,
-    },
-    /// A range that begins before the one before it ends.
-    #[error(
-        "positions[{index}] begins at {first}, before the end {previous_end} of the range before \
-         it: ranges are ascending and disjoint"
-    )]
-    RangeOrder {
-        /// Index of the range in the request.
-        index: usize,
-        /// First position.
-        first: u32,
-        /// End of the range before.
-        previous_end: u32,
-    },
-    /// A temperature nothing can be divided by.
-    #[error("temperature {found}: wanted a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}")]
-    Temperature {
-        /// The temperature asked.
-        found: f32,
-    },
-    /// No signal named.
-    #[error("signal is not set: say what is wanted, SIGNAL_KIND_TOP_K (1) for instance")]
-    NoSignal,
-    /// A signal of another contract.
-    #[error("signal {found} is not known to this server: it offers {offered}")]
-    UnknownSignal {
-        /// The number.
-        found: i32,
-        /// What is offered.
-        offered: String,
-    },
-    /// A signal this server does not send.
-    #[error("signal {found} is not offered by this server: it offers {offered}")]
-    SignalNotOffered {
-        /// The signal.
-        found: SignalKind,
-        /// What is offered.
-        offered: String,
-    },
-    /// A codec of another contract.
-    #[error("codec {found} is not known to this server: it offers {offered}")]
-    UnknownCodec {
-        /// The number.
-        found: i32,
-        /// What is offered.
-        offered: String,
-    },
-    /// A codec this server does not send.
-    #[error("codec {found} is not offered by this server: it offers {offered}")]
-    CodecNotOffered {
-        /// The codec.
-        found: Codec,
-        /// What is offered.
-        offered: String,
-    },
-    /// A k of zero.
-    #[error("top_k is 0: wanted at least 1")]
-    ZeroTopK,
-    /// A k above the server's bound.
-    #[error("top_k {found} is above this server's limit {limit} (max_top_k)")]
-    TopKLimit {
-        /// The k asked.
-        found: usize,
-        /// The largest allowed.
-        limit: usize,
-    },
-    /// A k above the number of classes.
-    #[error("top_k {found} is above the number of classes {classes}")]
-    TopKClasses {
-        /// The k asked.
-        found: usize,
-        /// Classes.
-        classes: usize,
-    },
-    /// More classes than the packed codec can name.
-    #[error(
-        "{classes} classes, but CODEC_PACKED names at most {MAX_PACKED_CLASSES}: ask for CODEC_RAW"
-    )]
-    PackedClasses {
-        /// Classes.
-        classes: usize,
-    },
-    /// One position alone that exceeds a reply.
-    #[error(
-        "one position of top_k {k} in codec {codec} takes a reply of {found} bytes, this server \
-         sends at most {limit} (max_reply_bytes): lower top_k or use the codec packed"
-    )]
-    RowTooLarge {
-        /// Entries a position.
-        k: usize,
-        /// The layout.
-        codec: Codec,
-        /// Bytes of a reply with one position.
-        found: usize,
-        /// Bytes allowed.
-        limit: usize,
-    },
-    /// A text whose bytes alone are too many.
-    #[error(
-        "the text has {found} bytes, this server takes at most {limit} (max_text_bytes): shorten \
-         it, or send its tokens to Score"
-    )]
-    TextBytes {
-        /// Bytes of the text.
-        found: usize,
-        /// Bytes allowed.
-        limit: usize,
-    },
-    /// `ScoreText` without text.
-    #[error("the text is empty: it encodes to no tokens")]
-    EmptyText,
-}
+pub use error::RequestError;
 
 /// What a request asks, every bound checked against what this server is.
 ///
@@ -197,30 +24,41 @@ pub fn score_job(
     server: &TeacherFacts,
 ) -> Result<ScoreJob, RequestError> {
     check_temperature(request.temperature)?;
-    check_signal(request.signal, server)?;
+    let signal = check_signal(request.signal, server)?;
     let codec = check_codec(request.codec, server)?;
     let classes = check_classes(request.vocab_size as usize, server)?;
     let k = request.top_k as usize;
     check_top_k(k, classes, server)?;
-    check_row(k, codec, classes, server)?;
+    let layout = Layout { codec, ids: signal == SignalKind::TopK };
+    check_row(k, layout, classes, server)?;
+    let unknown = RequestError::UnknownPriority { found: request.priority };
+    let priority = priority_from_wire(request.priority).ok_or(unknown)?;
     let tokens = check_tokens(&request.tokens, classes, server)?;
     let ranges = check_ranges(&request.positions, tokens.len())?;
-    let temperature = request.temperature;
-    Ok(ScoreJob { id: request.id, tokens, ranges, temperature, k, codec, classes })
+    let rows = ranges.iter().map(Range::len).sum();
+    let entries = check_candidates(&request.candidates, signal, k, rows, classes)?;
+    let (id, temperature) = (request.id, request.temperature);
+    Ok(ScoreJob { id, tokens, ranges, temperature, entries, k, codec, classes, priority })
 }
 
 /// The request for a job.
 pub fn score_request(job: &ScoreJob) -> v1::ScoreRequest {
     let range = |range: &Range<u32>| v1::PositionRange { first: range.start, end: range.end };
+    let (signal, candidates) = match &job.entries {
+        Entries::Top => (v1::SignalKind::TopK, Vec::new()),
+        Entries::Named(ids) => (v1::SignalKind::Candidates, codec::token_bytes(ids)),
+    };
     v1::ScoreRequest {
         id: job.id,
         tokens: codec::token_bytes(&job.tokens).into(),
         positions: job.ranges.iter().map(range).collect(),
         temperature: job.temperature,
-        signal: v1::SignalKind::TopK.into(),
+        signal: signal.into(),
         top_k: job.k as u32,
         codec: codec_to_wire(job.codec).into(),
         vocab_size: job.classes as u32,
+        candidates: candidates.into(),
+        priority: priority_to_wire(job.priority).into(),
     }
 }
 
@@ -249,15 +87,16 @@ pub(super) fn check_top_k(
     Ok(())
 }
 
-fn check_signal(number: i32, server: &TeacherFacts) -> Result<(), RequestError> {
+fn check_signal(number: i32, server: &TeacherFacts) -> Result<SignalKind, RequestError> {
     let offered = || names(&server.signals);
     let signal = match v1::SignalKind::try_from(number) {
         Err(_) => return Err(RequestError::UnknownSignal { found: number, offered: offered() }),
         Ok(v1::SignalKind::Unspecified) => return Err(RequestError::NoSignal),
         Ok(v1::SignalKind::TopK) => SignalKind::TopK,
+        Ok(v1::SignalKind::Candidates) => SignalKind::Candidates,
     };
     match server.signals.contains(&signal) {
-        true => Ok(()),
+        true => Ok(signal),
         false => Err(RequestError::SignalNotOffered { found: signal, offered: offered() }),
     }
 }
@@ -286,14 +125,15 @@ fn check_classes(found: usize, server: &TeacherFacts) -> Result<usize, RequestEr
 /// One position must fit into a reply, or no reply could be made.
 fn check_row(
     k: usize,
-    codec: Codec,
+    layout: Layout,
     classes: usize,
     server: &TeacherFacts,
 ) -> Result<(), RequestError> {
-    if codec == Codec::Packed && classes > MAX_PACKED_CLASSES {
+    let codec = layout.codec;
+    if layout.ids && codec == Codec::Packed && classes > MAX_PACKED_CLASSES {
         return Err(RequestError::PackedClasses { classes });
     }
-    let (found, limit) = (reply::message_bytes(1, k, codec), server.limits.max_reply_bytes);
+    let (found, limit) = (reply::message_bytes(1, k, layout), server.limits.max_reply_bytes);
     if found > limit {
         return Err(RequestError::RowTooLarge { k, codec, found, limit });
     }
@@ -342,6 +182,32 @@ fn check_ranges(
         return Ok(vec![all]);
     }
     Ok(ranges.iter().map(|range| range.first..range.end).collect())
+}
+
+fn check_candidates(
+    bytes: &[u8],
+    signal: SignalKind,
+    k: usize,
+    rows: usize,
+    classes: usize,
+) -> Result<Entries, RequestError> {
+    let found = bytes.len();
+    if signal == SignalKind::TopK {
+        return match found {
+            0 => Ok(Entries::Top),
+            _ => Err(RequestError::StrayCandidates { found, signal }),
+        };
+    }
+    let ids = codec::tokens_from_bytes(bytes).filter(|ids| [k, k * rows].contains(&ids.len()));
+    let ids = ids.ok_or(RequestError::CandidateBytes { found, k, rows })?;
+    if let Some(at) = ids.iter().position(|&id| id as usize >= classes) {
+        let (row, index, found) = (at / k, at % k, ids[at]);
+        return Err(RequestError::CandidateId { row, index, found, classes });
+    }
+    match codec::repeated(&ids, k, classes) {
+        None => Ok(Entries::Named(ids)),
+        Some((row, found)) => Err(RequestError::DuplicateCandidate { row, found }),
+    }
 }
 
 fn names<T: std::fmt::Display>(items: &[T]) -> String {

@@ -1,5 +1,7 @@
 //! Refusals, and what a client does about a status.
 
+use std::time::Duration;
+
 use tonic::Code;
 
 use super::RequestError;
@@ -41,9 +43,20 @@ impl Reaction {
     }
 }
 
-/// The message that refuses one request and leaves the stream as it is.
-pub fn refusal(id: u64, code: Code, message: impl Into<String>) -> v1::ScoreReply {
-    let error = v1::ScoreError { code: code as i32, message: message.into() };
+/// The message that refuses one request and leaves the stream as it is; `retry_after` is when trying
+/// again makes sense, where it does.
+pub fn refusal(
+    id: u64,
+    code: Code,
+    message: impl Into<String>,
+    retry_after: Option<Duration>,
+) -> v1::ScoreReply {
+    let milliseconds = |pause: Duration| u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
+    let error = v1::ScoreError {
+        code: code as i32,
+        message: message.into(),
+        retry_after_ms: retry_after.map_or(0, milliseconds),
+    };
     v1::ScoreReply { id, last: true, error: Some(error), ..Default::default() }
 }
 
@@ -65,6 +78,11 @@ impl RequestError {
             | Self::SignalNotOffered { .. }
             | Self::UnknownCodec { .. }
             | Self::CodecNotOffered { .. }
+            | Self::UnknownPriority { .. }
+            | Self::StrayCandidates { .. }
+            | Self::CandidateBytes { .. }
+            | Self::CandidateId { .. }
+            | Self::DuplicateCandidate { .. }
             | Self::ZeroTopK
             | Self::TopKLimit { .. }
             | Self::TopKClasses { .. }

@@ -1,9 +1,12 @@
 //! `ScoreText`: text in, plain repeated fields out.
 
+use std::time::Duration;
+
 use distill::handshake::TeacherFacts;
 use distill::signal::TopK;
 
 use super::RequestError;
+use super::reply::nanoseconds;
 use super::request::{check_temperature, check_top_k};
 use crate::limits::{DEFAULT_TEXT_TOP_K, MAX_TEXT_TOP_K};
 use crate::v1;
@@ -65,13 +68,22 @@ impl TextJob {
     }
 }
 
+/// How long an answer took on the server's side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Waiting for the device.
+    pub queued: Duration,
+    /// Its batch on the device.
+    pub computed: Duration,
+}
+
 /// The answer: for each token of the text its id and text, and what the teacher expects next.
 /// `signal` and `next_logprob` hold one row a token; `next_logprob` is NaN where none follows.
 pub fn text_reply(
     job: &TextJob,
     tokens: &[u32],
-    signal: &TopK,
-    next_logprob: &[f32],
+    (signal, next_logprob): (&TopK, &[f32]),
+    times: Times,
     server: &TeacherFacts,
     text_of: impl Fn(u32) -> String,
 ) -> v1::ScoreTextReply {
@@ -99,6 +111,8 @@ pub fn text_reply(
         temperature: job.temperature,
         model_fingerprint: server.model_fingerprint.to_string(),
         tokenizer_fingerprint: server.tokenizer_fingerprint.to_string(),
+        queue_ns: nanoseconds(times.queued),
+        compute_ns: nanoseconds(times.computed),
     }
 }
 
@@ -152,7 +166,10 @@ mod tests {
         signal.push_exact(&[1.0, 3.0, 0.0], 2.0);
         signal.push_exact(&[4.0, 0.0, 2.0], 2.0);
         let next = [-0.25, f32::NAN];
-        let reply = text_reply(&job, &[2, 1], &signal, &next, &server(), |id| format!("<{id}>"));
+        let (queued, computed) = (Duration::from_nanos(5), Duration::from_micros(7));
+        let (scores, times) = ((&signal, &next[..]), Times { queued, computed });
+        let reply = text_reply(&job, &[2, 1], scores, times, &server(), |id| format!("<{id}>"));
+        assert_eq!((reply.queue_ns, reply.compute_ns), (5, 7000));
         assert_eq!((reply.temperature, reply.tokens.len()), (2.0, 2));
         assert_eq!(reply.model_fingerprint, "07".repeat(32));
         assert_eq!(reply.tokenizer_fingerprint, "09".repeat(32));

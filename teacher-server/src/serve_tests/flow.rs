@@ -34,7 +34,8 @@ async fn a_stream_is_read_no_further_than_its_requests_in_flight() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_at_once_and_the_stream_lives() {
-    let settings = Settings { max_queued_sequences: 2, ..Settings::DEFAULT };
+    // Of which one client may have half.
+    let settings = Settings { max_queued_sequences: 4, ..Settings::DEFAULT };
     let (server, leave) = Server::gated(settings).await;
     let mut stream = server.score().await;
     stream.send(score_request(&job(0, vec![1]))).await;
@@ -49,6 +50,7 @@ async fn a_full_queue_refuses_at_once_and_the_stream_lives() {
         let error = reply.error.unwrap();
         assert_eq!((reply.id, error.code), (id, Code::ResourceExhausted as i32));
         assert!(error.message.contains("2 sequences wait"), "{}", error.message);
+        assert!(error.retry_after_ms >= 100, "{}", error.retry_after_ms);
     }
     (0..3).for_each(|_| leave.send(()).unwrap());
     let mut answered: Vec<u64> = Vec::new();

@@ -6,6 +6,8 @@ use std::time::Duration;
 use distill::codec::Codec;
 use distill::fingerprint::Fingerprint;
 use distill::handshake::{Agreement, TeacherFacts};
+use distill::queue::Priority;
+use distill::signal::Entries;
 use proto::convert::{ReplyAssembler, ScoreJob, Scored, score_request};
 use proto::v1::teacher_client::TeacherClient;
 use proto::v1::{ScoreReply, ScoreRequest};
@@ -112,11 +114,15 @@ impl Server {
         (head.lines().next().unwrap().to_owned(), body.to_owned())
     }
 
-    /// The value of one line of `/metrics`.
+    /// The value of one line of `/metrics`; one with labels is not there before it is counted.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let page = self.get("/metrics").await.1;
         let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
-        line.unwrap_or_else(|| panic!("{name} is not in\n{page}")).parse().unwrap()
+        match line {
+            None if name.contains('{') => 0.0,
+            None => panic!("{name} is not in\n{page}"),
+            Some(value) => value.parse().unwrap(),
+        }
     }
 
     /// Waits until this many sequences have joined the queue, since the server started.
@@ -132,7 +138,7 @@ impl Server {
             }
         };
         let waited = tokio::time::timeout(PATIENCE, wait).await;
-        assert!(waited.is_ok(), "{name} did not become {value}");
+        assert!(waited.is_ok(), "{name} is {}, not {value}", self.metric(name).await);
     }
 }
 
@@ -178,7 +184,17 @@ pub(crate) fn assembler(job: &ScoreJob) -> ReplyAssembler {
 /// A job over all positions of some tokens: raw, T = 2, k = 4.
 pub(crate) fn job(id: u64, tokens: Vec<u32>) -> ScoreJob {
     let ranges = all_positions(tokens.len());
-    ScoreJob { id, tokens, ranges, temperature: 2.0, k: 4, codec: Codec::Raw, classes: CLASSES }
+    ScoreJob {
+        id,
+        tokens,
+        ranges,
+        temperature: 2.0,
+        k: 4,
+        codec: Codec::Raw,
+        classes: CLASSES,
+        entries: Entries::Top,
+        priority: Priority::Normal,
+    }
 }
 
 /// Whether the answer is what the fake model's definition says, bit for bit (raw codec).

@@ -68,7 +68,7 @@ async fn info_states_the_facts_and_every_limit() {
     assert_eq!(info.model_fingerprint, "a5".repeat(32));
     assert_eq!(info.tokenizer_fingerprint, "5a".repeat(32));
     assert_eq!((info.vocab_size, info.tokenizer_size, info.protocol_version), (32, 32, 1));
-    assert_eq!((info.signals, info.codecs), (vec![1], vec![1, 2]));
+    assert_eq!((info.signals, info.codecs), (vec![1, 2], vec![1, 2]));
     assert_eq!((info.dtype.as_str(), info.device.as_str()), ("f32", "cpu"));
     let limits = info.limits.unwrap();
     assert_eq!(limits.max_sequence_tokens, 4096);
@@ -76,6 +76,14 @@ async fn info_states_the_facts_and_every_limit() {
     assert_eq!((limits.max_reply_bytes, limits.max_request_bytes), (1 << 20, 4 << 20));
     assert_eq!((limits.max_batch_tokens, limits.max_queued_tokens), (16_384, 65_536));
     assert_eq!((limits.max_queued_sequences, limits.max_text_bytes), (512, 16 * 4096));
+    assert_eq!((limits.max_connections, limits.max_streams_per_connection), (256, 128));
+    assert_eq!(
+        (limits.max_held_bytes_per_stream, limits.max_unfinished_bytes),
+        (64 << 20, 64 << 20)
+    );
+    assert_eq!((limits.max_encoding_texts, limits.message_seconds), (64, 30));
+    assert_eq!((limits.max_stream_seconds, limits.idle_stream_seconds), (86_400, 600));
+    assert_eq!(limits.stalled_reader_seconds, 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! The server over real loopback sockets, with a fake model: one file a subject.
 
 mod bad_input;
+mod bounds;
 mod flow;
 pub(crate) mod harness;
 mod idle;

@@ -212,7 +212,12 @@ impl World {
                 (50..60, Some(id)) => {
                     self.streams[teacher].pending.remove(&id);
                     self.failed_first.entry(id).or_insert(self.now);
-                    self.tell(Event::Failed { teacher, id, error: "full".to_string() });
+                    self.tell(Event::Failed {
+                        teacher,
+                        id,
+                        error: "full".to_string(),
+                        pause: Duration::ZERO,
+                    });
                 }
                 (60..65, Some(id)) => {
                     self.streams[teacher].pending.remove(&id);

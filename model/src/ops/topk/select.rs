@@ -86,6 +86,13 @@ fn group_maxima(values: &[f32], maxima: &mut [i32]) -> bool {
     worst < EXPONENT
 }
 
+/// Whether no value is NaN or infinite.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+pub(super) fn all_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    values.iter().fold(0, |worst, value| (value.to_bits() & EXPONENT).max(worst)) < EXPONENT
+}
+
 /// Gathers all that may belong to the `k` largest: what reaches `floor`, which those that do not
 /// reach it cannot belong to. The capacity of `candidates`, above k unless it holds all values, is
 /// kept.

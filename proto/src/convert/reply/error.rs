@@ -1,5 +1,7 @@
 //! Why a reply is not the answer to what was asked.
 
+use std::time::Duration;
+
 use distill::codec::{Codec, CodecError};
 use tonic::Code;
 
@@ -17,6 +19,8 @@ pub enum ReplyError {
         code: Code,
         /// The teacher's words.
         message: String,
+        /// The pause the teacher asked for before the next attempt; zero where it asked for none.
+        pause: Duration,
     },
     /// Another request's reply.
     #[error("the reply is to request {found}, wanted {wanted}")]
@@ -202,5 +206,10 @@ impl ReplyError {
             | Self::NextLogprob { .. }
             | Self::Signal { .. } => Reaction::Stop,
         }
+    }
+
+    /// The pause the teacher asked for before the next attempt.
+    pub fn pause(&self) -> Duration {
+        if let Self::Refused { pause, .. } = self { *pause } else { Duration::ZERO }
     }
 }

@@ -1,5 +1,6 @@
 //! Tests of replies: cutting, putting together, and everything a wrong answer can be.
 
+use distill::codec::Codec;
 use distill::handshake::{Limits, TeacherFacts};
 use proptest::prelude::*;
 
@@ -54,7 +55,7 @@ fn replies(job: &ScoreJob, max_reply_bytes: usize) -> Vec<v1::ScoreReply> {
 fn long_job(length: u32, k: usize, codec: Codec, classes: usize) -> ScoreJob {
     let tokens: Vec<u32> = (0..length).map(|t| t % classes as u32).collect();
     let ranges = std::iter::once(0..length).collect();
-    ScoreJob { id: u64::MAX, tokens, ranges, temperature: 5.0, k, codec, classes }
+    ScoreJob { id: u64::MAX, tokens, ranges, k, codec, classes, ..job() }
 }
 
 #[test]
@@ -226,15 +227,49 @@ fn a_payload_that_is_whole_but_wrong_is_found() {
     assert!(matches!(error, ReplyError::NextLogprob { position: 1, .. }), "{error}");
 }
 
+/// The ids of candidates stay where they are known, whichever way they were named and however the
+/// answer is cut.
+#[test]
+fn candidates_come_back_without_their_ids() {
+    let long = long_job(150, 64, Codec::Packed, 151_936);
+    let same: Vec<u32> = (0..64).map(|i| i * 7 + 3).collect();
+    let each: Vec<u32> = (0..150 * 64).map(|i| i * 11 % 9_000).collect();
+    for (named, codec) in [(same, Codec::Packed), (each, Codec::Raw)] {
+        let job = ScoreJob { entries: Entries::Named(named.clone()), codec, ..long.clone() };
+        let (mut signal, next) = answer(&job);
+        signal.ids = named.iter().copied().cycle().take(150 * 64).collect();
+        let messages = score_replies(&job, &signal, &next, &stamp(8192)).unwrap();
+        let entry = if codec == Codec::Packed { 2 } else { 4 };
+        let sent: usize = messages.iter().map(|reply| reply.signal.len()).sum();
+        assert_eq!(sent, 150 * (64 * entry + if codec == Codec::Packed { 16 } else { 8 }));
+        assert!(messages.len() > 1 && messages.iter().all(|r| r.encoded_len() <= 8192));
+        let agreement = Agreement { classes: 151_936, ..agreement() };
+        let mut assembler = ReplyAssembler::new(job, &agreement);
+        let answers: Vec<_> =
+            messages.iter().filter_map(|reply| assembler.push(reply).unwrap()).collect();
+        let [scored] = &answers[..] else { panic!("one answer") };
+        assert_eq!((&scored.signal.ids, &scored.signal.log_z), (&signal.ids, &signal.log_z));
+        let off = |(a, b): (&f32, &f32)| (a - b).abs();
+        let worst = scored.signal.scaled.iter().zip(&signal.scaled).map(off).fold(0.0, f32::max);
+        assert!(worst < 1e-4, "{worst}");
+    }
+}
+
 #[test]
 fn refusals_may_pass_or_not_and_wrong_answers_never_do() {
     let refused = |code| {
-        let reply = refusal(77, code, "the queue\u{1b}[31m is full");
+        let reply =
+            refusal(77, code, "the queue\u{1b}[31m is full", Some(Duration::from_millis(250)));
         ReplyAssembler::new(job(), &agreement()).push(&reply).unwrap_err()
     };
     let error = refused(Code::ResourceExhausted);
     let message = "the queue\u{fffd}[31m is full".to_string();
-    let wanted = ReplyError::Refused { id: 77, code: Code::ResourceExhausted, message };
+    let wanted = ReplyError::Refused {
+        id: 77,
+        code: Code::ResourceExhausted,
+        message,
+        pause: Duration::from_millis(250),
+    };
     assert_eq!(error, wanted);
     assert_eq!(error.reaction(), Reaction::Retry);
     assert_eq!(refused(Code::Unavailable).reaction(), Reaction::Retry);
@@ -261,7 +296,7 @@ proptest! {
         job.ranges = sequence.scored_ranges();
         prop_assume!(job.rows() > 0);
         // The request, checked by a server that can just send one row.
-        let limit = message_bytes(1, k, codec) + room;
+        let limit = message_bytes(1, k, Layout { codec, ids: true }) + room;
         let limits = Limits { max_sequence_tokens: 200, max_top_k: 40, max_reply_bytes: limit,
             ..server().limits };
         let server = TeacherFacts { limits, ..server() };

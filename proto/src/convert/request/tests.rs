@@ -8,6 +8,7 @@ use tonic::Code;
 use super::*;
 use crate::convert::refusal;
 use crate::limits::DEFAULT_LIMITS;
+use distill::queue::Priority;
 
 /// A teacher of 96 classes for 90 ids, of which at most 16 are shown.
 pub(crate) fn server() -> TeacherFacts {
@@ -19,7 +20,7 @@ pub(crate) fn server() -> TeacherFacts {
         vocab_size: 96,
         tokenizer_size: 90,
         limits: Limits { max_sequence_tokens: 12, max_top_k: 16, ..DEFAULT_LIMITS },
-        signals: vec![SignalKind::TopK],
+        signals: vec![SignalKind::TopK, SignalKind::Candidates],
         codecs: vec![Codec::Packed, Codec::Raw],
         protocol_version: 1,
         server_version: "0.1.0".to_string(),
@@ -39,6 +40,8 @@ pub(crate) fn job() -> ScoreJob {
         k: 2,
         codec: Codec::Raw,
         classes: 90,
+        entries: Entries::Top,
+        priority: Priority::Normal,
     }
 }
 
@@ -46,9 +49,17 @@ fn ranges(ranges: &[(u32, u32)]) -> Vec<v1::PositionRange> {
     ranges.iter().map(|&(first, end)| v1::PositionRange { first, end }).collect()
 }
 
+fn name(request: &mut v1::ScoreRequest, ids: &[u32]) {
+    (request.signal, request.candidates) = (2, codec::token_bytes(ids).into());
+}
+
 #[test]
 fn a_job_survives_the_wire() {
-    assert_eq!(score_job(&score_request(&job()), &server()), Ok(job()));
+    let named = |ids: &[u32]| ScoreJob { entries: Entries::Named(ids.to_vec()), ..job() };
+    let urgent = ScoreJob { priority: Priority::High, ..job() };
+    for job in [job(), named(&[89, 0]), named(&[1, 2, 2, 1, 89, 0]), urgent] {
+        assert_eq!(score_job(&score_request(&job), &server()), Ok(job));
+    }
 }
 
 #[test]
@@ -61,6 +72,7 @@ fn fields_left_out_mean_all_positions_all_classes_and_the_packed_codec() {
         top_k: 1,
         ..Default::default()
     };
+    assert_eq!(score_job(&request, &server()).unwrap().priority, Priority::Normal);
     let job = score_job(&request, &server()).unwrap();
     assert_eq!((job.positions().collect(), &job.tokens[..]), (vec![0, 1], &[95, 2][..]));
     assert_eq!((job.codec, job.classes), (Codec::Packed, 96));
@@ -77,7 +89,7 @@ fn rows_positions_and_next_tokens_are_those_asked_for() {
 fn every_bad_request_is_refused_by_name_with_both_values() {
     type Change = fn(&mut v1::ScoreRequest);
     let offered = || "packed, raw".to_string();
-    let top_k = || "top-k".to_string();
+    let signals = || "top-k, candidates".to_string();
     let cases: Vec<(Change, RequestError)> = vec![
         (|r| r.tokens.clear(), RequestError::Empty),
         (|r| r.tokens.truncate(19), RequestError::TokenBytes { found: 19 }),
@@ -109,8 +121,31 @@ fn every_bad_request_is_refused_by_name_with_both_values() {
         (|r| r.temperature = 1e-40, RequestError::Temperature { found: 1e-40 }),
         (|r| r.temperature = f32::INFINITY, RequestError::Temperature { found: f32::INFINITY }),
         (|r| r.signal = 0, RequestError::NoSignal),
-        (|r| r.signal = 9, RequestError::UnknownSignal { found: 9, offered: top_k() }),
-        (|r| r.signal = -1, RequestError::UnknownSignal { found: -1, offered: top_k() }),
+        (|r| r.signal = 9, RequestError::UnknownSignal { found: 9, offered: signals() }),
+        (|r| r.signal = -1, RequestError::UnknownSignal { found: -1, offered: signals() }),
+        (|r| r.priority = 4, RequestError::UnknownPriority { found: 4 }),
+        (|r| r.priority = -1, RequestError::UnknownPriority { found: -1 }),
+        (
+            |r| r.candidates = vec![1; 8].into(),
+            RequestError::StrayCandidates { found: 8, signal: SignalKind::TopK },
+        ),
+        (|r| r.signal = 2, RequestError::CandidateBytes { found: 0, k: 2, rows: 3 }),
+        (|r| name(r, &[1]), RequestError::CandidateBytes { found: 4, k: 2, rows: 3 }),
+        (|r| name(r, &[1, 2, 3, 4]), RequestError::CandidateBytes { found: 16, k: 2, rows: 3 }),
+        (
+            |r| (r.signal, r.candidates) = (2, vec![0; 9].into()),
+            RequestError::CandidateBytes { found: 9, k: 2, rows: 3 },
+        ),
+        (
+            |r| name(r, &[1, 2, 3, 4, 5, 90]),
+            RequestError::CandidateId { row: 2, index: 1, found: 90, classes: 90 },
+        ),
+        (
+            |r| name(r, &[u32::MAX, 1]),
+            RequestError::CandidateId { row: 0, index: 0, found: u32::MAX, classes: 90 },
+        ),
+        (|r| name(r, &[1, 2, 3, 3, 5, 6]), RequestError::DuplicateCandidate { row: 1, found: 3 }),
+        (|r| name(r, &[7, 7]), RequestError::DuplicateCandidate { row: 0, found: 7 }),
         (|r| r.codec = 3, RequestError::UnknownCodec { found: 3, offered: offered() }),
         (
             |r| r.positions = ranges(&[(0, 1), (2, 2)]),
@@ -182,7 +217,7 @@ fn a_position_that_fits_no_reply_is_refused_before_it_is_computed() {
 #[test]
 fn a_refusal_is_a_last_reply_with_the_code_and_the_words() {
     let error = score_job(&v1::ScoreRequest::default(), &server()).unwrap_err();
-    let reply = refusal(5, error.code(), error.to_string());
+    let reply = refusal(5, error.code(), error.to_string(), None);
     assert_eq!((reply.id, reply.last, reply.rows), (5, true, 0));
     let sent = reply.error.unwrap();
     assert_eq!(sent.code, 3);
@@ -197,7 +232,10 @@ proptest! {
         positions in prop::collection::vec((0u32..8, 0u32..8), 0..4),
         wild: (u32, u32),
         temperature in prop_oneof![any::<f32>(), Just(1.0f32)],
-        signal in -1i32..3,
+        signal in -1i32..4,
+        named in prop::collection::vec(prop_oneof![9 => 0u32..96, 1 => any::<u32>()], 0..40),
+        of_each in any::<bool>(),
+        priority in -1i32..5,
         top_k in prop_oneof![0u32..20, any::<u32>()],
         codec in -1i32..4,
         vocab_size in prop_oneof![Just(0u32), 85u32..100, any::<u32>()],
@@ -206,8 +244,14 @@ proptest! {
         if wild.0 % 4 == 0 {
             positions.push(v1::PositionRange { first: wild.0, end: wild.1 });
         }
+        // Mostly as many as fit, or nothing beyond their number would be looked at.
+        let rows: u32 = positions.iter().map(|p| p.end.saturating_sub(p.first)).sum();
+        let fitting = top_k.saturating_mul(if of_each { rows } else { 1 }) as usize;
+        let named = if signal == 2 { &named[..fitting.min(named.len())] } else { &[] };
+        let (candidates, tokens) = (codec::token_bytes(named).into(), tokens.into());
         let request = v1::ScoreRequest {
-            id: 1, tokens: tokens.into(), positions, temperature, signal, top_k, codec, vocab_size,
+            id: 1, tokens, positions, temperature, signal, top_k, codec, vocab_size, candidates,
+            priority,
         };
         if let Ok(job) = score_job(&request, &server()) {
             prop_assert!((1..=12).contains(&job.tokens.len()) && (90..=96).contains(&job.classes));
@@ -216,6 +260,13 @@ proptest! {
             let positions: Vec<u32> = job.positions().collect();
             prop_assert!(!positions.is_empty() && positions.is_sorted_by(|a, b| a < b));
             prop_assert!((positions[positions.len() - 1] as usize) < job.tokens.len());
+            for row in 0..job.rows() {
+                let Some(named) = job.entries.named_at(row, job.k) else { continue };
+                prop_assert_eq!(named.len(), job.k);
+                prop_assert!(named.iter().all(|&id| (id as usize) < job.classes));
+                let different: std::collections::HashSet<_> = named.iter().collect();
+                prop_assert_eq!(different.len(), job.k);
+            }
         }
     }
 }

@@ -1,0 +1,57 @@
+//! Who asks: what shares are counted by.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::idle::OpenRequests;
+
+/// A client's name. Processes of this machine are told apart by their connections, those of others
+/// by their addresses: who could open many connections would otherwise have as many shares.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Client(Arc<str>);
+
+impl Client {
+    /// A peer of which nothing is known but its address.
+    pub fn at(peer: SocketAddr) -> Self {
+        match peer.ip().to_canonical() {
+            ip if ip.is_loopback() => Self(peer.to_string().into()),
+            ip => Self(ip.to_string().into()),
+        }
+    }
+
+    /// One whose connection said nothing of itself.
+    pub fn unknown() -> Self {
+        Self("unknown".into())
+    }
+}
+
+/// What is known of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Who is at its other end.
+    pub client: Client,
+    /// The requests open on it.
+    pub requests: OpenRequests,
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_have_one_share_and_processes_of_this_one_theirs() {
+        let name = |peer: &str| Client::at(peer.parse().unwrap()).to_string();
+        assert_eq!(name("10.0.0.7:5000"), "10.0.0.7");
+        assert_eq!(name("[::ffff:10.0.0.7]:5000"), "10.0.0.7");
+        assert_eq!(name("[2001:db8::1]:5000"), "2001:db8::1");
+        assert_eq!(name("127.0.0.1:5000"), "127.0.0.1:5000");
+        assert_eq!(name("[::1]:5000"), "[::1]:5000");
+    }
+}

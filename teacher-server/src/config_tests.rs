@@ -1,0 +1,108 @@
+//! Tests of the command line.
+
+use super::*;
+use crate::settings::Settings;
+
+fn read(line: &str) -> Result<Cli, clap::Error> {
+    Cli::read(line.split(' ').map(OsString::from))
+}
+
+fn serve(line: &str) -> ServeArgs {
+    match read(line).unwrap().command {
+        Command::Serve(args) => *args,
+        Command::Health(_) => panic!("{line} is no serve command"),
+    }
+}
+
+#[test]
+fn serving_needs_no_command_and_the_defaults_are_the_contract() {
+    for line in ["teacher-server --model m", "teacher-server serve --model m"] {
+        let args = serve(line);
+        assert_eq!(args.model, "m");
+        assert_eq!(args.listen.to_string(), "127.0.0.1:50051");
+        assert_eq!(args.http_listen.to_string(), "127.0.0.1:9464");
+        assert_eq!((args.device.as_str(), args.dtype), ("auto", Dtype::Auto));
+        assert_eq!(Settings::from(&args.bounds), Settings::DEFAULT);
+    }
+    assert!(matches!(read("teacher-server health").unwrap().command, Command::Health(_)));
+}
+
+#[test]
+fn the_flags_of_serve_are_frozen() {
+    let mut cli = Cli::command();
+    cli.build();
+    let serve = cli.find_subcommand("serve").unwrap();
+    let flags: Vec<&str> = serve.get_arguments().filter_map(|arg| arg.get_long()).collect();
+    assert_eq!(
+        flags.join(" "),
+        "model revision listen http-listen insecure-allow-remote device dtype threads \
+         until-stdin-ends \
+         max-sequence-tokens max-batch-tokens max-top-k max-queued-sequences \
+         max-queued-tokens max-in-flight-per-stream max-reply-bytes max-request-bytes \
+         max-text-bytes batch-wait max-streams-per-connection max-held-bytes-per-stream \
+         max-unfinished-bytes max-encoding-texts stream-timeout stream-idle-timeout \
+         message-timeout reader-timeout max-connections idle-timeout drain-timeout help"
+    );
+    for argument in serve.get_arguments().filter(|arg| arg.get_id() != "help") {
+        let flag = argument.get_long().unwrap();
+        let wanted = format!("TEACHER_SERVER_{}", flag.replace('-', "_").to_uppercase());
+        let variable = argument.get_env().and_then(|env| env.to_str());
+        assert_eq!(variable, Some(wanted.as_str()), "--{flag}");
+    }
+}
+
+#[test]
+fn a_misspelt_variable_is_a_usage_error_that_names_the_nearest() {
+    let known = [
+        "TEACHER_SERVER_DTYPE",
+        "TEACHER_SERVER_MAX_TOP_K",
+        "TEACHER_SERVER_HEALTH_ADDR",
+        "TEACHER_SERVER_SERVICE_HOST",
+        "TEACHER_SERVER_PORT_50051_TCP",
+        "TEACHER_SERVERS",
+        "HOME",
+    ];
+    Cli::check_variables(known).unwrap();
+    let error = Cli::check_variables(["PATH", "TEACHER_SERVER_MAX_TOPK"]).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("TEACHER_SERVER_MAX_TOPK; the nearest is TEACHER_SERVER_MAX_TOP_K"));
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
+fn bad_values_are_usage_errors() {
+    for line in [
+        "teacher-server",
+        "teacher-server --model m --max-top-k 0",
+        "teacher-server --model m --max-batch-tokens -1",
+        "teacher-server --model m --listen nowhere",
+        "teacher-server --model m --dtype int8",
+        "teacher-server --model m --device gpu",
+        "teacher-server --model m --device cuda:0",
+        "teacher-server --model m --max-reply-bytes 4096MiB",
+        "teacher-server --model m --no-such-flag",
+        "teacher-server health --timeout soon",
+    ] {
+        assert_eq!(read(line).unwrap_err().exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn sizes_may_carry_a_unit() {
+    let line = "teacher-server --model m --max-reply-bytes 512KiB --max-request-bytes 8MiB";
+    let bounds = serve(line).bounds;
+    assert_eq!((bounds.max_reply_bytes, bounds.max_request_bytes), (524_288, 8_388_608));
+}
+
+#[test]
+fn addresses_others_reach_need_the_flag_that_says_so() {
+    let open = "teacher-server --model m --listen 0.0.0.0:50051";
+    let refused = serve(open).check_exposure().unwrap_err().to_string();
+    assert!(refused.contains("--listen 0.0.0.0:50051"), "{refused}");
+    assert!(refused.contains("--insecure-allow-remote"), "{refused}");
+    let allowed = format!("{open} --insecure-allow-remote");
+    assert_eq!(serve(&allowed).check_exposure(), Ok(()));
+    let http = "teacher-server --model m --listen [::1]:1 --http-listen 10.0.0.1:2";
+    let refused = serve(http).check_exposure().unwrap_err().to_string();
+    assert!(refused.contains("--http-listen 10.0.0.1:2"), "{refused}");
+}

@@ -1,0 +1,301 @@
+//! Bounds in time and bytes: streams that stay, messages that never end, readers that stop, texts
+//! without number, deadlines; each refused by name, and others answered meanwhile.
+
+use std::time::{Duration, Instant};
+
+use distill::signal::Entries;
+use proto::convert::{ScoreJob, score_request};
+use proto::v1::{GetInfoRequest, ScoreRequest, ScoreTextRequest};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt as _;
+
+use super::harness::{CLASSES, PATIENCE, Server, assert_right, job};
+use crate::settings::Settings;
+use crate::testing::FakeScorer;
+
+const SHORT: Duration = Duration::from_millis(300);
+
+async fn served(settings: Settings) -> Server {
+    Server::start(FakeScorer::new(CLASSES), settings).await
+}
+
+/// How a stream ends of which nothing more is expected.
+async fn ending(replies: &mut tonic::Streaming<proto::v1::ScoreReply>) -> Status {
+    let end = async {
+        loop {
+            match replies.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the stream ended well"),
+                Err(status) => return status,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, end).await.expect("the stream goes on")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_when_nothing_is_asked_and_when_its_time_is_over() {
+    let server = served(Settings { stream_idle_timeout: SHORT, ..Settings::DEFAULT }).await;
+    let mut stream = server.score().await;
+    let good = job(1, vec![1, 2, 3]);
+    for _ in 0..4 {
+        // Each request begins the time anew.
+        tokio::time::sleep(SHORT / 2).await;
+        assert_right(&good, &stream.ask(&good).await);
+    }
+    let status = ending(&mut stream.replies).await;
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains("--stream-idle-timeout"), "{status}");
+
+    let server = served(Settings { stream_timeout: SHORT, ..Settings::DEFAULT }).await;
+    let (mut stream, begin) = (server.score().await, Instant::now());
+    while begin.elapsed() < SHORT / 2 {
+        assert_right(&good, &stream.ask(&good).await);
+    }
+    let status = ending(&mut stream.replies).await;
+    assert!(status.message().contains("--stream-timeout"), "{status}");
+    assert!(begin.elapsed() >= SHORT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stream_asked_is_answered_before_its_time_ends_it() {
+    let settings = Settings { stream_timeout: SHORT, ..Settings::DEFAULT };
+    let (server, leave) = Server::gated(settings).await;
+    let mut stream = server.score().await;
+    let good = job(1, vec![1, 2, 3]);
+    stream.send(score_request(&good)).await;
+    server.until_admitted(1).await;
+    tokio::time::sleep(2 * SHORT).await;
+    leave.send(()).unwrap();
+    assert_eq!(stream.next().await.id, 1);
+    let status = ending(&mut stream.replies).await;
+    assert!(status.message().contains("--stream-timeout"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deadline_a_client_sets_holds_for_the_whole_stream() {
+    let (server, leave) = Server::gated(Settings::DEFAULT).await;
+    let (requests, receiver) = tokio::sync::mpsc::channel(4);
+    let mut call = Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
+    call.set_timeout(SHORT);
+    let begin = Instant::now();
+    let mut replies = server.client().await.score(call).await.unwrap().into_inner();
+    requests.send(score_request(&job(1, vec![1]))).await.unwrap();
+    let status = ending(&mut replies).await;
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    assert!(begin.elapsed() >= SHORT && begin.elapsed() < PATIENCE);
+    // A unary call's too; what it waited for is dropped from the queue.
+    let mut text = Request::new(ScoreTextRequest { text: "a".into(), ..Default::default() });
+    text.set_timeout(SHORT);
+    let status = server.client().await.score_text(text).await.unwrap_err();
+    assert!([Code::DeadlineExceeded, Code::Cancelled].contains(&status.code()), "{status}");
+    leave.send(()).unwrap();
+    leave.send(()).unwrap();
+    // The one on the device was computed for nobody, the other not at all.
+    server.until_metric("teacher_abandoned_total", 2.0).await;
+    assert_eq!(server.metric("teacher_batches_total").await, 1.0);
+}
+
+/// A raw HTTP/2 connection: the preface, empty settings, and the head of one call.
+async fn call_by_hand(server: &Server, path: &str) -> TcpStream {
+    let mut connection = TcpStream::connect(server.grpc).await.unwrap();
+    let mut head = Vec::new();
+    // Literal fields without indexing: name and value by length (RFC 7541, 6.2.2).
+    for (name, value) in [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "x"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ] {
+        head.push(0);
+        for text in [name, value] {
+            head.push(text.len() as u8);
+            head.extend(text.as_bytes());
+        }
+    }
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    bytes.extend([0, 0, head.len() as u8, 1, 4, 0, 0, 0, 1]);
+    bytes.extend(head);
+    connection.write_all(&bytes).await.unwrap();
+    connection
+}
+
+/// A DATA frame of stream 1 that does not end it.
+async fn data(connection: &mut TcpStream, bytes: &[u8]) {
+    let mut frame = (bytes.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([0, 0, 0, 0, 0, 1]);
+    frame.extend(bytes);
+    connection.write_all(&frame).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_never_ends_is_given_up_and_so_is_a_call_without_one() {
+    let server = served(Settings { message_timeout: SHORT, ..Settings::DEFAULT }).await;
+    let mut neighbour = server.score().await;
+    let cases: [(&str, &[u8]); 3] = [
+        // 1,000 bytes announced, 3 sent.
+        ("/distill.v1.Teacher/Score", &[0, 0, 0, 3, 232, 1, 2, 3]),
+        ("/distill.v1.Teacher/ScoreText", &[0, 0]),
+        ("/distill.v1.Teacher/GetInfo", &[]),
+    ];
+    for (at, (path, begun)) in (1..).zip(cases) {
+        let begin = Instant::now();
+        let mut connection = call_by_hand(&server, path).await;
+        data(&mut connection, begun).await;
+        server.until_metric("teacher_refusals_total{reason=\"message_time\"}", f64::from(at)).await;
+        assert!(begin.elapsed() >= SHORT, "{path} was given up after {:?}", begin.elapsed());
+    }
+    // A stream whose first message has not begun is no such case.
+    tokio::time::sleep(2 * SHORT).await;
+    let good = job(1, vec![1, 2]);
+    assert_right(&good, &neighbour.ask(&good).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_messages_hold_a_bounded_number_of_bytes() {
+    let settings =
+        Settings { max_request_bytes: 20_000, max_unfinished_bytes: 50_000, ..Settings::DEFAULT };
+    let server = served(settings).await;
+    let mut hoards = Vec::new();
+    for _ in 0..2 {
+        let mut connection = call_by_hand(&server, "/distill.v1.Teacher/Score").await;
+        data(&mut connection, &[0, 0, 0, 78, 32, 1]).await;
+        hoards.push(connection);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // 10,000 are left, and a third large one does not fit.
+    let large = job(2, vec![1; 4000]);
+    let mut third = server.score().await;
+    third.send(score_request(&large)).await;
+    let status = ending(&mut third.replies).await;
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("max_unfinished_bytes"), "{status}");
+    assert!(status.get_details_retry_info().is_some(), "{status:?}");
+    assert_eq!(server.metric("teacher_refusals_total{reason=\"unfinished_bytes\"}").await, 1.0);
+    // Small requests still find room, and all of it comes back.
+    let good = job(1, vec![1, 2]);
+    assert_right(&good, &server.score().await.ask(&good).await);
+    drop(hoards);
+    server.until_metric("teacher_streams", 0.0).await;
+    assert_eq!(server.score().await.ask(&large).await.id, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stops_is_cut_and_what_it_held_is_free() {
+    let settings =
+        Settings { reader_timeout: SHORT, max_held_bytes_per_stream: 1 << 20, ..Settings::DEFAULT };
+    let server = served(settings).await;
+    let mut lazy = server.score().await;
+    let big = ScoreJob { k: 32, ..job(0, vec![1; 1200]) };
+    for id in 0..60 {
+        let sent = lazy.requests.send(score_request(&ScoreJob { id, ..big.clone() }));
+        if tokio::time::timeout(SHORT, sent).await.is_err() {
+            break;
+        }
+    }
+    let mut other = server.score().await;
+    let good = job(1, vec![2, 3]);
+    assert_right(&good, &other.ask(&good).await);
+    server.until_metric("teacher_refusals_total{reason=\"unread\"}", 1.0).await;
+    // The other's remains.
+    server.until_metric("teacher_streams", 1.0).await;
+    // Whoever reads on is told, and does not take it for a good end.
+    let status = ending(&mut lazy.replies).await;
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    assert!(status.message().contains("--reader-timeout"), "{status}");
+    assert_right(&good, &other.ask(&good).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_tells_unary_callers_when_to_come_again() {
+    let settings = Settings { max_queued_sequences: 2, ..Settings::DEFAULT };
+    let (server, leave) = Server::gated(settings).await;
+    let stream = server.score().await;
+    stream.send(score_request(&job(0, vec![1]))).await;
+    server.until_admitted(1).await;
+    server.until_metric("teacher_queued_sequences", 0.0).await;
+    stream.send(score_request(&job(1, vec![1]))).await;
+    server.until_admitted(2).await;
+    // The second place is another client's, whose next has none.
+    let mut client = server.client().await;
+    let text = ScoreTextRequest { text: "a".into(), ..Default::default() };
+    let first = tokio::spawn({
+        let (mut client, text) = (client.clone(), text.clone());
+        async move { client.score_text(text).await }
+    });
+    server.until_admitted(3).await;
+    let status = client.score_text(text).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    let pause = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
+    assert!(pause.is_some_and(|pause| pause >= Duration::from_millis(100)), "{pause:?}");
+    assert_eq!(server.metric("teacher_refusals_total{reason=\"queued_sequences\"}").await, 1.0);
+    (0..3).for_each(|_| leave.send(()).unwrap());
+    assert!(first.await.unwrap().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flooding_client_makes_another_wait_for_two_batches_at_most() {
+    let (server, leave) = Server::gated(Settings::DEFAULT).await;
+    let flood = server.score().await;
+    for id in 0..64 {
+        flood.send(score_request(&job(id, vec![1]))).await;
+    }
+    server.until_admitted(64).await;
+    let mut small = server.score().await;
+    let good = job(5, vec![2, 3]);
+    small.send(score_request(&good)).await;
+    server.until_admitted(65).await;
+    // The batch that runs, one of the flood's at most, and its own.
+    (0..3).for_each(|_| leave.send(()).unwrap());
+    assert_eq!(small.next().await.id, 5);
+    drop(leave);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn candidates_come_back_in_their_order() {
+    let server = served(Settings::DEFAULT).await;
+    let mut stream = server.score().await;
+    let same = ScoreJob { entries: Entries::Named(vec![31, 0, 7, 9]), ..job(1, vec![1, 2, 3]) };
+    let each: Vec<u32> = (0..12).map(|i| (i * 5) % 32).collect();
+    let each = ScoreJob { entries: Entries::Named(each), ..job(2, vec![1, 2, 3]) };
+    for job in [same, each] {
+        assert_right(&job, &stream.ask(&job).await);
+    }
+    for (named, says) in [
+        (vec![1, 1, 2, 3], "candidate 1 is named twice in row 0"),
+        (vec![1, 2, 3, 32], "candidate 32"),
+        (vec![1, 2, 3], "candidates has 12 bytes"),
+    ] {
+        let bad = ScoreJob { entries: Entries::Named(named), ..job(3, vec![1, 2, 3]) };
+        stream.send(score_request(&bad)).await;
+        let error = stream.next().await.error.unwrap();
+        assert_eq!(error.code, Code::InvalidArgument as i32);
+        assert!(error.message.contains(says), "{}", error.message);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tiny_sequences_without_number_are_answered_each() {
+    const MANY: u64 = 50_000;
+    let server = served(Settings::DEFAULT).await;
+    let mut stream = server.score().await;
+    let requests = stream.requests.clone();
+    let send = tokio::spawn(async move {
+        for id in 0..MANY {
+            let request = ScoreRequest { id, ..score_request(&job(id, vec![1])) };
+            requests.send(request).await.unwrap();
+        }
+    });
+    let mut seen = vec![false; MANY as usize];
+    for _ in 0..MANY {
+        let reply = stream.next().await;
+        assert!(reply.error.is_none(), "{:?}", reply.error);
+        assert!(!std::mem::replace(&mut seen[reply.id as usize], true), "{} twice", reply.id);
+    }
+    send.await.unwrap();
+    server.client().await.get_info(GetInfoRequest {}).await.unwrap();
+}

@@ -1,0 +1,156 @@
+//! Request messages that have begun and are not complete: bounded in bytes over all clients, and in
+//! time each.
+//!
+//! tonic keeps what has come of a message until the rest comes, however long that takes; a few
+//! clients that never finish theirs would hold the server's memory, and their calls, for ever.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
+use http_body::{Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+
+use crate::error::TeacherError;
+use crate::metrics::Metrics;
+
+/// Bytes before a message: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
+/// The calls whose first message may come as late as the client likes.
+const STREAMS: [&str; 3] = ["/Score", "/ServerReflectionInfo", "/Watch"];
+/// When somebody whom the bound kept out should come again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The bounds, shared by all connections.
+#[derive(Clone, Debug)]
+pub struct Unfinished {
+    room: Arc<Semaphore>,
+    limit: u32,
+    largest: u32,
+    timeout: Duration,
+    metrics: Metrics,
+}
+
+impl Unfinished {
+    /// `limit` bytes over all clients, messages of at most `largest` bytes, each complete within
+    /// `timeout` of its beginning; that of a call with one message within `timeout` of the call's.
+    pub fn new(limit: u32, largest: u32, timeout: Duration, metrics: Metrics) -> Self {
+        let room = Arc::new(Semaphore::new(limit as usize));
+        Self { room, limit, largest, timeout, metrics }
+    }
+
+    /// The request, its body bounded.
+    pub fn bound(&self, request: Request) -> Request {
+        let streams = STREAMS.iter().any(|end| request.uri().path().ends_with(end));
+        let deadline = (!streams).then(|| Box::pin(tokio::time::sleep(self.timeout)));
+        let bounds = self.clone();
+        request.map(|body| {
+            Body::new(Bounded { body, bounds, prefix: Vec::new(), rest: 0, held: None, deadline })
+        })
+    }
+}
+
+/// A request's body, followed message by message.
+struct Bounded {
+    body: Body,
+    bounds: Unfinished,
+    /// What has come of a message's first bytes.
+    prefix: Vec<u8>,
+    /// Bytes of the message that are still to come.
+    rest: usize,
+    /// The room its bytes take.
+    held: Option<OwnedSemaphorePermit>,
+    /// When it has to be complete.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Bounded {
+    /// Takes note of bytes that came.
+    fn follow(&mut self, mut bytes: &[u8]) -> Result<(), TeacherError> {
+        while !bytes.is_empty() {
+            if self.rest > 0 {
+                let here = self.rest.min(bytes.len());
+                self.rest -= here;
+                bytes = &bytes[here..];
+            } else {
+                let here = (PREFIX_BYTES - self.prefix.len()).min(bytes.len());
+                self.prefix.extend_from_slice(&bytes[..here]);
+                bytes = &bytes[here..];
+                self.begin()?;
+            }
+            if self.rest == 0 && self.prefix.is_empty() {
+                (self.held, self.deadline) = (None, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// A message begins, once its length is known.
+    fn begin(&mut self) -> Result<(), TeacherError> {
+        let timeout = self.bounds.timeout;
+        self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        let Ok([_, length @ ..]) = <[u8; PREFIX_BYTES]>::try_from(self.prefix.as_slice()) else {
+            return Ok(());
+        };
+        self.prefix.clear();
+        let length = u32::from_be_bytes(length);
+        self.rest = length as usize;
+        // tonic refuses a message that is too large by its announced length, before it comes.
+        if length <= self.bounds.largest {
+            let room = Arc::clone(&self.bounds.room).try_acquire_many_owned(length);
+            let full = |_| TeacherError::Unfinished { limit: self.bounds.limit, pause: PAUSE };
+            self.held = Some(room.map_err(full)?);
+        }
+        Ok(())
+    }
+
+    fn late(&mut self, cx: &mut Context<'_>) -> bool {
+        self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready())
+    }
+
+    fn refuse(&mut self, error: TeacherError) -> axum::Error {
+        // Polled again it would be late again, and a timer that has gone off must not be.
+        let far = Instant::now() + Duration::from_secs(86_400);
+        if let Some(deadline) = &mut self.deadline {
+            deadline.as_mut().reset(far);
+        }
+        self.bounds.metrics.refused(error.reason());
+        axum::Error::new(Status::from(error))
+    }
+}
+
+impl HttpBody for Bounded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let followed = frame.data_ref().map_or(Ok(()), |bytes| self.follow(bytes));
+                Poll::Ready(Some(followed.map(|()| frame).map_err(|error| self.refuse(error))))
+            }
+            Poll::Pending if self.late(cx) => {
+                let seconds = self.bounds.timeout.as_secs_f64();
+                let error = self.refuse(TeacherError::MessageTime { seconds });
+                Poll::Ready(Some(Err(error)))
+            }
+            other @ (Poll::Ready(_) | Poll::Pending) => other,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
