@@ -7,6 +7,7 @@ mod kinds;
 mod layers;
 mod options;
 mod reader;
+mod teachers;
 #[cfg(test)]
 mod tests;
 
@@ -22,9 +23,9 @@ pub use kinds::{
 pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
 pub use options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
 use reader::Reader;
+use teachers::teachers;
 
-use crate::error::TrainError;
-use crate::teacher::Address;
+use crate::teacher::Access;
 
 /// Everything `train` needs to know. Fields are named as the flags; [`OPTIONS`] says what each
 /// means.
@@ -32,6 +33,8 @@ use crate::teacher::Address;
 #[expect(missing_docs, reason = "each field is the option of the same name in OPTIONS")]
 pub struct Config {
     pub teacher: Vec<String>,
+    #[serde(flatten)]
+    pub access: Access,
     pub teacher_timeout: f64,
     pub teacher_window: usize,
     /// MiB for the teacher's answers.
@@ -90,6 +93,8 @@ pub struct EvalConfig {
     pub revision: Option<String>,
     pub eval_file: String,
     pub teacher: Vec<String>,
+    #[serde(flatten)]
+    pub access: Access,
     pub teacher_timeout: f64,
     pub teacher_window: usize,
     pub max_eval_samples: Option<usize>,
@@ -123,8 +128,10 @@ impl Config {
     /// Every fault: missing, unreadable, out of range, contradictory.
     pub fn from_layers(layers: &Layers) -> Result<Self, Vec<String>> {
         let mut r = Reader::new(layers);
+        let (teacher, access) = teachers(&mut r);
         let config = Self {
-            teacher: teachers(&mut r),
+            teacher,
+            access,
             teacher_timeout: seconds(&mut r, "teacher-timeout"),
             teacher_window: count(&mut r, "teacher-window"),
             teacher_memory: r.number("teacher-memory", .., "a whole number of MiB from 0"),
@@ -187,11 +194,13 @@ impl EvalConfig {
     /// Every fault: missing, unreadable, out of range.
     pub fn from_layers(layers: &Layers) -> Result<Self, Vec<String>> {
         let mut r = Reader::new(layers);
+        let (teacher, access) = teachers(&mut r);
         let config = Self {
             model: r.required("model", "a local directory or a hub id"),
             revision: r.text("revision"),
             eval_file: r.required("eval-file", "a path, a glob or hf://datasets/..."),
-            teacher: teachers(&mut r),
+            teacher,
+            access,
             teacher_timeout: seconds(&mut r, "teacher-timeout"),
             teacher_window: count(&mut r, "teacher-window"),
             max_eval_samples: optional_count(&mut r, "max-eval-samples"),
@@ -276,21 +285,6 @@ fn device(r: &mut Reader<'_>) -> String {
         r.fault(format!("--device {name} is refused: {error}"));
     }
     name
-}
-
-/// Teacher addresses, a comma between them. Only their form and number are looked at here.
-fn teachers(r: &mut Reader<'_>) -> Vec<String> {
-    let Some(list) = r.text("teacher") else { return Vec::new() };
-    let urls: Vec<_> = list.split(',').map(|url| url.trim().to_owned()).collect();
-    for url in &urls {
-        if let Err(error) = Address::parse(url) {
-            r.fault(error.to_string());
-        }
-    }
-    if urls.len() > 1 {
-        r.fault(TrainError::SeveralTeachers { found: urls.len() }.to_string());
-    }
-    urls
 }
 
 fn resume(r: &Reader<'_>) -> Resume {

@@ -6,6 +6,7 @@ use distill::fingerprint::Fingerprint;
 use distill::handshake::Mismatch;
 
 use super::*;
+use crate::teacher::Access;
 use crate::testing::{CLASSES, FakeTeacher, Served, logits, rows, tiny_source};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,8 +27,15 @@ impl Bench {
         let served = FakeTeacher::of(&source).serve();
         let set = rows(12, 3);
         let facts = source.student_facts([&set, &[]], 5);
-        let teacher =
-            Teacher::connect(&network, &served.url, &facts, PATIENCE, &Stop::default()).unwrap();
+        let teacher = Teacher::connect(
+            &network,
+            &served.url,
+            &Access::default(),
+            &facts,
+            PATIENCE,
+            &Stop::default(),
+        )
+        .unwrap();
         Self { _dir: dir, network, served, teacher, set }
     }
 
@@ -227,7 +235,9 @@ fn a_teacher_that_does_not_answer_is_named_with_the_attempts_and_the_time() {
     let url = format!("grpc://127.0.0.1:{port}");
     let facts = source.student_facts([&[], &[]], 5);
     let limit = Duration::from_millis(700);
-    let error = Teacher::connect(&network, &url, &facts, limit, &Stop::default()).unwrap_err();
+    let error =
+        Teacher::connect(&network, &url, &Access::default(), &facts, limit, &Stop::default())
+            .unwrap_err();
     let TeacherError::Unreachable { attempts, tried_for, .. } = &error else { panic!("{error}") };
     assert!(*attempts >= 2 && *tried_for >= limit);
     let text = error.to_string();
@@ -264,7 +274,9 @@ fn a_port_where_something_else_listens_is_named_at_once() {
     ];
     for (says, wanted) in cases {
         let url = format!("http://{}", stranger(says));
-        let error = Teacher::connect(&network, &url, &facts, limit, &Stop::default()).unwrap_err();
+        let error =
+            Teacher::connect(&network, &url, &Access::default(), &facts, limit, &Stop::default())
+                .unwrap_err();
         assert!(matches!(error, TeacherError::NotATeacher { .. }), "{error}");
         let text = error.to_string();
         for part in [url.as_str(), wanted, "grpc=HOST:PORT"] {
@@ -283,7 +295,14 @@ fn a_teacher_of_another_tokenizer_is_refused_with_both_fingerprints() {
     let dir = tempfile::tempdir().unwrap();
     let student = tiny_source(dir.path()).student_facts([&[], &[]], 5);
     let stop = Stop::default();
-    let error = Teacher::connect(&bench.network, &bench.served.url, &student, PATIENCE, &stop);
+    let error = Teacher::connect(
+        &bench.network,
+        &bench.served.url,
+        &Access::default(),
+        &student,
+        PATIENCE,
+        &stop,
+    );
     let error = error.unwrap_err();
     assert!(
         matches!(error, TeacherError::Mismatch { source: Mismatch::Tokenizer { .. }, .. }),

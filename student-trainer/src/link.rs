@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::teacher::{Address, Failure, TeacherError};
+use crate::teacher::{Address, Client, Failure, TeacherError};
 
 /// Longest wait for the teacher to accept a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -104,10 +104,7 @@ async fn talk(
 }
 
 /// A connection to the model and tokenizer the run began with.
-async fn open(
-    address: &Address,
-    agreement: &Agreement,
-) -> Result<proto::v1::teacher_client::TeacherClient<tonic::transport::Channel>, Failure> {
+async fn open(address: &Address, agreement: &Agreement) -> Result<Client, Failure> {
     let facts = address.info().await?;
     for (what, found, wanted) in [
         ("model", facts.model_fingerprint, agreement.model_fingerprint),
@@ -118,7 +115,7 @@ async fn open(
             return Err(Failure::Final(TeacherError::Changed { url, what, found, wanted }));
         }
     }
-    address.client().await.map_err(Failure::Passing)
+    address.client().await
 }
 
 impl From<Failure> for Said {

@@ -77,7 +77,8 @@ pub fn measure(
         window: config.teacher_window,
         give_up_after: Duration::from_secs_f64(config.teacher_timeout),
     };
-    let teacher = setup::join_teacher(&network, &config.teacher, &facts, ask, &rows, stop)?;
+    let reach = (&config.teacher[..], &config.access);
+    let teacher = setup::join_teacher(&network, reach, &facts, ask, &rows, stop)?;
     let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
     let model = load(&source, config)?;
     let settings = EvalSettings {

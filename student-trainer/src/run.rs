@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distill::batch::Sequence;
+use distill::codec::Codec;
 use distill::schedule::{LrSchedule, ScheduleKind};
 use model::ops::head::LossSettings;
 use model::state_file::TrainingState;
@@ -91,14 +92,9 @@ impl Run {
         let Material { source, rows, held_out: held_out_rows } = material;
         let network = Network::start()?;
         let facts = source.student_facts([&rows.sequences, &held_out_rows.sequences], config.top_k);
-        let ask = Ask {
-            temperature: config.temperature as f32,
-            top_k: config.top_k,
-            codec: facts.codec,
-            window: config.teacher_window,
-            give_up_after: Duration::from_secs_f64(config.teacher_timeout),
-        };
-        let teacher = setup::join_teacher(&network, &config.teacher, &facts, ask, &rows, stop)?;
+        let ask = ask(config, facts.codec);
+        let reach = (&config.teacher[..], &config.access);
+        let teacher = setup::join_teacher(&network, reach, &facts, ask, &rows, stop)?;
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
         let plan = plan(config, rows.len());
         let fingerprint = teacher.as_ref().map(|(t, _)| t.facts().model_fingerprint.to_string());
@@ -389,4 +385,15 @@ fn schedule(config: &Config, steps: u64) -> Result<LrSchedule, TrainError> {
         SchedulerKind::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
     };
     Ok(LrSchedule::new(kind, config.learning_rate, config.warmup_steps as f64, steps)?)
+}
+
+/// How the teacher is asked.
+fn ask(config: &Config, codec: Codec) -> Ask {
+    Ask {
+        temperature: config.temperature as f32,
+        top_k: config.top_k,
+        codec,
+        window: config.teacher_window,
+        give_up_after: Duration::from_secs_f64(config.teacher_timeout),
+    }
 }

@@ -31,7 +31,7 @@ use crate::proof::prove;
 use crate::saving::STATE_FILE;
 use crate::state::{self, Identity, Progress};
 use crate::stop::Stop;
-use crate::teacher::{Network, Teacher, TeacherError};
+use crate::teacher::{Access, Network, Teacher, TeacherError};
 
 /// A model's folder, its small files read.
 pub(crate) struct Source {
@@ -143,7 +143,7 @@ pub(crate) fn codec(classes: usize) -> Codec {
 /// that both speak of the same positions. `ask` says how it will be asked.
 pub(crate) fn join_teacher(
     network: &Network,
-    urls: &[String],
+    (urls, access): (&[String], &Access),
     facts: &StudentFacts,
     ask: Ask,
     rows: &RowSet,
@@ -154,7 +154,7 @@ pub(crate) fn join_teacher(
         [url] => url,
         several => return Err(TrainError::SeveralTeachers { found: several.len() }),
     };
-    let teacher = Teacher::connect(network, url, facts, ask.give_up_after, stop)?;
+    let teacher = Teacher::connect(network, url, access, facts, ask.give_up_after, stop)?;
     prove(network, &teacher, &rows.sequences, ask, stop).map_err(|e| at_row(e, rows))?;
     Ok(Some((teacher, ask)))
 }

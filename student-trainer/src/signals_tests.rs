@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::*;
+use crate::teacher::Access;
 use crate::testing::{FakeTeacher, Served, rows, tiny_source};
 
 const ROWS: usize = 12;
@@ -31,7 +32,9 @@ impl Bench {
         let facts = source.student_facts([&set, &[]], ask.top_k);
         let patience = ask.give_up_after;
         let stop = Stop::default();
-        let teacher = Teacher::connect(&network, &served.url, &facts, patience, &stop).unwrap();
+        let teacher =
+            Teacher::connect(&network, &served.url, &Access::default(), &facts, patience, &stop)
+                .unwrap();
         let budget = budget(&set);
         let signals = Signals::new(teacher, ask, set, budget);
         Self { _dir: dir, network, served, signals }

@@ -3,9 +3,14 @@
 //! Whether teacher and student fit is decided by `distill::handshake`; what bytes mean is decided
 //! by `proto::convert`. Here the other side is reached and named in every error.
 
+mod access;
 mod address;
 mod error;
 mod stranger;
+#[cfg(test)]
+#[path = "teacher/tls_tests.rs"]
+mod tls_tests;
+mod trust;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +21,8 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::observer::TeacherLine;
 use crate::stop::Stop;
-pub(crate) use address::{Address, Failure};
+pub use access::{Access, AccessError, Papers};
+pub(crate) use address::{Address, Client, Failure};
 pub use error::TeacherError;
 
 /// The network side of the trainer: one worker thread for all connections.
@@ -52,7 +58,7 @@ pub struct Teacher {
 }
 
 impl Teacher {
-    /// Reaches the teacher at `url`, trying again for at most `limit`, and checks that it fits the
+    /// Reaches the teacher at `url` with what `access` holds, trying again for at most `limit`, and checks that it fits the
     /// student.
     ///
     /// # Errors
@@ -60,11 +66,12 @@ impl Teacher {
     pub fn connect(
         network: &Network,
         url: &str,
+        access: &Access,
         student: &StudentFacts,
         limit: Duration,
         stop: &Stop,
     ) -> Result<Self, TeacherError> {
-        let address = Address::parse(url)?;
+        let address = Address::parse(url, access)?;
         let facts = network.0.block_on(reach(&address, limit, stop))?;
         let agreement = check(&facts, student)
             .map_err(|source| TeacherError::Mismatch { url: url.to_owned(), source })?;

@@ -20,6 +20,7 @@ use proto::v1::{
     GetInfoReply, GetInfoRequest, ScoreReply, ScoreRequest, ScoreTextReply, ScoreTextRequest,
 };
 use tokio_stream::{Stream, StreamExt};
+use tonic::transport::ServerTlsConfig;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::{Command, Config, Layers};
@@ -102,6 +103,16 @@ impl FakeTeacher {
 
     /// Serves it on `address` (port 0: any).
     pub(crate) fn serve_at(self, address: &str) -> Served {
+        self.serve_guarded(address, None, None)
+    }
+
+    /// Serves it on `address`, encrypted, and to those only who show a token.
+    pub(crate) fn serve_guarded(
+        self,
+        address: &str,
+        tls: Option<ServerTlsConfig>,
+        token: Option<&'static str>,
+    ) -> Served {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -109,12 +120,23 @@ impl FakeTeacher {
             .unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap();
-        let service = TeacherServer::new(self.clone());
+        let shown = move |request: Request<()>| {
+            let shown = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
+            match token.is_none_or(|token| shown == Some(token)) {
+                true => Ok(request),
+                false => Err(Status::unauthenticated("no token of mine")),
+            }
+        };
+        let service = TeacherServer::with_interceptor(self.clone(), shown);
+        let scheme = if tls.is_some() { "grpcs" } else { "grpc" };
+        let mut server = tonic::transport::Server::builder();
+        if let Some(tls) = tls {
+            server = server.tls_config(tls).unwrap();
+        }
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        runtime.spawn(
-            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
-        );
-        Served { url: format!("grpc://{address}"), address, teacher: self, runtime: Some(runtime) }
+        runtime.spawn(server.add_service(service).serve_with_incoming(incoming));
+        let url = format!("{scheme}://{address}");
+        Served { url, address, teacher: self, runtime: Some(runtime) }
     }
 
     /// Serves it on any port.

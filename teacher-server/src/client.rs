@@ -20,6 +20,11 @@ impl Client {
         }
     }
 
+    /// One that showed who it is, by this name.
+    pub fn named(name: &str) -> Self {
+        Self(name.into())
+    }
+
     /// One whose connection said nothing of itself.
     pub fn unknown() -> Self {
         Self("unknown".into())
@@ -31,8 +36,18 @@ impl Client {
 pub struct Peer {
     /// Who is at its other end.
     pub client: Client,
+    /// Whether it showed a certificate of the authority clients' must come from.
+    pub certified: bool,
     /// The requests open on it.
     pub requests: OpenRequests,
+}
+
+impl Default for Peer {
+    /// Of a connection that nothing is known of.
+    fn default() -> Self {
+        let requests = OpenRequests::new(tokio::time::Instant::now());
+        Self { client: Client::unknown(), certified: false, requests }
+    }
 }
 
 impl fmt::Display for Client {

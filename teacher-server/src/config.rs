@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -9,6 +10,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 mod bounds;
 
 pub use bounds::BoundArgs;
+
+use crate::Guard;
+use crate::access::{Access, TokensError};
+use crate::tls::{Tls, TlsError, TlsFiles};
 use bounds::at_least_1;
 
 /// The teacher: a gRPC service that scores token sequences for a student to learn from.
@@ -47,8 +52,21 @@ pub struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", env = "TEACHER_SERVER_HTTP_LISTEN")]
     #[arg(default_value = "127.0.0.1:9464")]
     pub http_listen: SocketAddr,
-    /// Serve on addresses other machines reach, without encryption and without asking who calls.
-    /// For private networks only.
+    /// PEM file with the server's certificate: both ports are encrypted. Read again on SIGHUP.
+    #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's private key.
+    #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// PEM file with the authority clients' certificates must come from (mutual TLS); health asks
+    /// for none.
+    #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_TLS_CLIENT_CA", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// File with the bearer tokens clients must send, one a line: TOKEN or NAME TOKEN; health asks
+    /// for none. Read again on SIGHUP.
+    #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_AUTH_TOKENS")]
+    pub auth_tokens: Option<PathBuf>,
+    /// Serve in plaintext on addresses other machines reach. For private networks only.
     #[arg(long, env = "TEACHER_SERVER_INSECURE_ALLOW_REMOTE")]
     pub insecure_allow_remote: bool,
     /// `auto`, `cpu` or `cuda:N`.
@@ -77,6 +95,12 @@ pub struct HealthArgs {
     #[arg(long, value_name = "HOST:PORT", env = "TEACHER_SERVER_HEALTH_ADDR")]
     #[arg(default_value = "127.0.0.1:50051")]
     pub addr: String,
+    /// PEM file with the authority of the server's certificate: the server is asked over TLS.
+    #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_HEALTH_TLS_CA")]
+    pub tls_ca: Option<PathBuf>,
+    /// The name the certificate must carry, where it is not the address's host.
+    #[arg(long, value_name = "NAME", env = "TEACHER_SERVER_HEALTH_TLS_NAME", requires = "tls_ca")]
+    pub tls_name: Option<String>,
     /// Seconds to wait for the answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub timeout: u64,
@@ -98,12 +122,24 @@ pub enum Dtype {
 /// Why the flags, each fine by itself, cannot be followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{flag} {address} is reachable by other machines, and this server neither encrypts nor asks \
-     who calls; listen on 127.0.0.1, or say --insecure-allow-remote on a network you trust"
+    "{flag} {address} is reachable by other machines, and what is said there is not encrypted; \
+     give --tls-cert and --tls-key, listen on 127.0.0.1, or say --insecure-allow-remote on a network \
+     you trust"
 )]
 pub struct ExposedError {
     flag: &'static str,
     address: SocketAddr,
+}
+
+/// Why callers cannot be told apart or the ports not be encrypted as the flags say.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The tokens.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl Cli {
@@ -160,12 +196,25 @@ impl Cli {
 }
 
 impl ServeArgs {
+    /// Who may call and how the ports are encrypted: the files are read.
+    ///
+    /// # Errors
+    /// A file that cannot be used, by flag and name.
+    pub fn guard(&self) -> Result<Guard, GuardError> {
+        let access = Access::new(self.auth_tokens.as_deref(), self.tls_client_ca.is_some())?;
+        let files = self.tls_cert.clone().zip(self.tls_key.clone());
+        let tls = files.map(|(cert, key)| {
+            Tls::new(TlsFiles { cert, key, client_ca: self.tls_client_ca.clone() })
+        });
+        Ok(Guard { access, tls: tls.transpose()? })
+    }
+
     /// Refuses plaintext addresses other machines reach unless that was asked for by name.
     ///
     /// # Errors
     /// The flag and the address.
     pub fn check_exposure(&self) -> Result<(), ExposedError> {
-        if self.insecure_allow_remote {
+        if self.insecure_allow_remote || self.tls_cert.is_some() {
             return Ok(());
         }
         let addresses = [("--listen", self.listen), ("--http-listen", self.http_listen)];

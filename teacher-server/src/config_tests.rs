@@ -35,7 +35,8 @@ fn the_flags_of_serve_are_frozen() {
     let flags: Vec<&str> = serve.get_arguments().filter_map(|arg| arg.get_long()).collect();
     assert_eq!(
         flags.join(" "),
-        "model revision listen http-listen insecure-allow-remote device dtype threads \
+        "model revision listen http-listen tls-cert tls-key tls-client-ca auth-tokens \
+             insecure-allow-remote device dtype threads \
          until-stdin-ends \
          max-sequence-tokens max-batch-tokens max-top-k max-queued-sequences \
          max-queued-tokens max-in-flight-per-stream max-reply-bytes max-request-bytes \

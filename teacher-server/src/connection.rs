@@ -1,4 +1,4 @@
-//! Connections the server can close: accepted up to a limit, cut when told to.
+//! Connections the server can close: each is cut when it is told to.
 //!
 //! tonic's graceful shutdown waits for every connection, and one that never sends a byte makes it
 //! wait for ever. So each connection is wrapped here: once the server's `cut` is drawn every read
@@ -7,30 +7,16 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 
-use axum::serve::IncomingStream;
-use futures::Stream;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tonic::transport::server::Connected;
 
 use crate::client::{Client, Peer};
 use crate::idle::IdleDeadline;
-use crate::metrics::Metrics;
-
-/// How long a connection may stay silent after it was accepted.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Pause after an accept that failed (out of file descriptors, mostly), so as not to spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two lines of the log about refused connections.
-const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Draws the cut of all connections that hold its other end. Dropping it draws it too.
 #[derive(Debug)]
@@ -54,123 +40,60 @@ impl Cut {
 }
 
 impl CutSignal {
-    async fn drawn(mut self) {
+    /// Completes when the cut is drawn.
+    pub(crate) async fn drawn(mut self) {
         // An error means the cut was dropped, which counts as drawn.
         let _ = self.0.wait_for(|drawn| *drawn).await;
     }
 }
 
-/// Bounds on the connections of one port.
-#[derive(Clone, Copy, Debug)]
-pub struct PortBounds {
-    /// Open at a time.
-    pub connections: usize,
-    /// How long one may be without an open request.
-    pub idle: Duration,
-}
+/// What bytes travel over.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
-/// Accepts connections up to a limit and wraps them.
-#[derive(Debug)]
-pub struct Acceptor {
-    listener: TcpListener,
-    bounds: PortBounds,
-    room: Arc<Semaphore>,
-    refusals: Refusals,
-    cut: CutSignal,
-    metrics: Metrics,
-}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
-impl Acceptor {
-    /// Accepts from `listener` within the bounds, which are this port's own.
-    pub fn new(
-        listener: TcpListener,
-        bounds: PortBounds,
-        cut: CutSignal,
-        metrics: Metrics,
-    ) -> Self {
-        let room = Arc::new(Semaphore::new(bounds.connections));
-        Self { listener, bounds, room, refusals: Refusals::default(), cut, metrics }
-    }
+/// One connection among the open ones.
+pub(crate) struct Open(Gauge);
 
-    /// The next connection. One over the limit is closed at once and counted.
-    async fn next(&mut self) -> Connection {
-        loop {
-            let (stream, peer) = match self.listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            match Arc::clone(&self.room).try_acquire_owned() {
-                Ok(room) => return self.wrap(stream, peer, room),
-                Err(_) => {
-                    self.metrics.refused_connections.inc();
-                    if let Some(refused) = self.refusals.count(Instant::now()) {
-                        let limit = self.bounds.connections;
-                        tracing::warn!(
-                            refused, limit, last = %peer,
-                            "refused connections: as many are open as may be (--max-connections)"
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    fn wrap(&self, stream: TcpStream, peer: SocketAddr, room: OwnedSemaphorePermit) -> Connection {
-        // Replies are small at the end of a sequence; waiting to fill a packet only delays them.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY was not set");
-        }
-        self.metrics.connections.inc();
-        Connection {
-            stream,
-            client: Client::at(peer),
-            cut: Box::pin(self.cut.clone().drawn()),
-            idle: IdleDeadline::new(FIRST_BYTE_TIMEOUT, self.bounds.idle),
-            open: self.metrics.connections.clone(),
-            _room: room,
-        }
-    }
-
-    /// The connections as the stream tonic takes.
-    pub fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
-        futures::stream::unfold(self, |mut acceptor| async move {
-            let connection = acceptor.next().await;
-            Some((Ok(connection), acceptor))
-        })
+impl Open {
+    /// Counts until it is dropped.
+    pub(crate) fn count(open: &Gauge) -> Self {
+        open.inc();
+        Self(open.clone())
     }
 }
 
-impl axum::serve::Listener for Acceptor {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let connection = self.next().await;
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        let peer = connection.stream.peer_addr().unwrap_or(unknown);
-        (connection, peer)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
-/// One TCP connection that ends when the server says so.
+/// One connection that ends when the server says so.
 pub struct Connection {
-    stream: TcpStream,
+    wire: Box<dyn Wire>,
     client: Client,
+    certified: bool,
     cut: Pin<Box<dyn Future<Output = ()> + Send>>,
     idle: IdleDeadline,
-    open: Gauge,
+    _open: Open,
     _room: OwnedSemaphorePermit,
 }
 
 impl Connection {
+    /// A connection over `wire`, ending at the cut or when idle for too long; what it holds among
+    /// the open ones ends with it.
+    pub(crate) fn new(
+        wire: Box<dyn Wire>,
+        (client, certified): (Client, bool),
+        cut: CutSignal,
+        idle: IdleDeadline,
+        (open, room): (Open, OwnedSemaphorePermit),
+    ) -> Self {
+        let cut = Box::pin(cut.drawn());
+        Self { wire, client, certified, cut, idle, _open: open, _room: room }
+    }
+
     /// Fails once the cut is drawn, and wakes the connection's task when that happens.
     fn uncut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.cut.as_mut().poll(cx) {
@@ -185,12 +108,6 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.open.dec();
-    }
-}
-
 impl AsyncRead for Connection {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -200,7 +117,7 @@ impl AsyncRead for Connection {
         let this = self.get_mut();
         this.uncut(cx)?;
         let before = buf.filled().len();
-        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let polled = Pin::new(&mut this.wire).poll_read(cx, buf);
         if polled.is_ready() && buf.filled().len() > before {
             this.idle.heard();
         }
@@ -219,7 +136,7 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.uncut(cx)?;
-        Pin::new(&mut this.stream).poll_write(cx, buf)
+        Pin::new(&mut this.wire).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -229,21 +146,21 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.uncut(cx)?;
-        Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
+        Pin::new(&mut this.wire).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.wire.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.uncut(cx)?;
-        Pin::new(&mut this.stream).poll_flush(cx)
+        Pin::new(&mut this.wire).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().wire).poll_shutdown(cx)
     }
 }
 
@@ -251,48 +168,10 @@ impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer { client: self.client.clone(), requests: self.idle.requests().clone() }
-    }
-}
-
-impl axum::extract::connect_info::Connected<IncomingStream<'_, Acceptor>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Acceptor>) -> Self {
-        Connected::connect_info(stream.io())
-    }
-}
-
-/// When to say that connections are refused: at once, then how many there were now and then, so
-/// that a flood of them is none of the log's.
-#[derive(Debug, Default)]
-struct Refusals {
-    untold: u64,
-    told: Option<Instant>,
-}
-
-impl Refusals {
-    /// Counts one; gives the number there were since the last time when it is time to say it.
-    fn count(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
-        if self.told.is_some_and(|told| now < told + REFUSALS_TOLD_EVERY) {
-            return None;
+        Peer {
+            client: self.client.clone(),
+            certified: self.certified,
+            requests: self.idle.requests().clone(),
         }
-        self.told = Some(now);
-        Some(std::mem::take(&mut self.untold))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_are_told_at_once_and_then_counted_for_a_while() {
-        let (mut refusals, begin) = (Refusals::default(), Instant::now());
-        assert_eq!(refusals.count(begin), Some(1));
-        for _ in 0..5000 {
-            assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY / 2), None);
-        }
-        assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY), Some(5001));
-        assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY), None);
     }
 }

@@ -9,6 +9,7 @@ use proto::convert::RequestError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::access::Denied;
 use crate::scorer::NotFinite;
 
 /// Everything a caller may be told.
@@ -118,6 +119,9 @@ pub enum TeacherError {
         /// Seconds allowed.
         seconds: f64,
     },
+    /// Somebody this server does not know.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// The client's own deadline has passed.
     #[error("the deadline the client set (grpc-timeout) has passed")]
     Deadline,
@@ -159,6 +163,7 @@ impl TeacherError {
             | Self::StreamIdle { .. } => Code::Unavailable,
             Self::Deadline | Self::MessageTime { .. } => Code::DeadlineExceeded,
             Self::Unread { .. } => Code::Aborted,
+            Self::Denied(_) => Code::Unauthenticated,
             Self::Request(error) => error.code(),
             Self::Unreadable { code, .. } => *code,
             Self::DuplicateId { .. } | Self::TextReply { .. } | Self::Text(_) => {
@@ -196,6 +201,7 @@ impl TeacherError {
             Self::MessageTime { .. } => "message_time",
             Self::Unread { .. } => "unread",
             Self::Deadline => "deadline",
+            Self::Denied(_) => "unauthenticated",
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::NotFinite(_) => "non_finite",
             Self::Scorer(_) | Self::Answer(_) => "model",

@@ -6,7 +6,7 @@ use proto::v1::teacher_server::SERVICE_NAME;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Code;
-use tonic::transport::Endpoint;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -53,17 +53,40 @@ pub enum ProbeError {
     },
 }
 
-/// Asks the server at `HOST:PORT` (or `http://HOST:PORT`) whether the teacher serves.
+/// How a server with a certificate is asked.
+#[derive(Clone, Debug)]
+pub struct ProbeTls {
+    /// The authority its certificate must come from, PEM.
+    pub authority: String,
+    /// The name it must carry, where it is not the address's host.
+    pub name: Option<String>,
+}
+
+/// Asks the server at `HOST:PORT` (a scheme before it says nothing) whether the teacher serves, over
+/// TLS where that is given.
 ///
 /// # Errors
 /// [`ProbeError`] unless it does.
-pub async fn probe(address: &str, patience: Duration) -> Result<(), ProbeError> {
-    let uri =
-        if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(uri).map_err(|error| ProbeError::Address {
+pub async fn probe(
+    address: &str,
+    tls: Option<ProbeTls>,
+    patience: Duration,
+) -> Result<(), ProbeError> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let host = address.split_once("://").map_or(address, |(_, host)| host);
+    let wrong = |error: tonic::transport::Error| ProbeError::Address {
         address: address.to_owned(),
-        reason: error.to_string(),
-    })?;
+        reason: chain(&error),
+    };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{host}")).map_err(wrong)?;
+    if let Some(ProbeTls { authority, name }) = tls {
+        let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority));
+        let config = match name {
+            Some(name) => config.domain_name(name),
+            None => config,
+        };
+        endpoint = endpoint.tls_config(config).map_err(wrong)?;
+    }
     let silent = |reason: String| ProbeError::Silent { address: address.to_owned(), reason };
     let ask = async {
         let authority = endpoint.uri().authority().map_or("", |authority| authority.as_str());

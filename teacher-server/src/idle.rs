@@ -34,7 +34,8 @@ struct Count {
 pub struct OpenRequest(OpenRequests);
 
 impl OpenRequests {
-    fn new(now: Instant) -> Self {
+    /// None open yet.
+    pub fn new(now: Instant) -> Self {
         Self(Arc::new(Mutex::new(Count { open: 0, idle_since: now })))
     }
 

@@ -19,6 +19,8 @@ pub mod score_stream;
 pub mod service;
 pub mod text;
 
+pub mod accept;
+pub mod access;
 pub mod client;
 pub mod connection;
 pub mod deadline;
@@ -27,6 +29,7 @@ pub mod idle;
 pub mod metrics;
 pub mod shutdown;
 pub mod state;
+pub mod tls;
 pub mod unfinished;
 pub mod unreadable;
 
@@ -38,7 +41,7 @@ pub mod testing;
 
 mod serve;
 
-pub use serve::{Listeners, ServeError, serve};
+pub use serve::{Guard, Listeners, ServeError, serve};
 
 #[cfg(test)]
 mod serve_tests;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use teacher_server::config::{Cli, Command, HealthArgs, ServeArgs};
 use teacher_server::qwen3_scorer::ModelSource;
-use teacher_server::{Listeners, ServeError, banner, health, output, serve, shutdown};
+use teacher_server::{Guard, Listeners, ServeError, banner, health, output, serve, shutdown};
 
 /// Exit status for flags that cannot be followed; clap uses the same.
 const BAD_USAGE: u8 = 2;
@@ -28,7 +28,13 @@ fn main() -> ExitCode {
                 output::complain(&format!("error: {error}"));
                 return ExitCode::from(BAD_USAGE);
             }
-            end(run(*args))
+            match args.guard() {
+                Ok(guard) => end(run(*args, guard)),
+                Err(error) => {
+                    output::complain(&format!("error: {error}"));
+                    ExitCode::from(BAD_USAGE)
+                }
+            }
         }
     }
 }
@@ -49,6 +55,10 @@ fn end(result: anyhow::Result<()>) -> ExitCode {
 fn start_log() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // At their lowest levels these print headers, and so tokens.
+    let quiet = ["h2", "hyper", "hyper_util", "tonic", "tower", "rustls"];
+    let directives = quiet.iter().filter_map(|name| format!("{name}=info").parse().ok());
+    let filter = directives.fold(filter, EnvFilter::add_directive);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
 }
@@ -59,19 +69,19 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     builder.worker_threads(2).enable_all().build().context("starting the network's threads")
 }
 
-fn run(args: ServeArgs) -> anyhow::Result<()> {
+fn run(args: ServeArgs, guard: Guard) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
         pool.build_global().context("starting the threads for computing")?;
     }
     let runtime = runtime()?;
-    let result = runtime.block_on(serve_model(args));
+    let result = runtime.block_on(serve_model(args, guard));
     // Connections that were cut, and the device in the middle of a batch, are not waited for.
     runtime.shutdown_background();
     result
 }
 
-async fn serve_model(args: ServeArgs) -> anyhow::Result<()> {
+async fn serve_model(args: ServeArgs, guard: Guard) -> anyhow::Result<()> {
     let began = Instant::now();
     let told = shutdown::signals().context("listening for signals")?;
     let stop = async move {
@@ -82,9 +92,18 @@ async fn serve_model(args: ServeArgs) -> anyhow::Result<()> {
     };
     let listeners = Listeners::bind(args.listen, args.http_listen).await?;
     let (grpc, http) = (listeners.grpc.local_addr()?, listeners.http.local_addr()?);
-    if args.insecure_allow_remote {
-        tracing::warn!("plaintext, and nobody is asked who calls: for networks you trust only");
+    if args.insecure_allow_remote && guard.tls.is_none() {
+        tracing::warn!("plaintext (--insecure-allow-remote): for networks you trust only");
     }
+    let local = |address: std::net::SocketAddr| address.ip().is_loopback();
+    if guard.access.is_open() && !(local(args.listen) && local(args.http_listen)) {
+        tracing::warn!("nobody is asked who calls: give --auth-tokens or --tls-client-ca");
+    }
+    shutdown::on_hangup({
+        let guard = guard.clone();
+        move || guard.reload()
+    })
+    .context("listening for SIGHUP")?;
     let source = ModelSource {
         model: args.model,
         revision: args.revision,
@@ -96,13 +115,21 @@ async fn serve_model(args: ServeArgs) -> anyhow::Result<()> {
         output::line(&format!("listening grpc={grpc} http={http}"));
     };
     let settings = (&args.bounds).into();
-    serve(listeners, move || source.load(), settings, ready, stop).await?;
+    serve(listeners, move || source.load(), settings, guard, ready, stop).await?;
     Ok(())
 }
 
 fn probe(args: &HealthArgs) -> anyhow::Result<()> {
     let patience = Duration::from_secs(args.timeout);
-    runtime()?.block_on(health::probe(&args.addr, patience))?;
+    let tls = match &args.tls_ca {
+        None => None,
+        Some(path) => {
+            let authority = std::fs::read_to_string(path)
+                .with_context(|| format!("--tls-ca {}", path.display()))?;
+            Some(health::ProbeTls { authority, name: args.tls_name.clone() })
+        }
+    };
+    runtime()?.block_on(health::probe(&args.addr, tls, patience))?;
     output::line("SERVING");
     Ok(())
 }

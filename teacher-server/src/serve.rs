@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::middleware::{from_fn, map_request};
+use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use distill::handshake::TeacherFacts;
 use distill::queue::QueueBounds;
 use proto::v1::teacher_server::TeacherServer;
@@ -19,8 +19,10 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::accept::{Acceptor, Incoming, Port};
+use crate::access::{self, Access};
 use crate::client::Peer;
-use crate::connection::{Acceptor, Cut, CutSignal, PortBounds};
+use crate::connection::{Cut, CutSignal};
 use crate::deadline;
 use crate::engine::{Batching, Engine, Ready, Started};
 use crate::idle;
@@ -30,6 +32,7 @@ use crate::service::TeacherService;
 use crate::settings::{Settings, SettingsError};
 use crate::shutdown::Calls;
 use crate::state::{Serving, State};
+use crate::tls::{Tls, TlsError};
 use crate::unfinished::Unfinished;
 use crate::unreadable;
 
@@ -97,6 +100,29 @@ pub enum ServeError {
     },
 }
 
+/// Who may call, and how the ports are encrypted.
+#[derive(Clone, Default)]
+pub struct Guard {
+    /// Who may call.
+    pub access: Access,
+    /// Encryption; none is plaintext.
+    pub tls: Option<Tls>,
+}
+
+impl Guard {
+    /// Reads tokens and certificates again, each for itself; what cannot be used is told and
+    /// changes nothing.
+    pub fn reload(&self) {
+        let tls: Result<(), TlsError> = self.tls.as_ref().map_or(Ok(()), Tls::reload);
+        if let Err(error) = tls {
+            tracing::error!(%error, "the certificate stays as it was");
+        }
+        if let Err(error) = self.access.reload() {
+            tracing::error!(%error, "the tokens stay as they were");
+        }
+    }
+}
+
 impl Listeners {
     /// Binds both addresses.
     ///
@@ -123,6 +149,7 @@ pub async fn serve(
     listeners: Listeners,
     load: impl FnOnce() -> Result<Loaded, LoadError> + Send + 'static,
     settings: Settings,
+    guard: Guard,
     ready: impl FnOnce(&TeacherFacts),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
@@ -138,7 +165,7 @@ pub async fn serve(
     // However this function ends, the thread must not go on for nobody.
     let _abort = AbortOnDrop(engine.clone());
     let mut servers = JoinSet::new();
-    let house = House::open(listeners, engine, settings, metrics, &mut servers).await?;
+    let house = House::open(listeners, engine, settings, guard, metrics, &mut servers).await?;
 
     tokio::pin!(shutdown);
     tokio::select! {
@@ -167,6 +194,7 @@ struct House {
     health: HealthReporter,
     calls: Calls,
     settings: Settings,
+    guard: Guard,
     metrics: Metrics,
     /// Dropping it asks the gRPC server to say goodbye to its clients.
     leave: oneshot::Sender<()>,
@@ -180,6 +208,7 @@ impl House {
         listeners: Listeners,
         engine: Engine,
         settings: Settings,
+        guard: Guard,
         metrics: Metrics,
         servers: &mut Servers,
     ) -> Result<Self, ServeError> {
@@ -190,6 +219,7 @@ impl House {
             health: HealthReporter::new(),
             calls: Calls::default(),
             settings,
+            guard,
             metrics,
             leave,
             cut,
@@ -197,14 +227,22 @@ impl House {
         };
         house.report(ServingStatus::NotServing).await;
         servers.spawn(house.grpc(listeners.grpc, engine, left)?);
-        servers.spawn(house.http(listeners.http));
+        servers.spawn(house.http(listeners.http)?);
         Ok(house)
     }
 
-    fn acceptor(&self, listener: TcpListener, idle: Duration) -> Acceptor {
+    fn incoming(
+        &self,
+        listener: TcpListener,
+        idle: Duration,
+        protocol: &'static [u8],
+    ) -> Result<Incoming, ServeError> {
         let connections = self.settings.max_connections as usize;
-        let bounds = PortBounds { connections, idle };
-        Acceptor::new(listener, bounds, self.cut_signal.clone(), self.metrics.clone())
+        let port = Port { connections, idle, tls: self.guard.tls.clone(), protocol };
+        let (cut, metrics) = (self.cut_signal.clone(), self.metrics.clone());
+        let failed =
+            |error: io::Error| ServeError::Listener { what: "a port", reason: error.to_string() };
+        Acceptor::new(listener, port, cut, metrics).start().map_err(failed)
     }
 
     fn grpc(
@@ -230,6 +268,7 @@ impl House {
         let Settings { max_unfinished_bytes, max_request_bytes, message_timeout, .. } =
             self.settings;
         let metrics = self.metrics.clone();
+        let asked = (self.guard.access.clone(), metrics.clone());
         let unfinished =
             Unfinished::new(max_unfinished_bytes, max_request_bytes, message_timeout, metrics);
         let routes = Routes::new(teacher)
@@ -240,6 +279,7 @@ impl House {
             .layer(from_fn(unreadable::blame_sender))
             .layer(from_fn(deadline::keep))
             .layer(map_request(move |request| ready(unfinished.bound(request))))
+            .layer(from_fn_with_state(asked, access::ask))
             .layer(from_fn(idle::count_request));
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -249,7 +289,7 @@ impl House {
             .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
             .add_routes(routes.into());
-        let incoming = self.acceptor(listener, self.settings.idle_timeout).into_stream();
+        let incoming = self.incoming(listener, self.settings.idle_timeout, b"h2")?.into_stream();
         Ok(async move {
             // An error means the sender was dropped, which asks for the same.
             let left = async { drop(left.await) };
@@ -258,15 +298,22 @@ impl House {
         })
     }
 
-    fn http(&self, listener: TcpListener) -> impl Future<Output = Result<(), ServeError>> + use<> {
+    fn http(
+        &self,
+        listener: TcpListener,
+    ) -> Result<impl Future<Output = Result<(), ServeError>> + use<>, ServeError> {
         let routes = crate::http::routes(self.metrics.registry(), self.state.subscribe());
-        let routes = routes.layer(from_fn(idle::count_request));
+        let asked = (self.guard.access.clone(), self.metrics.clone());
+        let routes = routes
+            .layer(from_fn_with_state(asked, access::ask))
+            .layer(from_fn(idle::count_request));
         let routes = routes.into_make_service_with_connect_info::<Peer>();
-        let acceptor = self.acceptor(listener, self.settings.idle_timeout.min(HTTP_IDLE_TIMEOUT));
-        async move {
-            let served = axum::serve(acceptor, routes).await;
+        let idle = self.settings.idle_timeout.min(HTTP_IDLE_TIMEOUT);
+        let incoming = self.incoming(listener, idle, b"http/1.1")?;
+        Ok(async move {
+            let served = axum::serve(incoming, routes).await;
             served.map_err(|error| ServeError::Listener { what: "HTTP", reason: error.to_string() })
-        }
+        })
     }
 
     /// Waits for the model and opens for work.

@@ -45,6 +45,22 @@ pub fn signals() -> std::io::Result<impl Future<Output = ()>> {
     Ok(async move { first.notified().await })
 }
 
+/// Calls `reload` at every SIGHUP.
+///
+/// # Errors
+/// The operating system refused a signal handler.
+#[cfg(unix)]
+pub fn on_hangup(reload: impl Fn() + Send + 'static) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reload();
+        }
+    });
+    Ok(())
+}
+
 #[cfg(unix)]
 fn signal_stream() -> std::io::Result<Signals> {
     use tokio::signal::unix::{SignalKind, signal};

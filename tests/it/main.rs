@@ -8,5 +8,7 @@ mod job;
 mod memory;
 mod peers;
 mod precision;
+mod secrets;
+mod secure;
 mod stop;
 mod vocabulary;

@@ -93,11 +93,23 @@ const fn switch(
 #[rustfmt::skip]
 pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, TRAIN, ("teacher", "URL[,URL...]", ""),
-        "Address of the teacher server, such as grpc://127.0.0.1:50051; needed unless --alpha \
-         is 0. Several are not offered yet"),
+        "Address of the teacher server, such as grpc://127.0.0.1:50051 (grpcs:// encrypts); needed \
+         unless --alpha is 0. Several are not offered yet"),
     option(MODELS, EVAL, ("teacher", "URL[,URL...]", ""),
         "Address of a teacher server to compare the model with, such as grpc://127.0.0.1:50051; \
          without one only the model's own perplexity is measured"),
+    option(MODELS, BOTH, ("teacher-ca", "FILE", ""),
+        "Certificates to trust, in PEM: of the authority that signed the teacher's, or the teacher's \
+         own self-signed one; needed with grpcs://"),
+    option(MODELS, BOTH, ("teacher-cert", "FILE", ""),
+        "Certificate of this client, in PEM, for a teacher that asks for one; with --teacher-key"),
+    option(MODELS, BOTH, ("teacher-key", "FILE", ""),
+        "Private key of --teacher-cert, in PEM, not encrypted"),
+    option(MODELS, BOTH, ("teacher-name", "NAME", ""),
+        "Name the teacher's certificate must carry, where it is not the host of --teacher"),
+    option(MODELS, BOTH, ("teacher-token-file", "FILE", ""),
+        "File whose first line is the token the teacher wants of its clients; sent over encrypted \
+         connections, and to this machine"),
     option(MODELS, BOTH, ("teacher-timeout", "SECONDS", "60"),
         "How long to try to reach a teacher that does not answer before giving up, in seconds"),
     option(MODELS, TRAIN, ("teacher-window", "REQUESTS", "16"),

@@ -145,7 +145,7 @@ fn what_this_build_cannot_reach_is_refused_with_its_flag() {
     for (name, text, pieces) in [
         ("device", "cuda:0", ["--device cuda:0", "CPU only"]),
         ("device", "gpu", ["--device gpu", "accepted: auto, cpu, cuda:N"]),
-        ("teacher", "https://a:1", ["--teacher https://a:1", "encrypted"]),
+        ("teacher", "https://a:1", ["--teacher https://a:1", "give --teacher-ca"]),
         ("teacher", "grpc://a", ["--teacher grpc://a", "no port"]),
         ("teacher", "grpc://a:1,b:2", ["--teacher names 2 teachers", "give one address"]),
         ("output-dir", "~/out", ["--output-dir ~/out", "write the path out"]),
@@ -243,4 +243,53 @@ fn a_variable_no_option_has_is_a_fault_that_names_the_nearest() {
     assert!(faults[1].contains("did you mean STUDENT_TRAINER_ALPHA?"), "{faults:?}");
     let [far] = &unknown_variables(["STUDENT_TRAINER_XYZZY_PLUGH"])[..] else { panic!("no fault") };
     assert!(far.contains("--help"), "{far}");
+}
+
+#[test]
+fn files_for_the_way_to_the_teacher_are_refused_with_option_and_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        dir.path().join(name).to_str().unwrap().to_owned()
+    };
+    let (missing, empty) = (dir.path().join("none").to_str().unwrap().to_owned(), file("e", ""));
+    let text = file("t", "no certificate");
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let broken = file("b", broken);
+    for (option, path, piece) in [
+        ("teacher-ca", &missing, "cannot be read"),
+        ("teacher-ca", &empty, "holds no certificate"),
+        ("teacher-ca", &text, "-----BEGIN CERTIFICATE-----"),
+        ("teacher-ca", &broken, "no valid certificate"),
+        ("teacher-token-file", &missing, "cannot be read"),
+        ("teacher-token-file", &empty, "is empty"),
+    ] {
+        let found = faults(&[("teacher", "grpcs://a:1"), (option, path)]);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        let begin = format!("--{option} {path}: ");
+        assert!(found[0].starts_with(&begin) && found[0].contains(piece), "{found:?}");
+    }
+    let both = [("teacher-cert", text.as_str()), ("teacher-key", &text)];
+    let found = faults(&both).join("\n");
+    assert!(found.contains("--teacher-cert /") && found.contains("--teacher-key /"), "{found}");
+    let found = faults(&[("teacher-cert", &text)]).join("\n");
+    assert!(found.contains("--teacher-cert is given without --teacher-key"), "{found}");
+    let found = faults(&[("teacher-name", "https://x")]).join("\n");
+    assert!(found.contains("--teacher-name https://x: no host name"), "{found}");
+    let found = faults(&[("teacher-name", "x")]).join("\n");
+    assert!(found.contains("--teacher-name would do nothing; write grpcs://"), "{found}");
+}
+
+#[test]
+fn a_token_is_in_no_written_settings() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "s3cret\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let c = settings(&[("teacher-token-file", path)], &[], None).unwrap();
+    let json = serde_json::to_value(&c).unwrap();
+    assert_eq!(json["teacher_token_file"], path);
+    assert!(!format!("{json}{c:?}").contains("s3cret"), "{c:?}");
+    let found = faults(&[("teacher", "grpc://a:1"), ("teacher-token-file", path)]);
+    assert!(found[0].contains("readable by everybody on the way"), "{found:?}");
+    assert!(!found[0].contains("s3cret"), "{found:?}");
 }

@@ -6,9 +6,13 @@ use distill::handshake::TeacherFacts;
 use proto::convert::{Reaction, facts_from_info};
 use proto::limits::MAX_MESSAGE_BYTES;
 use proto::v1::teacher_client::TeacherClient;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
 
-use super::{TeacherError, stranger};
+use super::access::{Access, Probe, Token};
+use super::{TeacherError, stranger, trust};
 
 /// Bytes a teacher may send before this side has read them.
 const FLOW_WINDOW_BYTES: u32 = 8 << 20;
@@ -17,50 +21,48 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for a `GetInfo`: it costs the teacher nothing.
 const INFO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A client that shows its token with every call.
+pub(crate) type Client = TeacherClient<InterceptedService<Channel, Bearer>>;
+
 /// An address as it was given, and as the transport wants it.
 #[derive(Clone, Debug)]
 pub(crate) struct Address {
     pub(crate) url: String,
     endpoint: Endpoint,
+    encrypted: bool,
+    probe: Option<Probe>,
+    token: Option<Token>,
 }
 
 impl Address {
-    /// Reads `grpc://HOST:PORT` or `http://HOST:PORT`; the scheme may be left out.
+    /// Reads `grpc://HOST:PORT` or `http://HOST:PORT`, encrypted `grpcs://` or `https://`; the
+    /// scheme may be left out. `access` is for encrypted connections, and its token never goes
+    /// over another one, unless within this machine.
+    ///
+    /// # Errors
+    /// [`TeacherError::Address`], [`TeacherError::Access`].
+    pub(crate) fn parse(url: &str, access: &Access) -> Result<Self, TeacherError> {
+        let (encrypted, endpoint) = endpoint(url)?;
+        let unfit = |reason: String| TeacherError::Access { url: url.to_owned(), reason };
+        let endpoint = match encrypted {
+            true => encrypt(endpoint, access).map_err(unfit)?,
+            false => {
+                plain(&endpoint, access).map_err(unfit)?;
+                endpoint
+            }
+        };
+        let host = endpoint.uri().host().unwrap_or_default();
+        let probe = access.probe(host).filter(|_| encrypted);
+        let (url, token) = (url.to_owned(), access.token.clone());
+        Ok(Self { url, endpoint, encrypted, probe, token })
+    }
+
+    /// Whether it is an address at all.
     ///
     /// # Errors
     /// [`TeacherError::Address`].
-    pub(crate) fn parse(url: &str) -> Result<Self, TeacherError> {
-        let wrong = |reason: String| TeacherError::Address { url: url.to_owned(), reason };
-        let host = match url.split_once("://") {
-            None => url,
-            Some(("grpc" | "http", host)) => host,
-            Some(("grpcs" | "https", _)) => {
-                return Err(wrong("encrypted connections are not offered yet".to_owned()));
-            }
-            Some((scheme, _)) => return Err(wrong(format!("unknown scheme {scheme}://"))),
-        };
-        let host = host.trim_end_matches('/');
-        if host.is_empty() || host.starts_with(':') {
-            return Err(wrong("it names no host".to_owned()));
-        }
-        let port = host.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-        match port {
-            Some(Ok(1..)) => {}
-            Some(_) => return Err(wrong("the port is no number from 1 to 65535".to_owned())),
-            None => return Err(wrong("it names no port".to_owned())),
-        }
-        let endpoint = Endpoint::from_shared(format!("http://{host}"))
-            .map_err(|e| wrong(e.to_string()))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(20))
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(FLOW_WINDOW_BYTES)
-            .initial_connection_window_size(FLOW_WINDOW_BYTES)
-            // Twice the throughput of the default 16 KiB on loopback.
-            .max_frame_size((1 << 20) - 1);
-        Ok(Self { url: url.to_owned(), endpoint })
+    pub(crate) fn check(url: &str) -> Result<(), TeacherError> {
+        endpoint(url).map(drop)
     }
 
     /// `HOST:PORT`.
@@ -70,6 +72,11 @@ impl Address {
 
     /// The error of something else that listens here.
     pub(super) async fn stranger(&self) -> Option<TeacherError> {
+        if self.encrypted {
+            let probe = self.probe.as_ref()?;
+            let (reason, advice) = trust::probe(self.authority(), probe).await?;
+            return Some(TeacherError::Untrusted { url: self.url.clone(), reason, advice });
+        }
         let found = stranger::recognise(self.authority()).await?;
         Some(TeacherError::NotATeacher { url: self.url.clone(), found })
     }
@@ -83,15 +90,25 @@ impl Address {
     }
 
     /// A client on a new connection.
-    pub(crate) async fn client(&self) -> Result<TeacherClient<Channel>, String> {
-        let channel = self.endpoint.connect().await.map_err(|e| with_causes(&e))?;
-        Ok(TeacherClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    pub(crate) async fn client(&self) -> Result<Client, Failure> {
+        let channel = self.endpoint.connect().await.map_err(|error| {
+            self.untrusted(&error).unwrap_or_else(|| Failure::Passing(with_causes(&error)))
+        })?;
+        let client = TeacherClient::with_interceptor(channel, Bearer(self.token.clone()));
+        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// The failure of a connection that was not trusted.
+    fn untrusted(&self, error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
+        let advice = trust::refusal(error).filter(|_| self.encrypted)?;
+        let (url, reason) = (self.url.clone(), with_causes(error));
+        Some(Failure::Final(TeacherError::Untrusted { url, reason, advice }))
     }
 
     /// Asks the teacher what it is, on a connection of its own.
     pub(crate) async fn info(&self) -> Result<TeacherFacts, Failure> {
-        let mut client = self.client().await.map_err(Failure::Passing)?;
-        let mut request = tonic::Request::new(proto::v1::GetInfoRequest {});
+        let mut client = self.client().await?;
+        let mut request = Request::new(proto::v1::GetInfoRequest {});
         request.set_timeout(INFO_TIMEOUT);
         let reply =
             client.get_info(request).await.map_err(|status| self.failure("GetInfo", &status))?;
@@ -100,12 +117,12 @@ impl Address {
     }
 
     /// What the status of a call means for the next attempt.
-    pub(crate) fn failure(&self, call: &'static str, status: &tonic::Status) -> Failure {
+    pub(crate) fn failure(&self, call: &'static str, status: &Status) -> Failure {
         let (code, message) = (status.code(), status.message());
         match Reaction::to(code) {
             // A status that was not sent but made here, of what the transport met.
             Reaction::Retry if std::error::Error::source(status).is_some() => {
-                Failure::Garbled(with_causes(status))
+                self.untrusted(status).unwrap_or_else(|| Failure::Garbled(with_causes(status)))
             }
             Reaction::Retry => Failure::Passing(format!("{code:?}: {message}")),
             Reaction::Stop => {
@@ -114,6 +131,92 @@ impl Address {
             }
         }
     }
+}
+
+/// Adds the token to every call.
+#[derive(Clone, Debug)]
+pub(crate) struct Bearer(Option<Token>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.value());
+        }
+        Ok(request)
+    }
+}
+
+/// Whether an address wants encryption, and the transport's idea of it.
+fn endpoint(url: &str) -> Result<(bool, Endpoint), TeacherError> {
+    let wrong = |reason: String| TeacherError::Address { url: url.to_owned(), reason };
+    let (encrypted, host) = match url.split_once("://") {
+        None => (false, url),
+        Some(("grpc" | "http", host)) => (false, host),
+        Some(("grpcs" | "https", host)) => (true, host),
+        Some((scheme, _)) => return Err(wrong(format!("unknown scheme {scheme}://"))),
+    };
+    let host = host.trim_end_matches('/');
+    if host.is_empty() || host.starts_with(':') {
+        return Err(wrong("it names no host".to_owned()));
+    }
+    let port = host.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(1..)) => {}
+        Some(_) => return Err(wrong("the port is no number from 1 to 65535".to_owned())),
+        None => return Err(wrong("it names no port".to_owned())),
+    }
+    // The transport encrypts where the scheme says so, and refuses to connect without whom to trust.
+    let scheme = if encrypted { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{host}"))
+        .map_err(|e| wrong(e.to_string()))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(FLOW_WINDOW_BYTES)
+        .initial_connection_window_size(FLOW_WINDOW_BYTES)
+        // Twice the throughput of the default 16 KiB on loopback.
+        .max_frame_size((1 << 20) - 1);
+    Ok((encrypted, endpoint))
+}
+
+/// The endpoint, encrypted.
+fn encrypt(endpoint: Endpoint, access: &Access) -> Result<Endpoint, String> {
+    let tls = access.encryption().ok_or(
+        "an encrypted connection needs somebody to trust: give --teacher-ca, a PEM file with the \
+         certificate of the authority that signed the teacher's, or the teacher's own self-signed \
+         one",
+    )?;
+    endpoint.tls_config(tls).map_err(|e| {
+        format!("--teacher-cert and --teacher-key cannot be used: {}", with_causes(&e))
+    })
+}
+
+/// Whether nothing is lost by not encrypting.
+fn plain(endpoint: &Endpoint, access: &Access) -> Result<(), String> {
+    let given = access.of_encryption();
+    if !given.is_empty() {
+        let given = given.join(", ");
+        return Err(format!(
+            "this address is not encrypted, so {given} would do nothing; write grpcs://HOST:PORT"
+        ));
+    }
+    if access.token.is_some() && !is_loopback(endpoint.uri().host().unwrap_or_default()) {
+        return Err(
+            "the token of --teacher-token-file would be readable by everybody on the way; write \
+             grpcs://HOST:PORT and give --teacher-ca"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// Whether a host is this machine.
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let address = bare.parse::<std::net::IpAddr>();
+    bare.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback())
 }
 
 /// How an attempt failed.
@@ -142,11 +245,30 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::teacher::Papers;
+
+    #[test]
+    fn a_token_goes_over_encrypted_connections_and_within_this_machine_only() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "s3cret").unwrap();
+        let papers = Papers { teacher_token_file: Some(file.path().into()), ..Papers::default() };
+        let access = Access::read(papers).unwrap();
+        for near in ["grpc://127.0.0.1:1", "localhost:1", "http://[::1]:1"] {
+            Address::parse(near, &access).unwrap();
+        }
+        let far = ["grpc://10.0.0.1:1", "teacher:1", "http://127.0.0.1@teacher:1", "localhost.x:1"];
+        for url in far {
+            let error = Address::parse(url, &access).unwrap_err().to_string();
+            let named = error.starts_with(&format!("--teacher {url}: the token"));
+            assert!(named && error.contains("write grpcs://"), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
 
     #[test]
     fn addresses_are_read_or_refused_with_the_reason() {
         for good in ["grpc://127.0.0.1:50051", "http://teacher:1/", "[::1]:50051"] {
-            Address::parse(good).unwrap();
+            Address::parse(good, &Access::default()).unwrap();
         }
         let cases = [
             ("grpc://teacher", "no port"),
@@ -154,11 +276,13 @@ mod tests {
             ("grpc://:50051", "no host"),
             ("grpc://teacher:0", "port"),
             ("grpc://teacher:70000", "port"),
-            ("grpcs://teacher:1", "encrypted"),
+            ("grpcs://teacher:1", "give --teacher-ca"),
+            ("https://teacher:1", "give --teacher-ca"),
+            ("grpcs://teacher", "no port"),
             ("ftp://teacher:1", "unknown scheme ftp"),
         ];
         for (url, word) in cases {
-            let error = Address::parse(url).unwrap_err().to_string();
+            let error = Address::parse(url, &Access::default()).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains(url), "{error}");
         }
     }

@@ -18,6 +18,24 @@ pub enum TeacherError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An address, and what was given to reach it, that do not fit.
+    #[error("--teacher {url}: {reason}")]
+    Access {
+        /// The address.
+        url: String,
+        /// What does not fit, and the remedy.
+        reason: String,
+    },
+    /// An encrypted connection that one of the two sides did not trust.
+    #[error("teacher {url}: no connection that can be trusted: {reason}; {advice}")]
+    Untrusted {
+        /// The address.
+        url: String,
+        /// What was found wrong.
+        reason: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// Nobody answered in the time allowed.
     #[error(
         "teacher {url} could not be reached: {attempts} attempts in {:.1} s, the last error: \

@@ -48,7 +48,7 @@ fn name(answer: &[u8]) -> Option<String> {
         // A SETTINGS or GOAWAY frame of HTTP/2: length, type, flags, stream 0.
         [_, _, _, 4 | 7, _, 0, 0, 0, 0, ..] => None,
         // An alert of TLS 1.x.
-        [0x15, 3, ..] => Some("a server that wants encryption (TLS) answers there".to_owned()),
+        [0x15, 3, ..] => Some("a server that wants encryption (TLS) answers there; write grpcs:// and give --teacher-ca".to_owned()),
         _ => Some(format!("something that is no gRPC server answers there ({first_line:?})")),
     }
 }

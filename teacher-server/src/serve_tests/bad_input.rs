@@ -106,7 +106,7 @@ struct Garbage {
 
 /// Bytes that no field of any message begins with, as a message.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Noise;
+pub(super) struct Noise;
 
 impl prost::Message for Noise {
     fn encode_raw(&self, buf: &mut impl bytes::BufMut) {
@@ -131,7 +131,7 @@ impl prost::Message for Noise {
 }
 
 /// What the server says to these messages, sent to a method.
-async fn answer<T: prost::Message + Default + 'static>(
+pub(super) async fn answer<T: prost::Message + Default + 'static>(
     server: &Server,
     method: &str,
     messages: Vec<T>,

@@ -21,7 +21,7 @@ use tonic::transport::Channel;
 use crate::scorer::{LoadError, Loaded, all_positions};
 use crate::settings::Settings;
 use crate::testing::FakeScorer;
-use crate::{Listeners, ServeError, serve};
+use crate::{Guard, Listeners, ServeError, serve};
 
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -44,6 +44,15 @@ impl Server {
         load: impl FnOnce() -> Result<Loaded, LoadError> + Send + 'static,
         settings: Settings,
     ) -> Self {
+        Self::start_guarded(load, settings, Guard::default()).await
+    }
+
+    /// The same, not open to everybody.
+    pub(crate) async fn start_guarded(
+        load: impl FnOnce() -> Result<Loaded, LoadError> + Send + 'static,
+        settings: Settings,
+        guard: Guard,
+    ) -> Self {
         let free = "127.0.0.1:0".parse().unwrap();
         let listeners = Listeners::bind(free, free).await.unwrap();
         let (grpc, http) =
@@ -52,7 +61,7 @@ impl Server {
         let (told, ready) = oneshot::channel();
         let ready_call = move |facts: &TeacherFacts| drop(told.send(facts.clone()));
         let shutdown = async { drop(stopped.await) };
-        let done = tokio::spawn(serve(listeners, load, settings, ready_call, shutdown));
+        let done = tokio::spawn(serve(listeners, load, settings, guard, ready_call, shutdown));
         Self { grpc, http, stop: Some(stop), done, ready: Some(ready) }
     }
 

@@ -46,7 +46,7 @@ async fn nothing_is_served_before_the_model_is_there_and_everything_after() {
     assert_eq!(refused.code(), Code::Unavailable);
     let (status, body) = server.get("/health").await;
     assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 503 Service Unavailable", "loading\n"));
-    let asked = probe(&server.grpc.to_string(), PATIENCE).await;
+    let asked = probe(&server.grpc.to_string(), None, PATIENCE).await;
     assert!(matches!(asked, Err(ProbeError::NotServing { .. })), "{asked:?}");
 
     leave.send(()).unwrap();
@@ -57,7 +57,7 @@ async fn nothing_is_served_before_the_model_is_there_and_everything_after() {
     let info = client.get_info(GetInfoRequest {}).await.unwrap().into_inner();
     assert_eq!(proto::convert::facts_from_info(&info).unwrap(), facts);
     assert_eq!(server.get("/health").await.1, "serving\n");
-    probe(&server.grpc.to_string(), PATIENCE).await.unwrap();
+    probe(&server.grpc.to_string(), None, PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,4 +7,5 @@ pub(crate) mod harness;
 mod idle;
 mod life;
 mod replies;
+mod security;
 mod text;

@@ -1,0 +1,115 @@
+//! Why an encrypted connection was not trusted, by this side or by the other: trying again would
+//! not mend that.
+
+use std::error::Error;
+use std::time::Duration;
+
+use rustls::{AlertDescription, CertificateError, Error as Tls};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::access::Probe;
+
+/// Longest wait for what the other side says.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a server says of this client, and what to do; none where it does not refuse it. A server
+/// speaks of client certificates after the handshake, when HTTP/2 may only find the pipe broken.
+pub(super) async fn probe(authority: &str, probe: &Probe) -> Option<(String, &'static str)> {
+    let talk = async {
+        let stream = TcpStream::connect(authority).await?;
+        let connector = TlsConnector::from(probe.config());
+        connector.connect(probe.name.clone(), stream).await?.read_u8().await
+    };
+    let error = tokio::time::timeout(PATIENCE, talk).await.ok()?.err()?;
+    Some((error.to_string(), refusal(&error)?))
+}
+
+/// What to do about a refusal; none where `error` has another cause.
+pub(super) fn refusal(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let chain = std::iter::successors(Some(error), |e| cause(*e));
+    for error in chain {
+        if let Some(advice) = error.downcast_ref::<Tls>().and_then(advice) {
+            return Some(advice);
+        }
+        // HTTP/2 keeps no more than the words of what the other side said after the handshake.
+        let words = error.to_string();
+        let said = |&alert| words.contains(&Tls::AlertReceived(alert).to_string());
+        if OF_CLIENTS.iter().any(said) {
+            return Some(OURS);
+        }
+    }
+    None
+}
+
+/// What an error wraps. The input and output errors hide it: their `source` is the wrapped one's.
+fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match inner {
+        Some(inner) => Some(inner),
+        None => error.source(),
+    }
+}
+
+const OURS: &str = "the teacher wants a client certificate it trusts: give --teacher-cert and \
+                    --teacher-key";
+/// What a server says of the certificate of a client, or of its absence.
+const OF_CLIENTS: [AlertDescription; 10] = [
+    AlertDescription::CertificateRequired,
+    AlertDescription::BadCertificate,
+    AlertDescription::UnsupportedCertificate,
+    AlertDescription::CertificateRevoked,
+    AlertDescription::CertificateExpired,
+    AlertDescription::CertificateUnknown,
+    AlertDescription::UnknownCA,
+    AlertDescription::AccessDenied,
+    AlertDescription::NoCertificate,
+    // A signature that does not verify: signed by another authority of the same name.
+    AlertDescription::DecryptError,
+];
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the enum is open, and the others may pass")]
+fn advice(error: &Tls) -> Option<&'static str> {
+    match error {
+        Tls::InvalidCertificate(reason) => Some(of_certificate(reason)),
+        Tls::AlertReceived(alert) if OF_CLIENTS.contains(alert) => Some(OURS),
+        Tls::AlertReceived(
+            AlertDescription::HandshakeFailure
+            | AlertDescription::ProtocolVersion
+            | AlertDescription::NoApplicationProtocol
+            | AlertDescription::UnrecognisedName,
+        )
+        | Tls::NoApplicationProtocol
+        | Tls::PeerIncompatible(_) => {
+            Some("is this the port of a teacher-server (TLS 1.2 or 1.3, HTTP/2)?")
+        }
+        Tls::InvalidMessage(_) => {
+            Some("does the teacher speak without encryption there? Then write grpc://")
+        }
+        _ => None,
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the enum is open, and the others have one remedy"
+)]
+fn of_certificate(reason: &CertificateError) -> &'static str {
+    match reason {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "--teacher-ca must hold the certificate of the authority that signed the server's"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "give the name that stands in the certificate as host of the address, or with \
+             --teacher-name"
+        }
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. } => {
+            "the server needs a certificate that is valid now (or a clock is wrong)"
+        }
+        _ => "the server needs a certificate made for a server (not one of an authority)",
+    }
+}

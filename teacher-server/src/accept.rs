@@ -1,0 +1,270 @@
+//! Accepting connections: up to a limit, through the TLS handshake where there is one, each in a task
+//! of its own so that nobody keeps others waiting.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::serve::IncomingStream;
+use futures::Stream;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::server::Connected;
+
+use crate::client::{Client, Peer};
+use crate::connection::{Connection, CutSignal, Open, Wire};
+use crate::idle::IdleDeadline;
+use crate::metrics::Metrics;
+use crate::tls::Tls;
+
+/// How long a connection may stay silent after it was accepted.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a refused peer may take to read why.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Connections that are ready and not yet taken over by a server.
+const READY: usize = 16;
+/// Pause after an accept that failed (out of file descriptors, mostly), so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two lines of the log about refused connections.
+const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// What the connections of one port may do and how they speak.
+#[derive(Clone)]
+pub struct Port {
+    /// Open at a time.
+    pub connections: usize,
+    /// How long one may be without an open request.
+    pub idle: Duration,
+    /// Encryption, where there is any.
+    pub tls: Option<Tls>,
+    /// What is spoken, as TLS names it (ALPN).
+    pub protocol: &'static [u8],
+}
+
+/// Accepts connections up to a limit and wraps them.
+pub struct Acceptor {
+    listener: TcpListener,
+    port: Port,
+    room: Arc<Semaphore>,
+    refusals: Refusals,
+    cut: CutSignal,
+    metrics: Metrics,
+}
+
+impl Acceptor {
+    /// Accepts from `listener` within the port's own bounds.
+    pub fn new(listener: TcpListener, port: Port, cut: CutSignal, metrics: Metrics) -> Self {
+        let room = Arc::new(Semaphore::new(port.connections));
+        Self { listener, port, room, refusals: Refusals::default(), cut, metrics }
+    }
+
+    /// Begins to accept, in a task of its own, so that nobody's handshake keeps others waiting.
+    ///
+    /// # Errors
+    /// The listener does not know its own address.
+    pub fn start(mut self) -> io::Result<Incoming> {
+        let local = self.listener.local_addr()?;
+        let (ready, connections) = mpsc::channel(READY);
+        tokio::spawn(async move {
+            let accept = async {
+                loop {
+                    let (stream, peer, room) = self.next().await;
+                    let opening = self.opening(stream, peer, room);
+                    let ready = ready.clone();
+                    tokio::spawn(async move {
+                        if let Some(connection) = opening.await {
+                            // Nobody takes it when the server ends.
+                            let _ = ready.send((connection, peer)).await;
+                        }
+                    });
+                }
+            };
+            tokio::select! { () = accept => {} () = ready.closed() => {} }
+        });
+        Ok(Incoming { connections, local })
+    }
+
+    /// The next connection that there is room for. One over the limit is closed at once and counted.
+    async fn next(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+        loop {
+            let (stream, peer) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            match Arc::clone(&self.room).try_acquire_owned() {
+                Ok(room) => return (stream, peer, room),
+                Err(_) => {
+                    self.metrics.refused_connections.inc();
+                    if let Some(refused) = self.refusals.count(Instant::now()) {
+                        let limit = self.port.connections;
+                        tracing::warn!(
+                            refused, limit, last = %peer,
+                            "refused connections: as many are open as may be (--max-connections)"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// The connection once it can be spoken over: at once in plaintext, after the handshake in TLS;
+    /// none when that fails or takes too long.
+    fn opening(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        room: OwnedSemaphorePermit,
+    ) -> impl Future<Output = Option<Connection>> + use<> {
+        // Replies are small at the end of a sequence; waiting to fill a packet only delays them.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY was not set");
+        }
+        let (cut, idle) = (self.cut.clone(), self.port.idle);
+        let open = Open::count(&self.metrics.connections);
+        let metrics = self.metrics.clone();
+        let config = self.port.tls.as_ref().map(|tls| tls.config(self.port.protocol));
+        async move {
+            let (wire, client, certified) = match config {
+                None => (Box::new(stream) as Box<dyn Wire>, Client::at(peer), false),
+                Some(config) => match handshake(stream, config, cut.clone()).await {
+                    Ok((stream, certificate)) => {
+                        let client = certificate.as_deref().map(certified_client);
+                        let certified = client.is_some();
+                        (stream, client.unwrap_or_else(|| Client::at(peer)), certified)
+                    }
+                    Err(reason) => {
+                        metrics.refused("handshake");
+                        tracing::info!(%peer, reason, "a TLS handshake failed");
+                        return None;
+                    }
+                },
+            };
+            let idle = IdleDeadline::new(FIRST_BYTE_TIMEOUT, idle);
+            Some(Connection::new(wire, (client, certified), cut, idle, (open, room)))
+        }
+    }
+}
+
+/// Shakes hands within a time; gives the stream, and the certificate the client showed, if any.
+async fn handshake(
+    stream: TcpStream,
+    config: Arc<rustls::ServerConfig>,
+    cut: CutSignal,
+) -> Result<(Box<dyn Wire>, Option<Vec<u8>>), String> {
+    let accept = TlsAcceptor::from(config).accept(stream).into_fallible();
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, accept) => accepted,
+        () = cut.drawn() => return Err("the server ends".to_owned()),
+    };
+    let stream = match accepted {
+        Err(_) => return Err(format!("not done within {} s", HANDSHAKE_TIMEOUT.as_secs())),
+        Ok(Ok(stream)) => stream,
+        Ok(Err((error, stream))) => {
+            tokio::spawn(say_goodbye(stream));
+            return Err(error.to_string());
+        }
+    };
+    let shown = stream.get_ref().1.peer_certificates();
+    let certificate = shown.and_then(|chain| chain.first()).map(|first| first.to_vec());
+    Ok((Box::new(stream), certificate))
+}
+
+/// Closes a connection so that the peer can read what was said last, the reason of a refusal: closed
+/// with bytes unread it would be reset, and that lost.
+async fn say_goodbye(mut stream: TcpStream) {
+    // Whether the peer hears it is up to the peer.
+    let _ = stream.shutdown().await;
+    let mut unheard = tokio::io::sink();
+    let read = tokio::io::copy(&mut stream, &mut unheard);
+    let _ = tokio::time::timeout(GOODBYE, read).await;
+}
+
+/// A client known by its certificate: the first digits of its BLAKE3 digest name it.
+fn certified_client(certificate: &[u8]) -> Client {
+    Client::named(&format!("certificate {}", &blake3::hash(certificate).to_hex()[..16]))
+}
+
+/// Connections that can be spoken over.
+pub struct Incoming {
+    connections: mpsc::Receiver<(Connection, SocketAddr)>,
+    local: SocketAddr,
+}
+
+impl Incoming {
+    /// The connections as the stream tonic takes.
+    pub fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
+        futures::stream::unfold(self.connections, |mut connections| async move {
+            let (connection, _) = connections.recv().await?;
+            Some((Ok(connection), connections))
+        })
+    }
+}
+
+impl axum::serve::Listener for Incoming {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        match self.connections.recv().await {
+            Some(accepted) => accepted,
+            // The accepting task ends only with this.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local)
+    }
+}
+
+impl axum::extract::connect_info::Connected<IncomingStream<'_, Incoming>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Incoming>) -> Self {
+        Connected::connect_info(stream.io())
+    }
+}
+
+/// When to say that connections are refused: at once, then how many there were now and then, so
+/// that a flood of them is none of the log's.
+#[derive(Debug, Default)]
+struct Refusals {
+    untold: u64,
+    told: Option<Instant>,
+}
+
+impl Refusals {
+    /// Counts one; gives the number there were since the last time when it is time to say it.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now < told + REFUSALS_TOLD_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_at_once_and_then_counted_for_a_while() {
+        let (mut refusals, begin) = (Refusals::default(), Instant::now());
+        assert_eq!(refusals.count(begin), Some(1));
+        for _ in 0..5000 {
+            assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY / 2), None);
+        }
+        assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY), Some(5001));
+        assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY), None);
+    }
+}
