@@ -7,7 +7,7 @@
 //! Reading order: [`batch`] (tokens), [`signal`] and [`codec`] (what a teacher says of them),
 //! [`mod@reference`] (the loss and its gradient, in float64), [`schedule`], [`order`], [`perplexity`]
 //! (training arithmetic), [`window`] and [`backoff`] (requests in flight), [`queue`] (what waits for
-//! the teacher's device, and whose turn it is), [`handshake`] and
+//! the teacher's device, and whose turn it is) and [`share`] (who may have how much of a bound), [`handshake`] and
 //! [`fingerprint`] (who speaks with whom).
 
 pub mod backoff;
@@ -20,5 +20,6 @@ pub mod perplexity;
 pub mod queue;
 pub mod reference;
 pub mod schedule;
+pub mod share;
 pub mod signal;
 pub mod window;

@@ -2,12 +2,13 @@
 //!
 //! Every client has the same share of the device, counted in tokens, whatever it has waiting: each
 //! carries the tokens it was served, and the one with the fewest is next (start-time fair queueing,
-//! Goyal, Vin and Cheng 1996). And every client may have as much waiting as is still free (dynamic
-//! thresholds, Choudhury and Hahne 1998): alone that is half the bound, the next finds half of what
-//! is left, and what a batch sets free is for those who have little waiting.
+//! Goyal, Vin and Cheng 1996). And every client may have as much waiting as is still free
+//! ([`crate::share`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+
+use crate::share::may_have;
 
 /// Sequences of one client that are looked at for one that fits into the rest of a batch.
 const LOOK_AHEAD: usize = 64;
@@ -160,11 +161,11 @@ impl<C: Ord + Clone, T> FairQueue<C, T> {
         let known = self.clients.get(client);
         let QueueBounds { sequences: limit, tokens: token_limit } = self.bounds;
         let own = known.map_or(0, Client::sequences);
-        if own + 1 > limit.saturating_sub(self.sequences) {
+        if !may_have(own, 1, self.sequences, limit) {
             return Err(QueueFull::Sequences { own, queued: self.sequences, limit });
         }
         let own = known.map_or(0, |client| client.tokens);
-        if own + tokens > token_limit.saturating_sub(self.tokens) {
+        if !may_have(own, tokens, self.tokens, token_limit) {
             let (queued, limit) = (self.tokens, token_limit);
             return Err(QueueFull::Tokens { own, queued, wanted: tokens, limit });
         }

@@ -21,8 +21,7 @@ use crate::metrics::Metrics;
 /// Shortest token, in characters: shorter ones can be guessed.
 const MIN_TOKEN: usize = 16;
 /// Routes that are open to everybody.
-const OPEN: [&str; 4] =
-    ["/health", "/health/", "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"];
+const OPEN: [&str; 3] = ["/health", "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"];
 
 /// Why a file of tokens cannot be used. No text of the file is in it.
 #[derive(Debug, thiserror::Error)]

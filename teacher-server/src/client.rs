@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::http::Extensions;
+
 use crate::idle::OpenRequests;
 
 /// A client's name. Processes of this machine are told apart by their connections, those of others
@@ -23,6 +25,11 @@ impl Client {
     /// One that showed who it is, by this name.
     pub fn named(name: &str) -> Self {
         Self(name.into())
+    }
+
+    /// Who sent a request, by what was found out on its way in.
+    pub fn of(extensions: &Extensions) -> Self {
+        extensions.get::<Peer>().map_or_else(Self::unknown, |peer| peer.client.clone())
     }
 
     /// One whose connection said nothing of itself.

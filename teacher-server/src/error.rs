@@ -69,8 +69,9 @@ pub enum TeacherError {
     },
     /// As many texts are being encoded, or wait for it, as may.
     #[error(
-        "{limit} texts are being encoded or wait for it, as many as may (max_encoding_texts); send \
-         it again later, or send tokens to Score"
+        "as many texts are being encoded or wait for it as may, {limit} in all \
+         (max_encoding_texts), of which a client may have as many as are still free; send it again \
+         later, or send tokens to Score"
     )]
     Encoding {
         /// Texts allowed.
@@ -98,8 +99,9 @@ pub enum TeacherError {
     },
     /// No room for the bytes of one more unfinished message.
     #[error(
-        "unfinished requests hold as many bytes as they may ({limit}, max_unfinished_bytes); send \
-         it again later"
+        "unfinished requests hold as many bytes as they may, {limit} in all \
+         (max_unfinished_bytes), of which a client may have as many as are still free; send it again \
+         later"
     )]
     Unfinished {
         /// Bytes allowed.

@@ -1,11 +1,12 @@
 //! The teacher: a gRPC service that scores token sequences for a student to learn from.
 //!
-//! The way of a request, one room after another: [`service`] reads and checks it, [`distill::queue`] admits
-//! it, [`engine`] packs it with others on the thread that owns the device, [`scorer`] is the model
+//! The way of a request, one room after another: [`service`] reads and checks it,
+//! [`distill::queue`] admits it, [`engine`] packs it with others on the thread that owns the device, [`scorer`] is the model
 //! ([`qwen3_scorer`]) behind a trait, and the service sends the answer in chunks. Around it:
-//! [`config`] and [`settings`] (what was asked of the server), [`connection`], [`idle`] and
-//! [`shutdown`] (how it ends), [`metrics`] and [`http`] (what it shows), [`error`] and
-//! [`unreadable`] (what it refuses).
+//! [`config`] and [`settings`] (what was asked of the server), [`accept`], [`tls`], [`access`] and
+//! [`client`] (who comes in), [`connection`], [`idle`], [`deadline`] and [`shutdown`] (how it ends),
+//! [`unfinished`] and [`room`] (how much one may hold), [`metrics`] and [`http`] (what it shows),
+//! [`error`] and [`unreadable`] (what it refuses).
 
 pub mod config;
 pub mod settings;
@@ -27,6 +28,7 @@ pub mod deadline;
 pub mod http;
 pub mod idle;
 pub mod metrics;
+pub mod room;
 pub mod shutdown;
 pub mod state;
 pub mod tls;

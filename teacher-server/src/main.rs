@@ -95,9 +95,12 @@ async fn serve_model(args: ServeArgs, guard: Guard) -> anyhow::Result<()> {
     if args.insecure_allow_remote && guard.tls.is_none() {
         tracing::warn!("plaintext (--insecure-allow-remote): for networks you trust only");
     }
-    let local = |address: std::net::SocketAddr| address.ip().is_loopback();
-    if guard.access.is_open() && !(local(args.listen) && local(args.http_listen)) {
+    let remote = [args.listen, args.http_listen].iter().any(|at| !at.ip().is_loopback());
+    if remote && guard.access.is_open() {
         tracing::warn!("nobody is asked who calls: give --auth-tokens or --tls-client-ca");
+    }
+    if remote && guard.tls.is_none() && args.auth_tokens.is_some() {
+        tracing::warn!("without --tls-cert everybody on the way can read the clients' tokens");
     }
     shutdown::on_hangup({
         let guard = guard.clone();

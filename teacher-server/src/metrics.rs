@@ -48,7 +48,7 @@ pub struct Metrics {
     pub compute_seconds: Histogram,
     /// Seconds the device's thread spent handing out answers: neither computing nor waiting.
     pub handover_seconds: Counter<f64, AtomicU64>,
-    /// Seconds it waited because nothing was queued.
+    /// Seconds it waited because nothing was queued, or for a batch to fill.
     pub waiting_seconds: Counter<f64, AtomicU64>,
     /// Time of a sequence before its batch began.
     pub queue_seconds: Histogram,
@@ -158,7 +158,7 @@ impl Metrics {
         );
         all.register_with_unit(
             "device_waiting",
-            "The device's thread with nothing queued",
+            "The device's thread with nothing queued, or waiting for a batch to fill",
             Unit::Seconds,
             waiting,
         );

@@ -15,7 +15,7 @@ use proto::v1::{
 use tokio::sync::{mpsc, watch};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::client::{Client, Peer};
+use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::engine::Engine;
 use crate::error::{TeacherError, panic_text};
@@ -99,7 +99,7 @@ impl Teacher for TeacherService {
             self.metrics.refused(error.reason());
         });
         let (serving, call) = entered?;
-        let client = client_of(&request);
+        let client = Client::of(request.extensions());
         let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
         // One message waits here while the next one is packed; the rest of the results wait as
         // they came from the device.
@@ -136,7 +136,7 @@ impl Teacher for TeacherService {
     ) -> Result<Response<ScoreTextReply>, Status> {
         let answer = async {
             let (serving, _call) = self.enter()?;
-            let client = client_of(&request);
+            let client = Client::of(request.extensions());
             let asked = request.into_inner();
             score_text(asked, &client, &serving, &self.engine, &self.encoders).await
         };
@@ -167,11 +167,6 @@ impl Stream for Replies {
             Poll::Pending => Poll::Pending,
         }
     }
-}
-
-/// Who sent a request.
-fn client_of<T>(request: &Request<T>) -> Client {
-    request.extensions().get::<Peer>().map_or_else(Client::unknown, |peer| peer.client.clone())
 }
 
 /// A handler's future whose panic is an error of this one call.

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use crate::client::Client;
 use crate::engine::Engine;
 use crate::error::TeacherError;
+use crate::room::Room;
 use crate::scorer::all_positions;
 use crate::state::Serving;
 
@@ -34,7 +35,7 @@ pub async fn score_text(
 ) -> Result<ScoreTextReply, TeacherError> {
     let facts = &serving.facts;
     let job = convert::text_job(request, facts)?;
-    let tokens = encoders.encode(job.text.clone(), serving).await?;
+    let tokens = encoders.encode(client, job.text.clone(), serving).await?;
     job.check_tokens(tokens.len(), facts)?;
     if tokens.len() * job.k > MAX_CANDIDATES {
         let (tokens, k, most) = (tokens.len(), job.k, MAX_CANDIDATES);
@@ -66,33 +67,38 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The threads for encoding: a long text takes the tokenizer a while, and the network's threads have
 /// others to serve.
 pub struct Encoders {
-    /// Being encoded or waiting for it.
-    room: Semaphore,
+    /// For texts that are encoded or wait for it, shared between clients.
+    room: Room,
     limit: usize,
-    running: Semaphore,
+    running: Arc<Semaphore>,
 }
 
 impl Encoders {
     /// For at most `limit` texts, those that wait included.
     pub fn new(limit: usize) -> Self {
-        let limit = limit.min(Semaphore::MAX_PERMITS);
-        Self { room: Semaphore::new(limit), limit, running: Semaphore::new(ENCODERS) }
+        let running = Arc::new(Semaphore::new(ENCODERS));
+        Self { room: Room::new(limit), limit, running }
     }
 
-    async fn encode(&self, text: String, serving: &Arc<Serving>) -> Result<Vec<u32>, TeacherError> {
-        let full = |_| TeacherError::Encoding { limit: self.limit, pause: PAUSE };
-        let _room = self.room.try_acquire().map_err(full)?;
+    async fn encode(
+        &self,
+        client: &Client,
+        text: String,
+        serving: &Arc<Serving>,
+    ) -> Result<Vec<u32>, TeacherError> {
+        let full = TeacherError::Encoding { limit: self.limit, pause: PAUSE };
+        let room = self.room.take(client, 1).ok_or(full)?;
         // Never closed, so never an error.
-        let _running = self.running.acquire().await;
-        encode(text, serving).await
-    }
-}
-
-async fn encode(text: String, serving: &Arc<Serving>) -> Result<Vec<u32>, TeacherError> {
-    let serving = Arc::clone(serving);
-    let encoded = tokio::task::spawn_blocking(move || serving.text.encode(&text)).await;
-    match encoded {
-        Ok(ids) => ids.map_err(|error| TeacherError::Text(error.to_string())),
-        Err(panic) => Err(TeacherError::Panicked(panic.to_string())),
+        let running = Arc::clone(&self.running).acquire_owned().await;
+        let serving = Arc::clone(serving);
+        let encoded = tokio::task::spawn_blocking(move || {
+            // A thread goes on when its caller has left, and so does what it takes.
+            let _taken = (room, running);
+            serving.text.encode(&text)
+        });
+        match encoded.await {
+            Ok(ids) => ids.map_err(|error| TeacherError::Text(error.to_string())),
+            Err(panic) => Err(TeacherError::Panicked(panic.to_string())),
+        }
     }
 }

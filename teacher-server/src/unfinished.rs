@@ -1,23 +1,23 @@
-//! Request messages that have begun and are not complete: bounded in bytes over all clients, and in
-//! time each.
+//! Request messages that have begun and are not complete: bounded in bytes, shared between clients,
+//! and in time each.
 //!
 //! tonic keeps what has come of a message until the rest comes, however long that takes; a few
 //! clients that never finish theirs would hold the server's memory, and their calls, for ever.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use http_body::{Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
+use crate::client::Client;
 use crate::error::TeacherError;
 use crate::metrics::Metrics;
+use crate::room::{Room, Taken};
 
 /// Bytes before a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The bounds, shared by all connections.
 #[derive(Clone, Debug)]
 pub struct Unfinished {
-    room: Arc<Semaphore>,
+    room: Room,
     limit: u32,
     largest: u32,
     timeout: Duration,
@@ -40,31 +40,31 @@ impl Unfinished {
     /// `limit` bytes over all clients, messages of at most `largest` bytes, each complete within
     /// `timeout` of its beginning; that of a call with one message within `timeout` of the call's.
     pub fn new(limit: u32, largest: u32, timeout: Duration, metrics: Metrics) -> Self {
-        let room = Arc::new(Semaphore::new(limit as usize));
-        Self { room, limit, largest, timeout, metrics }
+        Self { room: Room::new(limit as usize), limit, largest, timeout, metrics }
     }
 
     /// The request, its body bounded.
     pub fn bound(&self, request: Request) -> Request {
         let streams = STREAMS.iter().any(|end| request.uri().path().ends_with(end));
         let deadline = (!streams).then(|| Box::pin(tokio::time::sleep(self.timeout)));
-        let bounds = self.clone();
-        request.map(|body| {
-            Body::new(Bounded { body, bounds, prefix: Vec::new(), rest: 0, held: None, deadline })
-        })
+        let client = Client::of(request.extensions());
+        let (bounds, prefix, rest, held) = (self.clone(), Vec::new(), 0, None);
+        request
+            .map(|body| Body::new(Bounded { body, client, bounds, prefix, rest, held, deadline }))
     }
 }
 
 /// A request's body, followed message by message.
 struct Bounded {
     body: Body,
+    client: Client,
     bounds: Unfinished,
     /// What has come of a message's first bytes.
     prefix: Vec<u8>,
     /// Bytes of the message that are still to come.
     rest: usize,
     /// The room its bytes take.
-    held: Option<OwnedSemaphorePermit>,
+    held: Option<Taken>,
     /// When it has to be complete.
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -102,9 +102,9 @@ impl Bounded {
         self.rest = length as usize;
         // tonic refuses a message that is too large by its announced length, before it comes.
         if length <= self.bounds.largest {
-            let room = Arc::clone(&self.bounds.room).try_acquire_many_owned(length);
-            let full = |_| TeacherError::Unfinished { limit: self.bounds.limit, pause: PAUSE };
-            self.held = Some(room.map_err(full)?);
+            let full = TeacherError::Unfinished { limit: self.bounds.limit, pause: PAUSE };
+            let held = self.bounds.room.take(&self.client, length as usize);
+            self.held = Some(held.ok_or(full)?);
         }
         Ok(())
     }
@@ -154,3 +154,7 @@ impl HttpBody for Bounded {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+#[path = "unfinished_tests.rs"]
+mod tests;

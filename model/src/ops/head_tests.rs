@@ -7,22 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::ops::testing::device;
-use crate::ops::topk::{Wanted, score_head};
-
-/// The top-k signal of these positions.
-fn top_k(
-    hidden: &Tensor,
-    w: &Tensor,
-    classes: usize,
-    next: &[Option<u32>],
-    temperature: f64,
-    k: usize,
-) -> TopK {
-    let entries = &distill::signal::Entries::Top;
-    let wanted = Wanted { classes, next, temperature, k, entries };
-    score_head(hidden, w, wanted, Precision::F32).unwrap().signal
-}
+use crate::ops::testing::{device, score_top};
 
 fn matrix(values: &[f32], columns: usize) -> Tensor {
     tensor(values.to_vec(), (values.len() / columns, columns)).expect("a matrix")
@@ -222,7 +207,8 @@ impl Random {
         let teacher = matrix(&drawn(positions * width), width);
         let targets = (0..positions).map(|s| (s * 7919 % classes) as u32).collect();
         let next = vec![None; positions];
-        let signal = top_k(&teacher, &w, classes, &next, temperature, k);
+        let signal =
+            score_top(&teacher, &w, classes, &next, temperature, k, Precision::F32).unwrap().0;
         Self { hidden, w, targets, signal, classes, width }
     }
 
@@ -307,7 +293,7 @@ fn a_student_like_its_teacher_is_left_alone() {
         let mut case = Random::new(9, 300, 16, k, t);
         let hidden = matrix(&case.hidden, 16);
         let next = vec![None; 9];
-        case.signal = top_k(&hidden, &case.w, 300, &next, t, k);
+        case.signal = score_top(&hidden, &case.w, 300, &next, t, k, Precision::F32).unwrap().0;
         let settings = LossSettings { alpha: 1.0, temperature: t, ..DEFAULTS };
         let dw = Tensor::zeros((300, 16), DType::F32, &device()).unwrap();
         let found = case.run(0..9, &settings, Some(&dw));

@@ -1,8 +1,12 @@
 //! What the tests of the operations share: data, threads, distances.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use distill::signal::{Entries, TopK};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use crate::ops::Precision;
+use crate::ops::topk::{Wanted, score_head};
 
 /// The device the operations are tested on: `LIMBECK_TEST_DEVICE`, in the words of `--device`, or the
 /// CPU. Every test of an operation makes its tensors there.
@@ -63,6 +67,21 @@ pub(crate) fn error_beside(size: f64, found: &[f32], exact: &[f64]) -> f64 {
     let difference: f64 = found.iter().zip(exact).map(|(f, e)| (f64::from(*f) - e).powi(2)).sum();
     let exact: f64 = exact.iter().map(|e| e * e).sum();
     difference.sqrt() / (exact.sqrt() + size).max(1e-30)
+}
+
+/// The k largest of each position, and the log-probabilities at T = 1 of the tokens that follow.
+pub(crate) fn score_top(
+    hidden: &Tensor,
+    w: &Tensor,
+    classes: usize,
+    next: &[Option<u32>],
+    temperature: f64,
+    k: usize,
+    precision: Precision,
+) -> Result<(TopK, Vec<f32>)> {
+    let wanted = Wanted { classes, next, temperature, k, entries: &Entries::Top };
+    let scores = score_head(hidden, w, wanted, precision)?;
+    Ok((scores.signal, scores.next_logprob))
 }
 
 /// Row ends of rows with the given lengths.

@@ -7,22 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::ops::tensor;
-use crate::ops::testing::device;
-
-/// The k largest of each position, and the log-probabilities at T = 1 of the tokens that follow.
-fn score_top(
-    hidden: &Tensor,
-    w: &Tensor,
-    classes: usize,
-    next: &[Option<u32>],
-    temperature: f64,
-    k: usize,
-    precision: Precision,
-) -> Result<(TopK, Vec<f32>)> {
-    let wanted = Wanted { classes, next, temperature, k, entries: &Entries::Top };
-    let scores = score_head(hidden, w, wanted, precision)?;
-    Ok((scores.signal, scores.next_logprob))
-}
+use crate::ops::testing::{device, score_top};
 
 /// Scores rows of logits given outright: the output matrix is the identity, with spare rows.
 fn score(

@@ -301,3 +301,98 @@ async fn tiny_sequences_without_number_are_answered_each() {
     send.await.unwrap();
     server.client().await.get_info(GetInfoRequest {}).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_has_so_many_calls_at_a_time_and_the_next_waits() {
+    let server = served(Settings { max_streams_per_connection: 2, ..Settings::DEFAULT }).await;
+    let mut client = server.client().await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let (requests, receiver) = tokio::sync::mpsc::channel(1);
+        let inbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        open.push((requests, client.score(inbound).await.unwrap()));
+    }
+    let (third, info) = (client.get_info(GetInfoRequest {}), GetInfoRequest {});
+    assert!(tokio::time::timeout(SHORT, third).await.is_err(), "a third call is answered");
+    // Another connection has its own.
+    server.client().await.get_info(info).await.unwrap();
+    open.pop();
+    let third = tokio::time::timeout(PATIENCE, client.get_info(info)).await;
+    third.expect("room for the next").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_read_no_further_than_its_answers_bytes() {
+    // Raw answers of 2 rows with k = 4 take 80 bytes: the second request is read, the third not.
+    let settings = Settings { max_held_bytes_per_stream: 81, ..Settings::DEFAULT };
+    let (server, leave) = Server::gated(settings).await;
+    let mut stream = server.score().await;
+    for id in 0..4 {
+        stream.send(score_request(&job(id, vec![1, 2]))).await;
+    }
+    server.until_admitted(2).await;
+    tokio::time::sleep(SHORT).await;
+    assert_eq!(server.metric("teacher_admitted_total").await, 2.0);
+    (0..4).for_each(|_| leave.send(()).unwrap());
+    for _ in 0..4 {
+        assert!(stream.next().await.error.is_none());
+    }
+}
+
+/// A tokenizer that waits for leave.
+struct SlowText {
+    leave: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+    running: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl crate::scorer::TextCodec for SlowText {
+    fn encode(&self, _: &str) -> Result<Vec<u32>, crate::scorer::ScorerError> {
+        self.running.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let _ = self.leave.lock().unwrap().recv();
+        Ok(vec![1])
+    }
+
+    fn text_of(&self, id: u32) -> String {
+        id.to_string()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_encoded_a_few_at_a_time_and_those_whose_callers_left_count() {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    let (let_go, leave) = std::sync::mpsc::channel();
+    let running = std::sync::Arc::new(AtomicUsize::new(0));
+    let text = SlowText { leave: leave.into(), running: running.clone() };
+    let load = move || {
+        let loaded = FakeScorer::new(CLASSES).loaded();
+        Ok(crate::scorer::Loaded { text: std::sync::Arc::new(text), ..loaded })
+    };
+    let settings = Settings { max_encoding_texts: 4, ..Settings::DEFAULT };
+    let mut server = Server::start_loading(load, settings).await;
+    server.ready().await;
+    let ask = |mut client: proto::v1::teacher_client::TeacherClient<_>| {
+        let text = ScoreTextRequest { text: "a".into(), ..Default::default() };
+        tokio::spawn(async move { client.score_text(text).await })
+    };
+    let client = server.client().await;
+    // Alone a client may have half of the four.
+    let calls = [ask(client.clone()), ask(client.clone())];
+    while running.load(SeqCst) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let status = ask(client.clone()).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("max_encoding_texts"), "{status}");
+    assert!(status.get_details_retry_info().is_some());
+    // Its callers leave, and their texts are being encoded all the same.
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
+    tokio::time::sleep(SHORT).await;
+    let status = ask(client.clone()).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    // Another client has room, and waits for one of the two threads.
+    let other = ask(server.client().await);
+    tokio::time::sleep(SHORT).await;
+    assert_eq!(running.load(SeqCst), 2);
+    (0..3).for_each(|_| let_go.send(()).unwrap());
+    assert!(other.await.unwrap().is_ok());
+}

@@ -1,0 +1,41 @@
+//! Room for a bounded number of something, shared between clients: taken, and given back by being
+//! dropped.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use distill::share::Shares;
+
+use crate::client::Client;
+
+/// The room; clones share it.
+#[derive(Clone, Debug)]
+pub struct Room(Arc<Mutex<Shares<Client>>>);
+
+/// What a client took.
+#[derive(Debug)]
+pub struct Taken {
+    room: Room,
+    client: Client,
+    amount: usize,
+}
+
+impl Room {
+    /// Room for so many.
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Mutex::new(Shares::new(limit))))
+    }
+
+    /// Takes room for a client; none when that is more than its share.
+    pub fn take(&self, client: &Client, amount: usize) -> Option<Taken> {
+        let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = || Taken { room: self.clone(), client: client.clone(), amount };
+        shares.take(client, amount).then(taken)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut shares = self.room.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.give_back(&self.client, self.amount);
+    }
+}
