@@ -55,10 +55,6 @@ fn end(result: anyhow::Result<()>) -> ExitCode {
 fn start_log() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // At their lowest levels these print headers, and so tokens.
-    let quiet = ["h2", "hyper", "hyper_util", "tonic", "tower", "rustls"];
-    let directives = quiet.iter().filter_map(|name| format!("{name}=info").parse().ok());
-    let filter = directives.fold(filter, EnvFilter::add_directive);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
 }

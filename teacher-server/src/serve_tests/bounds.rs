@@ -372,7 +372,10 @@ async fn texts_are_encoded_a_few_at_a_time_and_those_whose_callers_left_count() 
     server.ready().await;
     let ask = |mut client: proto::v1::teacher_client::TeacherClient<_>| {
         let text = ScoreTextRequest { text: "a".into(), ..Default::default() };
-        tokio::spawn(async move { client.score_text(text).await })
+        tokio::spawn(async move {
+            let asked = tokio::time::timeout(PATIENCE, client.score_text(text)).await;
+            asked.expect("an answer in time")
+        })
     };
     let client = server.client().await;
     // Alone a client may have half of the four.
