@@ -4,6 +4,8 @@
 //! healthy and teaches nonsense. So nothing is assumed: both sides state their facts, and [`check`]
 //! either finds the terms of the work or names what does not fit, with both values.
 
+use std::time::Duration;
+
 use crate::codec::{Codec, MAX_PACKED_CLASSES};
 use crate::fingerprint::Fingerprint;
 
@@ -60,14 +62,20 @@ pub struct Limits {
     pub max_unfinished_bytes: usize,
     /// Texts that are encoded at a time or wait for it, over all clients.
     pub max_encoding_texts: usize,
-    /// Seconds a stream may be open.
-    pub max_stream_seconds: usize,
-    /// Seconds a stream may be open without a request and without an answer owed.
-    pub idle_stream_seconds: usize,
-    /// Seconds in which a message that has begun must be complete.
-    pub message_seconds: usize,
-    /// Seconds an answer may be left unread before its stream is cut.
-    pub stalled_reader_seconds: usize,
+    /// How long a stream may be open.
+    pub stream_timeout: Duration,
+    /// How long a stream may be open without a request and without an answer owed.
+    pub stream_idle_timeout: Duration,
+    /// Time in which a message that has begun must be complete.
+    pub message_timeout: Duration,
+    /// How long an answer may be left unread before its stream is cut.
+    pub reader_timeout: Duration,
+    /// How long the first sequence of a batch waits for company while the device is idle.
+    pub batch_wait: Duration,
+    /// How long a connection may be open without a call on it, an open stream being one.
+    pub idle_timeout: Duration,
+    /// How long admitted work may take after the teacher was told to stop.
+    pub drain_timeout: Duration,
 }
 
 /// What a teacher states of itself.

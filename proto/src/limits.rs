@@ -1,5 +1,7 @@
 //! Sizes both sides must agree on, and a server's bounds where nobody sets others.
 
+use std::time::Duration;
+
 use distill::handshake::Limits;
 
 /// Largest reply, in bytes: stock clients of every language accept 4 MiB.
@@ -48,10 +50,13 @@ pub const DEFAULT_LIMITS: Limits = Limits {
     max_held_bytes_per_stream: 64 << 20,
     max_unfinished_bytes: 64 << 20,
     max_encoding_texts: 64,
-    max_stream_seconds: 86_400,
-    idle_stream_seconds: 600,
-    message_seconds: 30,
-    stalled_reader_seconds: 60,
+    stream_timeout: Duration::from_secs(86_400),
+    stream_idle_timeout: Duration::from_secs(600),
+    message_timeout: Duration::from_secs(30),
+    reader_timeout: Duration::from_secs(60),
+    batch_wait: Duration::from_millis(2),
+    idle_timeout: Duration::from_secs(60),
+    drain_timeout: Duration::from_secs(45),
 };
 
 #[cfg(test)]
@@ -90,10 +95,13 @@ mod tests {
             ("max_held_bytes_per_stream", limits.max_held_bytes_per_stream),
             ("max_unfinished_bytes", limits.max_unfinished_bytes),
             ("max_encoding_texts", limits.max_encoding_texts),
-            ("max_stream_seconds", limits.max_stream_seconds),
-            ("idle_stream_seconds", limits.idle_stream_seconds),
-            ("message_seconds", limits.message_seconds),
-            ("stalled_reader_seconds", limits.stalled_reader_seconds),
+            ("max_stream_seconds", limits.stream_timeout.as_secs() as usize),
+            ("idle_stream_seconds", limits.stream_idle_timeout.as_secs() as usize),
+            ("message_seconds", limits.message_timeout.as_secs() as usize),
+            ("stalled_reader_seconds", limits.reader_timeout.as_secs() as usize),
+            ("batch_wait_ms", limits.batch_wait.as_millis() as usize),
+            ("idle_connection_seconds", limits.idle_timeout.as_secs() as usize),
+            ("drain_seconds", limits.drain_timeout.as_secs() as usize),
         ] {
             let row = format!("| `{name}` | {} |", grouped(number));
             assert!(wire.contains(&row), "docs/wire.md has no row {row:?}");

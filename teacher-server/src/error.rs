@@ -105,7 +105,7 @@ pub enum TeacherError {
     )]
     Unfinished {
         /// Bytes allowed.
-        limit: u32,
+        limit: usize,
         /// When to come again.
         pause: Duration,
     },

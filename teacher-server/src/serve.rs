@@ -137,7 +137,7 @@ impl Listeners {
     }
 }
 
-/// Serves until `shutdown` completes, then drains: within `settings.drain_timeout` it returns
+/// Serves until `shutdown` completes, then drains: within `settings.limits.drain_timeout` it returns
 /// whatever the clients do.
 ///
 /// `load` runs on the thread that will own the device; health is NOT_SERVING until it is done.
@@ -155,11 +155,11 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let metrics = Metrics::default();
     let bounds = QueueBounds {
-        sequences: settings.max_queued_sequences as usize,
-        tokens: settings.max_queued_tokens as usize,
+        sequences: settings.limits.max_queued_sequences,
+        tokens: settings.limits.max_queued_tokens,
     };
     let batching =
-        Batching { max_tokens: settings.max_batch_tokens as usize, wait: settings.batch_wait };
+        Batching { max_tokens: settings.limits.max_batch_tokens, wait: settings.limits.batch_wait };
     let started = Engine::start(load, bounds, batching, metrics.clone());
     let Started { engine, ready: loaded, mut ended } = started.map_err(ServeError::Thread)?;
     // However this function ends, the thread must not go on for nobody.
@@ -237,7 +237,7 @@ impl House {
         idle: Duration,
         protocol: &'static [u8],
     ) -> Result<Incoming, ServeError> {
-        let connections = self.settings.max_connections as usize;
+        let connections = self.settings.limits.max_connections;
         let port = Port { connections, idle, tls: self.guard.tls.clone(), protocol };
         let (cut, metrics) = (self.cut_signal.clone(), self.metrics.clone());
         let failed =
@@ -253,10 +253,10 @@ impl House {
     ) -> Result<impl Future<Output = Result<(), ServeError>> + use<>, ServeError> {
         let state = self.state.subscribe();
         let calls = self.calls.clone();
-        let service =
-            TeacherService::new(engine, state, calls, &self.settings, self.metrics.clone());
-        let teacher = TeacherServer::new(service)
-            .max_decoding_message_size(self.settings.max_request_bytes as usize);
+        let limits = self.settings.limits;
+        let service = TeacherService::new(engine, state, calls, &limits, self.metrics.clone());
+        let teacher =
+            TeacherServer::new(service).max_decoding_message_size(limits.max_request_bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(
             tonic_health::server::HealthService::from_health_reporter(self.health.clone()),
         );
@@ -265,12 +265,9 @@ impl House {
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let Settings { max_unfinished_bytes, max_request_bytes, message_timeout, .. } =
-            self.settings;
         let metrics = self.metrics.clone();
         let asked = (self.guard.access.clone(), metrics.clone());
-        let unfinished =
-            Unfinished::new(max_unfinished_bytes, max_request_bytes, message_timeout, metrics);
+        let unfinished = Unfinished::new(&limits, metrics);
         let routes = Routes::new(teacher)
             .add_service(health)
             .add_service(reflection().build_v1()?)
@@ -281,15 +278,16 @@ impl House {
             .layer(map_request(move |request| ready(unfinished.bound(request))))
             .layer(from_fn_with_state(asked, access::ask))
             .layer(from_fn(idle::count_request));
+        let streams = u32::try_from(limits.max_streams_per_connection).unwrap_or(u32::MAX);
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME_BYTES)
-            .max_concurrent_streams(self.settings.max_streams_per_connection)
+            .max_concurrent_streams(streams)
             .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
             .add_routes(routes.into());
-        let incoming = self.incoming(listener, self.settings.idle_timeout, b"h2")?.into_stream();
+        let incoming = self.incoming(listener, limits.idle_timeout, b"h2")?.into_stream();
         Ok(async move {
             // An error means the sender was dropped, which asks for the same.
             let left = async { drop(left.await) };
@@ -308,7 +306,7 @@ impl House {
             .layer(from_fn_with_state(asked, access::ask))
             .layer(from_fn(idle::count_request));
         let routes = routes.into_make_service_with_connect_info::<Peer>();
-        let idle = self.settings.idle_timeout.min(HTTP_IDLE_TIMEOUT);
+        let idle = self.settings.limits.idle_timeout.min(HTTP_IDLE_TIMEOUT);
         let incoming = self.incoming(listener, idle, b"http/1.1")?;
         Ok(async move {
             let served = axum::serve(incoming, routes).await;
@@ -333,12 +331,12 @@ impl House {
 
     /// Finishes what was admitted and closes everything, within the drain timeout.
     async fn drain(self, servers: &mut Servers) {
-        let deadline = tokio::time::Instant::now() + self.settings.drain_timeout;
+        let deadline = tokio::time::Instant::now() + self.settings.limits.drain_timeout;
         self.state.send_replace(State::Draining);
         self.metrics.serving.set(0);
         self.report(ServingStatus::NotServing).await;
         // The ports stay open meanwhile: whoever asks now is told, not left in the dark.
-        if !self.calls.all_done(self.settings.drain_timeout).await {
+        if !self.calls.all_done(self.settings.limits.drain_timeout).await {
             tracing::warn!("work is left at the end of the drain timeout; cutting it off");
         }
         // The HTTP server never ends by itself; the gRPC server does once its clients have left.

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
+use distill::handshake::Limits;
 use futures::{FutureExt, Stream};
 use proto::convert;
 use proto::v1::{
@@ -21,7 +22,6 @@ use crate::engine::Engine;
 use crate::error::{TeacherError, panic_text};
 use crate::metrics::Metrics;
 use crate::score_stream::{ScoreStream, StreamTimes};
-use crate::settings::Settings;
 use crate::shutdown::{Call, Calls};
 use crate::state::{Serving, State};
 use crate::text::{Encoders, score_text};
@@ -42,15 +42,15 @@ impl TeacherService {
         engine: Engine,
         state: watch::Receiver<State>,
         calls: Calls,
-        settings: &Settings,
+        limits: &Limits,
         metrics: Metrics,
     ) -> Self {
         let times = StreamTimes {
-            total: settings.stream_timeout,
-            idle: settings.stream_idle_timeout,
-            reader: settings.reader_timeout,
+            total: limits.stream_timeout,
+            idle: limits.stream_idle_timeout,
+            reader: limits.reader_timeout,
         };
-        let encoders = Encoders::new(settings.max_encoding_texts as usize);
+        let encoders = Encoders::new(limits.max_encoding_texts);
         Self { engine, state, calls, times, encoders, metrics }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use distill::handshake::Limits;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
@@ -30,17 +31,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Unfinished {
     room: Room,
-    limit: u32,
-    largest: u32,
+    limit: usize,
+    largest: usize,
     timeout: Duration,
     metrics: Metrics,
 }
 
 impl Unfinished {
-    /// `limit` bytes over all clients, messages of at most `largest` bytes, each complete within
-    /// `timeout` of its beginning; that of a call with one message within `timeout` of the call's.
-    pub fn new(limit: u32, largest: u32, timeout: Duration, metrics: Metrics) -> Self {
-        Self { room: Room::new(limit as usize), limit, largest, timeout, metrics }
+    /// By these limits; the message of a call with one has its time from the call's beginning.
+    pub fn new(limits: &Limits, metrics: Metrics) -> Self {
+        let limit = limits.max_unfinished_bytes;
+        let (largest, timeout) = (limits.max_request_bytes, limits.message_timeout);
+        Self { room: Room::new(limit), limit, largest, timeout, metrics }
     }
 
     /// The request, its body bounded.
@@ -98,12 +100,12 @@ impl Bounded {
             return Ok(());
         };
         self.prefix.clear();
-        let length = u32::from_be_bytes(length);
-        self.rest = length as usize;
+        let length = u32::from_be_bytes(length) as usize;
+        self.rest = length;
         // tonic refuses a message that is too large by its announced length, before it comes.
         if length <= self.bounds.largest {
             let full = TeacherError::Unfinished { limit: self.bounds.limit, pause: PAUSE };
-            let held = self.bounds.room.take(&self.client, length as usize);
+            let held = self.bounds.room.take(&self.client, length);
             self.held = Some(held.ok_or(full)?);
         }
         Ok(())

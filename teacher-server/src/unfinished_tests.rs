@@ -1,6 +1,8 @@
 //! Tests of unfinished messages: every way bytes can be cut, whose room they take, and when it comes
 //! back.
 
+use distill::handshake::Limits;
+use proto::limits::DEFAULT_LIMITS;
 use std::net::SocketAddr;
 
 use futures::StreamExt as _;
@@ -12,8 +14,14 @@ use crate::client::Peer;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn bounds(limit: u32, timeout: Duration) -> Unfinished {
-    Unfinished::new(limit, 1000, timeout, Metrics::default())
+fn bounds(limit: usize, timeout: Duration) -> Unfinished {
+    let limits = Limits {
+        max_unfinished_bytes: limit,
+        max_request_bytes: 1000,
+        message_timeout: timeout,
+        ..DEFAULT_LIMITS
+    };
+    Unfinished::new(&limits, Metrics::default())
 }
 
 /// A message as it travels.

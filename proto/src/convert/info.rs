@@ -1,5 +1,7 @@
 //! What a teacher states of itself, as a message and as facts.
 
+use std::time::Duration;
+
 use distill::codec::Codec;
 use distill::fingerprint::{Fingerprint, NotAFingerprint};
 use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, TeacherFacts};
@@ -75,10 +77,13 @@ pub fn facts_to_info(facts: &TeacherFacts) -> v1::GetInfoReply {
             max_held_bytes_per_stream: saturate(limits.max_held_bytes_per_stream),
             max_unfinished_bytes: saturate(limits.max_unfinished_bytes),
             max_encoding_texts: saturate(limits.max_encoding_texts),
-            max_stream_seconds: saturate(limits.max_stream_seconds),
-            idle_stream_seconds: saturate(limits.idle_stream_seconds),
-            message_seconds: saturate(limits.message_seconds),
-            stalled_reader_seconds: saturate(limits.stalled_reader_seconds),
+            max_stream_seconds: seconds(limits.stream_timeout),
+            idle_stream_seconds: seconds(limits.stream_idle_timeout),
+            message_seconds: seconds(limits.message_timeout),
+            stalled_reader_seconds: seconds(limits.reader_timeout),
+            batch_wait_ms: u32::try_from(limits.batch_wait.as_millis()).unwrap_or(u32::MAX),
+            idle_connection_seconds: seconds(limits.idle_timeout),
+            drain_seconds: seconds(limits.drain_timeout),
         }),
         signals: facts.signals.iter().map(|&signal| signal_to_wire(signal).into()).collect(),
         codecs: facts.codecs.iter().map(|&codec| codec_to_wire(codec).into()).collect(),
@@ -145,10 +150,13 @@ fn limits(limits: &v1::Limits) -> Result<Limits, InfoError> {
         max_held_bytes_per_stream: limits.max_held_bytes_per_stream as usize,
         max_unfinished_bytes: limits.max_unfinished_bytes as usize,
         max_encoding_texts: limits.max_encoding_texts as usize,
-        max_stream_seconds: limits.max_stream_seconds as usize,
-        idle_stream_seconds: limits.idle_stream_seconds as usize,
-        message_seconds: limits.message_seconds as usize,
-        stalled_reader_seconds: limits.stalled_reader_seconds as usize,
+        stream_timeout: from_seconds(limits.max_stream_seconds),
+        stream_idle_timeout: from_seconds(limits.idle_stream_seconds),
+        message_timeout: from_seconds(limits.message_seconds),
+        reader_timeout: from_seconds(limits.stalled_reader_seconds),
+        batch_wait: Duration::from_millis(limits.batch_wait_ms.into()),
+        idle_timeout: from_seconds(limits.idle_connection_seconds),
+        drain_timeout: from_seconds(limits.drain_seconds),
     })
 }
 
@@ -191,6 +199,15 @@ fn offered_codec(number: i32) -> Option<Codec> {
         v1::Codec::Packed => Some(Codec::Packed),
         v1::Codec::Raw => Some(Codec::Raw),
     }
+}
+
+/// Whole seconds, rounded up: less than one is not none.
+fn seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
+fn from_seconds(seconds: u32) -> Duration {
+    Duration::from_secs(seconds.into())
 }
 
 fn saturate(number: usize) -> u32 {

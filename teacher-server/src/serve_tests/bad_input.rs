@@ -169,7 +169,7 @@ async fn bytes_that_are_no_request_are_the_senders_fault_and_end_their_call_only
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_over_the_limit_ends_its_stream_only() {
-    let settings = Settings { max_request_bytes: 2048, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.max_request_bytes = 2048);
     let server = Server::start(FakeScorer::new(CLASSES), settings).await;
     let (mut neighbour, mut stream) = (server.score().await, server.score().await);
     stream.send(score_request(&job(1, vec![1; 600]))).await;

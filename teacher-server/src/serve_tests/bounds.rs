@@ -37,7 +37,7 @@ async fn ending(replies: &mut tonic::Streaming<proto::v1::ScoreReply>) -> Status
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_when_nothing_is_asked_and_when_its_time_is_over() {
-    let server = served(Settings { stream_idle_timeout: SHORT, ..Settings::DEFAULT }).await;
+    let server = served(Settings::with(|limits| limits.stream_idle_timeout = SHORT)).await;
     let mut stream = server.score().await;
     let good = job(1, vec![1, 2, 3]);
     for _ in 0..4 {
@@ -49,7 +49,7 @@ async fn a_stream_ends_when_nothing_is_asked_and_when_its_time_is_over() {
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert!(status.message().contains("--stream-idle-timeout"), "{status}");
 
-    let server = served(Settings { stream_timeout: SHORT, ..Settings::DEFAULT }).await;
+    let server = served(Settings::with(|limits| limits.stream_timeout = SHORT)).await;
     let (mut stream, begin) = (server.score().await, Instant::now());
     while begin.elapsed() < SHORT / 2 {
         assert_right(&good, &stream.ask(&good).await);
@@ -61,7 +61,7 @@ async fn a_stream_ends_when_nothing_is_asked_and_when_its_time_is_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stream_asked_is_answered_before_its_time_ends_it() {
-    let settings = Settings { stream_timeout: SHORT, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.stream_timeout = SHORT);
     let (server, leave) = Server::gated(settings).await;
     let mut stream = server.score().await;
     let good = job(1, vec![1, 2, 3]);
@@ -136,7 +136,7 @@ async fn data(connection: &mut TcpStream, bytes: &[u8]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_never_ends_is_given_up_and_so_is_a_call_without_one() {
-    let server = served(Settings { message_timeout: SHORT, ..Settings::DEFAULT }).await;
+    let server = served(Settings::with(|limits| limits.message_timeout = SHORT)).await;
     let mut neighbour = server.score().await;
     let cases: [(&str, &[u8]); 3] = [
         // 1,000 bytes announced, 3 sent.
@@ -159,8 +159,10 @@ async fn a_message_that_never_ends_is_given_up_and_so_is_a_call_without_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_messages_hold_a_bounded_number_of_bytes() {
-    let settings =
-        Settings { max_request_bytes: 20_000, max_unfinished_bytes: 50_000, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| {
+        limits.max_request_bytes = 20_000;
+        limits.max_unfinished_bytes = 50_000;
+    });
     let server = served(settings).await;
     let mut hoards = Vec::new();
     for _ in 0..2 {
@@ -188,8 +190,10 @@ async fn unfinished_messages_hold_a_bounded_number_of_bytes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_stops_is_cut_and_what_it_held_is_free() {
-    let settings =
-        Settings { reader_timeout: SHORT, max_held_bytes_per_stream: 1 << 20, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| {
+        limits.reader_timeout = SHORT;
+        limits.max_held_bytes_per_stream = 1 << 20;
+    });
     let server = served(settings).await;
     let mut lazy = server.score().await;
     let big = ScoreJob { k: 32, ..job(0, vec![1; 1200]) };
@@ -214,7 +218,7 @@ async fn a_reader_that_stops_is_cut_and_what_it_held_is_free() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_tells_unary_callers_when_to_come_again() {
-    let settings = Settings { max_queued_sequences: 2, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.max_queued_sequences = 2);
     let (server, leave) = Server::gated(settings).await;
     let stream = server.score().await;
     stream.send(score_request(&job(0, vec![1]))).await;
@@ -304,7 +308,7 @@ async fn tiny_sequences_without_number_are_answered_each() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_has_so_many_calls_at_a_time_and_the_next_waits() {
-    let server = served(Settings { max_streams_per_connection: 2, ..Settings::DEFAULT }).await;
+    let server = served(Settings::with(|limits| limits.max_streams_per_connection = 2)).await;
     let mut client = server.client().await;
     let mut open = Vec::new();
     for _ in 0..2 {
@@ -324,7 +328,7 @@ async fn a_connection_has_so_many_calls_at_a_time_and_the_next_waits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_read_no_further_than_its_answers_bytes() {
     // Raw answers of 2 rows with k = 4 take 80 bytes: the second request is read, the third not.
-    let settings = Settings { max_held_bytes_per_stream: 81, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.max_held_bytes_per_stream = 81);
     let (server, leave) = Server::gated(settings).await;
     let mut stream = server.score().await;
     for id in 0..4 {
@@ -367,7 +371,7 @@ async fn texts_are_encoded_a_few_at_a_time_and_those_whose_callers_left_count() 
         let loaded = FakeScorer::new(CLASSES).loaded();
         Ok(crate::scorer::Loaded { text: std::sync::Arc::new(text), ..loaded })
     };
-    let settings = Settings { max_encoding_texts: 4, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.max_encoding_texts = 4);
     let mut server = Server::start_loading(load, settings).await;
     server.ready().await;
     let ask = |mut client: proto::v1::teacher_client::TeacherClient<_>| {

@@ -11,7 +11,7 @@ use crate::testing::FakeScorer;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_read_no_further_than_its_requests_in_flight() {
-    let settings = Settings { max_in_flight_per_stream: 3, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.max_in_flight_per_stream = 3);
     let (server, leave) = Server::gated(settings).await;
     let mut stream = server.score().await;
     let jobs: Vec<_> = (0..10).map(|id| job(id, vec![id as u32; 2])).collect();
@@ -35,7 +35,7 @@ async fn a_stream_is_read_no_further_than_its_requests_in_flight() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_at_once_and_the_stream_lives() {
     // Of which one client may have half.
-    let settings = Settings { max_queued_sequences: 4, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.max_queued_sequences = 4);
     let (server, leave) = Server::gated(settings).await;
     let mut stream = server.score().await;
     stream.send(score_request(&job(0, vec![1]))).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use distill::codec::Codec;
 use distill::fingerprint::Fingerprint;
-use distill::handshake::{Agreement, TeacherFacts};
+use distill::handshake::{Agreement, Limits, TeacherFacts};
 use distill::queue::Priority;
 use distill::signal::Entries;
 use proto::convert::{ReplyAssembler, ScoreJob, Scored, score_request};
@@ -74,7 +74,8 @@ impl Server {
 
     /// A server whose model waits for leave before each batch, which is one sequence.
     pub(crate) async fn gated(settings: Settings) -> (Self, mpsc::Sender<()>) {
-        let settings = Settings { max_batch_tokens: 1, ..settings };
+        let limits = Limits { max_batch_tokens: 1, ..settings.limits };
+        let settings = Settings { limits, ..settings };
         let (leave, gate) = mpsc::channel();
         let fake = FakeScorer { gate: Some(gate), ..FakeScorer::new(CLASSES) };
         (Self::start(fake, settings).await, leave)

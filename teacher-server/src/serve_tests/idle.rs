@@ -17,7 +17,7 @@ const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0hoarding";
 
 async fn impatient() -> Server {
-    let settings = Settings { idle_timeout: IDLE, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.idle_timeout = IDLE);
     Server::start(FakeScorer::new(CLASSES), settings).await
 }
 
@@ -78,7 +78,10 @@ async fn an_open_stream_keeps_its_connection_and_a_client_that_was_idle_calls_ag
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crowd_at_the_grpc_port_leaves_after_a_while_and_never_shuts_the_http_port() {
-    let settings = Settings { max_connections: 2, idle_timeout: IDLE, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| {
+        limits.max_connections = 2;
+        limits.idle_timeout = IDLE;
+    });
     let server = Server::start(FakeScorer::new(CLASSES), settings).await;
     let mut crowd = Vec::new();
     for _ in 0..2 {

@@ -83,7 +83,8 @@ async fn info_states_the_facts_and_every_limit() {
     );
     assert_eq!((limits.max_encoding_texts, limits.message_seconds), (64, 30));
     assert_eq!((limits.max_stream_seconds, limits.idle_stream_seconds), (86_400, 600));
-    assert_eq!(limits.stalled_reader_seconds, 60);
+    assert_eq!((limits.stalled_reader_seconds, limits.batch_wait_ms), (60, 2));
+    assert_eq!((limits.idle_connection_seconds, limits.drain_seconds), (60, 45));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +196,7 @@ async fn silent_connections_and_idle_streams_do_not_delay_the_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_drain_timeout_holds_when_the_device_hangs() {
-    let settings = Settings { drain_timeout: Duration::from_millis(300), ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.drain_timeout = Duration::from_millis(300));
     let (mut server, leave) = Server::gated(settings).await;
     let stream = server.score().await;
     stream.send(proto::convert::score_request(&job(1, vec![1]))).await;
@@ -210,7 +211,7 @@ async fn the_drain_timeout_holds_when_the_device_hangs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_over_the_limit_are_closed_at_once_and_counted() {
-    let settings = Settings { max_connections: 2, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.max_connections = 2);
     let server = Server::start(FakeScorer::new(CLASSES), settings).await;
     let kept = server.score().await;
     let silent = TcpStream::connect(server.grpc).await.unwrap();

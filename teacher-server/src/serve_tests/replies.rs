@@ -54,7 +54,7 @@ async fn no_positions_means_all_and_no_codec_means_packed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn long_answers_are_cut_into_messages_of_the_agreed_size() {
-    let settings = Settings { max_reply_bytes: 4096, ..Settings::DEFAULT };
+    let settings = Settings::with(|limits| limits.max_reply_bytes = 4096);
     let server = Server::start(FakeScorer::new(CLASSES), settings).await;
     let mut stream = server.score().await;
     let job = ScoreJob { ranges: vec![2..90, 95..300], ..job(5, vec![9; 300]) };
