@@ -60,6 +60,8 @@ pub struct Limits {
     pub max_held_bytes_per_stream: usize,
     /// Bytes of unfinished request messages held, over all clients.
     pub max_unfinished_bytes: usize,
+    /// Largest body of a request over HTTP, in bytes.
+    pub max_http_body_bytes: usize,
     /// Texts that are encoded at a time or wait for it, over all clients.
     pub max_encoding_texts: usize,
     /// How long a stream may be open.

@@ -24,6 +24,7 @@ fn teacher() -> TeacherFacts {
             max_streams_per_connection: 128,
             max_held_bytes_per_stream: 1 << 20,
             max_unfinished_bytes: 1 << 20,
+            max_http_body_bytes: 100,
             max_encoding_texts: 2,
             stream_timeout: Duration::from_secs(100),
             stream_idle_timeout: Duration::from_secs(10),

@@ -41,7 +41,7 @@ fn the_flags_of_serve_are_frozen() {
          max-sequence-tokens max-batch-tokens max-top-k max-queued-sequences \
          max-queued-tokens max-in-flight-per-stream max-reply-bytes max-request-bytes \
          max-text-bytes batch-wait max-streams-per-connection max-held-bytes-per-stream \
-         max-unfinished-bytes max-encoding-texts stream-timeout stream-idle-timeout \
+         max-unfinished-bytes max-http-body-bytes max-encoding-texts stream-timeout stream-idle-timeout \
          message-timeout reader-timeout max-connections idle-timeout drain-timeout help"
     );
     for argument in serve.get_arguments().filter(|arg| arg.get_id() != "help") {

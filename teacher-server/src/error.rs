@@ -109,6 +109,15 @@ pub enum TeacherError {
         /// When to come again.
         pause: Duration,
     },
+    /// A body over HTTP that is too large, or ended early.
+    #[error(
+        "a body has at most {limit} bytes (--max-http-body-bytes), and all that it announces; send \
+         fewer sequences at a time"
+    )]
+    BodyBytes {
+        /// Bytes allowed.
+        limit: usize,
+    },
     /// The rest of a message did not come.
     #[error("the rest of a message did not come within {seconds} s (--message-timeout)")]
     MessageTime {
@@ -168,9 +177,10 @@ impl TeacherError {
             Self::Denied(_) => Code::Unauthenticated,
             Self::Request(error) => error.code(),
             Self::Unreadable { code, .. } => *code,
-            Self::DuplicateId { .. } | Self::TextReply { .. } | Self::Text(_) => {
-                Code::InvalidArgument
-            }
+            Self::DuplicateId { .. }
+            | Self::TextReply { .. }
+            | Self::Text(_)
+            | Self::BodyBytes { .. } => Code::InvalidArgument,
             Self::Full { .. }
             | Self::Encoding { .. }
             | Self::Unfinished { .. }
@@ -193,7 +203,8 @@ impl TeacherError {
             | Self::Unreadable { .. }
             | Self::DuplicateId { .. }
             | Self::TextReply { .. }
-            | Self::Text(_) => "invalid",
+            | Self::Text(_)
+            | Self::BodyBytes { .. } => "invalid",
             Self::Full { full: QueueFull::Sequences { .. }, .. } => "queued_sequences",
             Self::Full { full: QueueFull::Tokens { .. }, .. } => "queued_tokens",
             Self::Encoding { .. } => "encoding_texts",

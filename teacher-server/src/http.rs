@@ -1,14 +1,17 @@
-//! The plain HTTP side: `/metrics` for Prometheus and `/health` for people and load balancers.
+//! The plain HTTP side: `/metrics` for Prometheus, `/health` for people and load balancers, and the
+//! paths on which all of HTTP is found.
 
 use std::future::ready;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tower::ServiceBuilder;
 
 use crate::metrics::render;
 use crate::state::State;
@@ -25,6 +28,24 @@ pub fn routes(registry: Registry, state: watch::Receiver<State>) -> Router {
     Router::new()
         .route("/metrics", get(move || ready(metrics(&registry))))
         .route("/health", get(move || ready(health(&state.borrow()))))
+}
+
+/// The same routes with slashes doubled or at the end: TRL's clients append `/health/` to whatever
+/// address they were given, and wait for ever where that is not found.
+pub fn on_plain_paths(routes: Router) -> Router {
+    let plain = |mut request: Request| {
+        let path = request.uri().path();
+        let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
+        let plain = format!("/{}", names.join("/"));
+        if plain != path
+            && let Ok(uri) = plain.parse()
+        {
+            *request.uri_mut() = uri;
+        }
+        request
+    };
+    let routes = ServiceBuilder::new().map_request(plain).service(routes);
+    Router::new().fallback_service(routes)
 }
 
 fn metrics(registry: &Registry) -> impl IntoResponse + use<> {

@@ -2,7 +2,8 @@
 //!
 //! The way of a request, one room after another: [`service`] reads and checks it,
 //! [`distill::queue`] admits it, [`engine`] packs it with others on the thread that owns the device, [`scorer`] is the model
-//! ([`qwen3_scorer`]) behind a trait, and the service sends the answer in chunks. Around it:
+//! ([`qwen3_scorer`]) behind a trait, and the service sends the answer in chunks. What comes over HTTP
+//! in the words of other trainers ([`dialects`]) goes the same way from the [`desk`] on. Around it:
 //! [`config`] and [`settings`] (what was asked of the server), [`accept`], [`tls`], [`access`] and
 //! [`client`] (who comes in), [`connection`], [`idle`], [`deadline`] and [`shutdown`] (how it ends),
 //! [`unfinished`] and [`room`] (how much one may hold), [`metrics`] and [`http`] (what it shows),
@@ -16,6 +17,8 @@ pub mod scorer;
 
 pub mod engine;
 
+pub mod desk;
+pub mod dialects;
 pub mod score_stream;
 pub mod service;
 pub mod text;

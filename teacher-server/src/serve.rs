@@ -24,6 +24,8 @@ use crate::access::{self, Access};
 use crate::client::Peer;
 use crate::connection::{Cut, CutSignal};
 use crate::deadline;
+use crate::desk::Desk;
+use crate::dialects;
 use crate::engine::{Batching, Engine, Ready, Started};
 use crate::idle;
 use crate::metrics::Metrics;
@@ -193,6 +195,8 @@ struct House {
     state: watch::Sender<State>,
     health: HealthReporter,
     calls: Calls,
+    desk: Desk,
+    unfinished: Unfinished,
     settings: Settings,
     guard: Guard,
     metrics: Metrics,
@@ -214,10 +218,17 @@ impl House {
     ) -> Result<Self, ServeError> {
         let (cut, cut_signal) = Cut::new();
         let (leave, left) = oneshot::channel();
+        let state = watch::Sender::new(State::Loading);
+        let calls = Calls::default();
+        let watched = state.subscribe();
+        let desk = Desk::new(engine, watched, calls.clone(), &settings.limits, metrics.clone());
+        let unfinished = Unfinished::new(&settings.limits, metrics.clone());
         let house = Self {
-            state: watch::Sender::new(State::Loading),
+            state,
             health: HealthReporter::new(),
-            calls: Calls::default(),
+            calls,
+            desk,
+            unfinished,
             settings,
             guard,
             metrics,
@@ -226,7 +237,7 @@ impl House {
             cut_signal,
         };
         house.report(ServingStatus::NotServing).await;
-        servers.spawn(house.grpc(listeners.grpc, engine, left)?);
+        servers.spawn(house.grpc(listeners.grpc, left)?);
         servers.spawn(house.http(listeners.http)?);
         Ok(house)
     }
@@ -248,13 +259,10 @@ impl House {
     fn grpc(
         &self,
         listener: TcpListener,
-        engine: Engine,
         left: oneshot::Receiver<()>,
     ) -> Result<impl Future<Output = Result<(), ServeError>> + use<>, ServeError> {
-        let state = self.state.subscribe();
-        let calls = self.calls.clone();
         let limits = self.settings.limits;
-        let service = TeacherService::new(engine, state, calls, &limits, self.metrics.clone());
+        let service = TeacherService::new(self.desk.clone(), &limits);
         let teacher =
             TeacherServer::new(service).max_decoding_message_size(limits.max_request_bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(
@@ -265,9 +273,8 @@ impl House {
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let metrics = self.metrics.clone();
-        let asked = (self.guard.access.clone(), metrics.clone());
-        let unfinished = Unfinished::new(&limits, metrics);
+        let unfinished = self.unfinished.clone();
+        let asked = (self.guard.access.clone(), self.metrics.clone());
         let routes = Routes::new(teacher)
             .add_service(health)
             .add_service(reflection().build_v1()?)
@@ -300,11 +307,14 @@ impl House {
         &self,
         listener: TcpListener,
     ) -> Result<impl Future<Output = Result<(), ServeError>> + use<>, ServeError> {
+        let dialects = dialects::routes(self.desk.clone(), self.unfinished.clone());
         let routes = crate::http::routes(self.metrics.registry(), self.state.subscribe());
         let asked = (self.guard.access.clone(), self.metrics.clone());
         let routes = routes
+            .merge(dialects)
             .layer(from_fn_with_state(asked, access::ask))
             .layer(from_fn(idle::count_request));
+        let routes = crate::http::on_plain_paths(routes);
         let routes = routes.into_make_service_with_connect_info::<Peer>();
         let idle = self.settings.limits.idle_timeout.min(HTTP_IDLE_TIMEOUT);
         let incoming = self.incoming(listener, idle, b"http/1.1")?;

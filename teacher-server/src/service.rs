@@ -13,53 +13,33 @@ use proto::v1::{
     GetInfoReply, GetInfoRequest, ScoreReply, ScoreRequest, ScoreTextReply, ScoreTextRequest,
     teacher_server::Teacher,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::client::Client;
 use crate::deadline::Deadline;
-use crate::engine::Engine;
+use crate::desk::Desk;
 use crate::error::{TeacherError, panic_text};
 use crate::metrics::Metrics;
 use crate::score_stream::{ScoreStream, StreamTimes};
-use crate::shutdown::{Call, Calls};
-use crate::state::{Serving, State};
-use crate::text::{Encoders, score_text};
+use crate::shutdown::Call;
+use crate::text::score_text;
 
 /// The service. One for all connections.
 pub struct TeacherService {
-    engine: Engine,
-    state: watch::Receiver<State>,
-    calls: Calls,
+    desk: Desk,
     times: StreamTimes,
-    encoders: Encoders,
-    metrics: Metrics,
 }
 
 impl TeacherService {
-    /// A service over an engine; it accepts work while `state` says so.
-    pub fn new(
-        engine: Engine,
-        state: watch::Receiver<State>,
-        calls: Calls,
-        limits: &Limits,
-        metrics: Metrics,
-    ) -> Self {
+    /// A service at a desk.
+    pub fn new(desk: Desk, limits: &Limits) -> Self {
         let times = StreamTimes {
             total: limits.stream_timeout,
             idle: limits.stream_idle_timeout,
             reader: limits.reader_timeout,
         };
-        let encoders = Encoders::new(limits.max_encoding_texts);
-        Self { engine, state, calls, times, encoders, metrics }
-    }
-
-    /// Lets a call in: what it needs to be served, and its mark among the running calls.
-    fn enter(&self) -> Result<(Arc<Serving>, Call), TeacherError> {
-        // In this order: a drain first changes the state, then waits for the calls.
-        let call = self.calls.begin().ok_or(TeacherError::Draining)?;
-        let serving = self.state.borrow().serving()?;
-        Ok((serving, call))
+        Self { desk, times }
     }
 
     /// Counts how a unary call ended.
@@ -69,9 +49,9 @@ impl TeacherService {
         result: Result<T, TeacherError>,
     ) -> Result<Response<T>, Status> {
         let code = result.as_ref().map_or_else(TeacherError::code, |_| Code::Ok);
-        self.metrics.answered(method, code);
+        self.desk.metrics.answered(method, code);
         if let Err(error) = &result {
-            self.metrics.refused(error.reason());
+            self.desk.metrics.refused(error.reason());
         }
         result.map(Response::new).map_err(Status::from)
     }
@@ -83,7 +63,7 @@ impl Teacher for TeacherService {
         &self,
         _request: Request<GetInfoRequest>,
     ) -> Result<Response<GetInfoReply>, Status> {
-        let serving = self.state.borrow().serving();
+        let serving = self.desk.state.borrow().serving();
         let reply = serving.map(|serving| convert::facts_to_info(&serving.facts));
         self.counted("GetInfo", reply)
     }
@@ -94,9 +74,9 @@ impl Teacher for TeacherService {
         &self,
         request: Request<Streaming<ScoreRequest>>,
     ) -> Result<Response<Replies>, Status> {
-        let entered = self.enter().inspect_err(|error| {
-            self.metrics.answered("Score", error.code());
-            self.metrics.refused(error.reason());
+        let entered = self.desk.enter().inspect_err(|error| {
+            self.desk.metrics.answered("Score", error.code());
+            self.desk.metrics.refused(error.reason());
         });
         let (serving, call) = entered?;
         let client = Client::of(request.extensions());
@@ -106,8 +86,8 @@ impl Teacher for TeacherService {
         let (sender, replies) = mpsc::channel(1);
         let stream = ScoreStream {
             serving,
-            engine: self.engine.clone(),
-            metrics: self.metrics.clone(),
+            engine: self.desk.engine.clone(),
+            metrics: self.desk.metrics.clone(),
             client,
             times: self.times,
             deadline,
@@ -115,8 +95,8 @@ impl Teacher for TeacherService {
         };
         let ending = Arc::new(OnceLock::new());
         let told = Arc::clone(&ending);
-        let state = self.state.clone();
-        let metrics = self.metrics.clone();
+        let state = self.desk.state.clone();
+        let metrics = self.desk.metrics.clone();
         tokio::spawn(async move {
             metrics.streams.inc();
             let run = stream.run(request.into_inner(), state);
@@ -135,12 +115,12 @@ impl Teacher for TeacherService {
         request: Request<ScoreTextRequest>,
     ) -> Result<Response<ScoreTextReply>, Status> {
         let answer = async {
-            let (serving, _call) = self.enter()?;
+            let (serving, _call) = self.desk.enter()?;
             let client = Client::of(request.extensions());
             let asked = request.into_inner();
-            score_text(asked, &client, &serving, &self.engine, &self.encoders).await
+            score_text(asked, &client, &serving, &self.desk).await
         };
-        let reply = without_panic(&self.metrics, answer).await;
+        let reply = without_panic(&self.desk.metrics, answer).await;
         self.counted("ScoreText", reply.unwrap_or_else(Err))
     }
 }

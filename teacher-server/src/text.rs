@@ -12,7 +12,7 @@ use proto::v1::{ScoreTextReply, ScoreTextRequest};
 use tokio::sync::Semaphore;
 
 use crate::client::Client;
-use crate::engine::Engine;
+use crate::desk::Desk;
 use crate::error::TeacherError;
 use crate::room::Room;
 use crate::scorer::all_positions;
@@ -30,12 +30,11 @@ pub async fn score_text(
     request: ScoreTextRequest,
     client: &Client,
     serving: &Arc<Serving>,
-    engine: &Engine,
-    encoders: &Encoders,
+    desk: &Desk,
 ) -> Result<ScoreTextReply, TeacherError> {
     let facts = &serving.facts;
     let job = convert::text_job(request, facts)?;
-    let tokens = encoders.encode(client, job.text.clone(), serving).await?;
+    let tokens = desk.encoders.encode(client, job.text.clone(), serving).await?;
     job.check_tokens(tokens.len(), facts)?;
     if tokens.len() * job.k > MAX_CANDIDATES {
         let (tokens, k, most) = (tokens.len(), job.k, MAX_CANDIDATES);
@@ -52,7 +51,7 @@ pub async fn score_text(
         entries: Entries::Top,
         priority: Priority::Normal,
     };
-    let answer = engine.submit(client, score)?.await.unwrap_or(Err(TeacherError::Stopped))?;
+    let answer = desk.score(client, score).await?;
     let times = Times { queued: answer.queued, computed: answer.computed };
     let scores = (&answer.scores.signal, &answer.scores.next_logprob[..]);
     let text_of = |id| serving.text.text_of(id);
@@ -66,6 +65,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// The threads for encoding: a long text takes the tokenizer a while, and the network's threads have
 /// others to serve.
+#[derive(Clone)]
 pub struct Encoders {
     /// For texts that are encoded or wait for it, shared between clients.
     room: Room,
@@ -80,7 +80,11 @@ impl Encoders {
         Self { room: Room::new(limit), limit, running }
     }
 
-    async fn encode(
+    /// The ids of a text.
+    ///
+    /// # Errors
+    /// As many texts are being encoded as may, or the tokenizer could not.
+    pub async fn encode(
         &self,
         client: &Client,
         text: String,

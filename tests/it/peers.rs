@@ -27,8 +27,7 @@ fn stock_python_clients_read_the_teacher() {
     let compared = json(
         python
             .script("grpc_client.py")
-            .args([&teacher.grpc, "--proto"])
-            .arg(root().join("proto"))
+            .arg(&teacher.grpc)
             .arg("--expected")
             .arg(root().join("tests/golden/demo_teacher_logits.json"))
             .arg("--model")
@@ -37,6 +36,46 @@ fn stock_python_clients_read_the_teacher() {
     for client in ["generated", "reflected"] {
         assert!(compared[client]["positions"].as_u64() > Some(20), "{compared}");
     }
+}
+
+#[test]
+fn the_python_example_runs_with_a_token() {
+    let test = "the_python_example_runs_with_a_token";
+    let Some(python) = python(&["grpc", "grpc_tools", "numpy", "xxhash"], test) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("tokens"), "python python-0123456789abcdef\n").expect("a file");
+    std::fs::write(path("token"), "python-0123456789abcdef\n").expect("a file");
+    let model = root().join("student-trainer/demo/teacher");
+    let teacher = Teacher::start(&model, &["--auth-tokens", &path("tokens")]);
+    let example = |more: &[&str]| {
+        let script = root().join("clients/python/score.py");
+        let mut command = Command::new(python.program());
+        run(command.arg(script).args(["--teacher", &teacher.grpc]).args(more))
+    };
+    let output = example(&["--token-file", &path("token")]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said.matches("packed is off by at most").count(), 2, "{said}");
+    assert!(said.contains("checksums: equal"), "{said}");
+    let refused = example(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("UNAUTHENTICATED"), "{said}");
+}
+
+#[test]
+fn the_client_of_trls_trainers_has_the_numbers_of_transformers() {
+    let test = "the_client_of_trls_trainers_has_the_numbers_of_transformers";
+    let Some(python) = python(&["trl", "requests", "torch", "transformers"], test) else { return };
+    let model = root().join("student-trainer/demo/teacher");
+    let teacher = Teacher::start(&model, &["--dtype", "f32"]);
+    // As people write addresses: the client then asks for //health/.
+    let url = format!("http://{}/", teacher.http);
+    let output = run(python.script("trl_teacher.py").arg(url).arg(&model));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.lines().filter(|line| line.starts_with("ok: ")).count() >= 6, "{said}");
 }
 
 #[test]
@@ -64,14 +103,8 @@ fn transformers_loads_what_we_save_and_computes_the_same_logits() {
     ]));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let server = Teacher::start(&saved, &["--dtype", "f32"]);
-    let compared = json(
-        python
-            .script("grpc_client.py")
-            .args([&server.grpc, "--proto"])
-            .arg(root().join("proto"))
-            .arg("--model")
-            .arg(&saved),
-    );
+    let compared =
+        json(python.script("grpc_client.py").arg(&server.grpc).arg("--model").arg(&saved));
     assert_eq!(compared["compared_with"], "transformers", "{compared}");
 }
 

@@ -1,8 +1,9 @@
-"""Calls a teacher's Score and ScoreText with stock grpcio, each twice: by a client generated from
-the proto, and by reflection, knowing nothing but what the server says of itself. Compares all four
-with what transformers computes in float32.
+"""Calls a teacher's Score and ScoreText with stock grpcio, each twice: by the client generated from
+the proto that clients/python/score.py makes, and by reflection, knowing nothing but what the server
+says of itself. Compares all four, read as that example reads them, with what transformers computes
+in float32.
 
-usage: grpc_client.py HOST:PORT --proto DIR --model DIR [--expected FILE] [--write FILE]
+usage: grpc_client.py HOST:PORT --model DIR [--expected FILE] [--write FILE]
   --model     the model the teacher serves; used where torch and transformers are installed
   --expected  where they are not: values that --write stored on a machine that has them
 Prints one JSON line: what was compared and the largest differences. Fails where one exceeds 1e-3.
@@ -10,29 +11,27 @@ Prints one JSON line: what was compared and the largest differences. Fails where
 import argparse
 import json
 import math
-import subprocess
+import pathlib
 import sys
-import tempfile
 
 import grpc
 import numpy as np
 from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "clients/python"))
+import score as example
+
 TEXTS = ["Natalia sold clips to 48 of her friends in April.", "12 + 30 = 42. So there are 42 apples."]
 T, K, TOLERANCE = 2.0, 16, 1e-3
 CALLS = ("GetInfo", "Score", "ScoreText")
 
 
-def generated(channel, proto):
+def generated(channel):
     """Calls and messages by name, from the modules that stock grpcio-tools makes of the contract."""
-    out = tempfile.mkdtemp()
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{proto}", f"--python_out={out}",
-                    f"--grpc_python_out={out}", "distill/v1/teacher.proto"], check=True)
-    sys.path.insert(0, out)
-    from distill.v1 import teacher_pb2, teacher_pb2_grpc
-    stub = teacher_pb2_grpc.TeacherStub(channel)
-    return {call: (getattr(stub, call), getattr(teacher_pb2, f"{call}Request")) for call in CALLS}
+    messages, services, _ = example.stubs()
+    stub = services.TeacherStub(channel)
+    return {call: (getattr(stub, call), getattr(messages, f"{call}Request")) for call in CALLS}
 
 
 def reflected(channel):
@@ -49,20 +48,6 @@ def reflected(channel):
         calls[call] = (kind(f"/{service.full_name}/{call}", request_serializer=request.SerializeToString,
                             response_deserializer=reply.FromString), request)
     return calls
-
-
-def unpack(reply, k):
-    """The arrays of a reply, as docs/wire.md lays them out: log_z, log_rest, ids, values."""
-    rows, data = reply.rows, reply.signal
-    f32 = lambda index, n=rows: np.frombuffer(data, "<f4", n, 4 * index)
-    if reply.codec == 2:  # CODEC_RAW
-        ids = np.frombuffer(data, "<u4", rows * k, 8 * rows)
-        values = f32(2 * rows + rows * k, rows * k)
-        return f32(0), f32(rows), ids.reshape(rows, k), values.reshape(rows, k)
-    top, step, log_z, log_rest = (f32(rows * array) for array in range(4))
-    ids = np.frombuffer(data, np.uint8, 3 * rows * k, 16 * rows).reshape(rows, k, 3) @ np.array([1, 256, 65536])
-    codes = np.frombuffer(data, "<u2", rows * k, 16 * rows + 3 * rows * k).reshape(rows, k)
-    return log_z, log_rest, ids, top[:, None] - codes * step[:, None].astype(np.float64)
 
 
 def log_softmax(logits):
@@ -122,7 +107,7 @@ def check_score(score, request, teacher, codec, expected, worst):
         assert (reply.first_position, reply.rows, reply.last, reply.codec) == (0, rows, True, codec)
         assert reply.temperature == T and reply.model_fingerprint.hex() == teacher.model_fingerprint[:32]
         assert reply.tokenizer_fingerprint.hex() == teacher.tokenizer_fingerprint[:32]
-        log_z, log_rest, top, values = unpack(reply, K)
+        log_z, log_rest, top, values = example.unpack(reply.signal, reply.rows, K, reply.codec)
         logprobs = values - log_z[:, None].astype(np.float64)
         compare("score_logprob", logprobs, want["logprobs"], worst)
         # The contract's logit: the value times T.
@@ -140,11 +125,11 @@ def check_score(score, request, teacher, codec, expected, worst):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
-    for option in ("--proto", "--model", "--expected", "--write"):
+    for option in ("--model", "--expected", "--write"):
         parser.add_argument(option)
     a = parser.parse_args()
     channel = grpc.insecure_channel(a.address)
-    clients = dict(generated=generated(channel, a.proto), reflected=reflected(channel))
+    clients = dict(generated=generated(channel), reflected=reflected(channel))
     result, expected = {}, None
     for name, calls in clients.items():
         (get_info, info), (score, request), (score_text, text) = (calls[call] for call in CALLS)

@@ -65,6 +65,10 @@ pub struct BoundArgs {
     #[arg(long, value_name = "BYTES", env = "TEACHER_SERVER_MAX_UNFINISHED_BYTES")]
     #[arg(default_value_t = DEFAULT_LIMITS.max_unfinished_bytes as u32, value_parser = bytes)]
     pub max_unfinished_bytes: u32,
+    /// Largest body of a request on the HTTP port, in bytes; `KiB` and `MiB` are understood.
+    #[arg(long, value_name = "BYTES", env = "TEACHER_SERVER_MAX_HTTP_BODY_BYTES")]
+    #[arg(default_value_t = DEFAULT_LIMITS.max_http_body_bytes as u32, value_parser = bytes)]
+    pub max_http_body_bytes: u32,
     /// Texts of `ScoreText` encoded at a time or waiting for it, over all clients.
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_MAX_ENCODING_TEXTS")]
     #[arg(default_value_t = DEFAULT_LIMITS.max_encoding_texts as u32, value_parser = at_least_1)]
@@ -120,6 +124,7 @@ impl From<&BoundArgs> for Settings {
             max_streams_per_connection: args.max_streams_per_connection as usize,
             max_held_bytes_per_stream: args.max_held_bytes_per_stream as usize,
             max_unfinished_bytes: args.max_unfinished_bytes as usize,
+            max_http_body_bytes: args.max_http_body_bytes as usize,
             max_encoding_texts: args.max_encoding_texts as usize,
             stream_timeout: seconds(args.stream_timeout),
             stream_idle_timeout: seconds(args.stream_idle_timeout),

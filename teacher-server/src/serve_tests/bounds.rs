@@ -1,9 +1,8 @@
-//! Bounds in time and bytes: streams that stay, messages that never end, readers that stop, texts
-//! without number, deadlines; each refused by name, and others answered meanwhile.
+//! Bounds in time and bytes: streams that stay, messages that never end, readers that stop,
+//! deadlines; each refused by name, and others answered meanwhile.
 
 use std::time::{Duration, Instant};
 
-use distill::signal::Entries;
 use proto::convert::{ScoreJob, score_request};
 use proto::v1::{GetInfoRequest, ScoreRequest, ScoreTextRequest};
 use tokio::io::AsyncWriteExt;
@@ -217,7 +216,7 @@ async fn a_reader_that_stops_is_cut_and_what_it_held_is_free() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_tells_unary_callers_when_to_come_again() {
+async fn a_full_queue_tells_callers_when_to_come_again() {
     let settings = Settings::with(|limits| limits.max_queued_sequences = 2);
     let (server, leave) = Server::gated(settings).await;
     let stream = server.score().await;
@@ -238,7 +237,11 @@ async fn a_full_queue_tells_unary_callers_when_to_come_again() {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
     let pause = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
     assert!(pause.is_some_and(|pause| pause >= Duration::from_millis(100)), "{pause:?}");
-    assert_eq!(server.metric("teacher_refusals_total{reason=\"queued_sequences\"}").await, 1.0);
+    let ask = serde_json::json!({ "prompt": [1, 2], "prompt_logprobs": 1 });
+    let (head, body) = server.post("/v1/completions", &ask).await;
+    assert!(head.contains("503 Service Unavailable") && head.contains("retry-after: 1"), "{head}");
+    assert_eq!(body["error"]["type"], "ServiceUnavailableError");
+    assert_eq!(server.metric("teacher_refusals_total{reason=\"queued_sequences\"}").await, 2.0);
     (0..3).for_each(|_| leave.send(()).unwrap());
     assert!(first.await.unwrap().is_ok());
 }
@@ -259,29 +262,6 @@ async fn a_flooding_client_makes_another_wait_for_two_batches_at_most() {
     (0..3).for_each(|_| leave.send(()).unwrap());
     assert_eq!(small.next().await.id, 5);
     drop(leave);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn candidates_come_back_in_their_order() {
-    let server = served(Settings::DEFAULT).await;
-    let mut stream = server.score().await;
-    let same = ScoreJob { entries: Entries::Named(vec![31, 0, 7, 9]), ..job(1, vec![1, 2, 3]) };
-    let each: Vec<u32> = (0..12).map(|i| (i * 5) % 32).collect();
-    let each = ScoreJob { entries: Entries::Named(each), ..job(2, vec![1, 2, 3]) };
-    for job in [same, each] {
-        assert_right(&job, &stream.ask(&job).await);
-    }
-    for (named, says) in [
-        (vec![1, 1, 2, 3], "candidate 1 is named twice in row 0"),
-        (vec![1, 2, 3, 32], "candidate 32"),
-        (vec![1, 2, 3], "candidates has 12 bytes"),
-    ] {
-        let bad = ScoreJob { entries: Entries::Named(named), ..job(3, vec![1, 2, 3]) };
-        stream.send(score_request(&bad)).await;
-        let error = stream.next().await.error.unwrap();
-        assert_eq!(error.code, Code::InvalidArgument as i32);
-        assert!(error.message.contains(says), "{}", error.message);
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -341,65 +321,4 @@ async fn a_stream_is_read_no_further_than_its_answers_bytes() {
     for _ in 0..4 {
         assert!(stream.next().await.error.is_none());
     }
-}
-
-/// A tokenizer that waits for leave.
-struct SlowText {
-    leave: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
-    running: std::sync::Arc<std::sync::atomic::AtomicUsize>,
-}
-
-impl crate::scorer::TextCodec for SlowText {
-    fn encode(&self, _: &str) -> Result<Vec<u32>, crate::scorer::ScorerError> {
-        self.running.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        let _ = self.leave.lock().unwrap().recv();
-        Ok(vec![1])
-    }
-
-    fn text_of(&self, id: u32) -> String {
-        id.to_string()
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn texts_are_encoded_a_few_at_a_time_and_those_whose_callers_left_count() {
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-    let (let_go, leave) = std::sync::mpsc::channel();
-    let running = std::sync::Arc::new(AtomicUsize::new(0));
-    let text = SlowText { leave: leave.into(), running: running.clone() };
-    let load = move || {
-        let loaded = FakeScorer::new(CLASSES).loaded();
-        Ok(crate::scorer::Loaded { text: std::sync::Arc::new(text), ..loaded })
-    };
-    let settings = Settings::with(|limits| limits.max_encoding_texts = 4);
-    let mut server = Server::start_loading(load, settings).await;
-    server.ready().await;
-    let ask = |mut client: proto::v1::teacher_client::TeacherClient<_>| {
-        let text = ScoreTextRequest { text: "a".into(), ..Default::default() };
-        tokio::spawn(async move {
-            let asked = tokio::time::timeout(PATIENCE, client.score_text(text)).await;
-            asked.expect("an answer in time")
-        })
-    };
-    let client = server.client().await;
-    // Alone a client may have half of the four.
-    let calls = [ask(client.clone()), ask(client.clone())];
-    while running.load(SeqCst) < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let status = ask(client.clone()).await.unwrap().unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-    assert!(status.message().contains("max_encoding_texts"), "{status}");
-    assert!(status.get_details_retry_info().is_some());
-    // Its callers leave, and their texts are being encoded all the same.
-    calls.iter().for_each(tokio::task::JoinHandle::abort);
-    tokio::time::sleep(SHORT).await;
-    let status = ask(client.clone()).await.unwrap().unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-    // Another client has room, and waits for one of the two threads.
-    let other = ask(server.client().await);
-    tokio::time::sleep(SHORT).await;
-    assert_eq!(running.load(SeqCst), 2);
-    (0..3).for_each(|_| let_go.send(()).unwrap());
-    assert!(other.await.unwrap().is_ok());
 }

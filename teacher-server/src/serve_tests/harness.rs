@@ -113,6 +113,32 @@ impl Server {
         self.done.await.unwrap()
     }
 
+    /// GET of a page of JSON: head and body.
+    pub(crate) async fn get_json(&self, path: &str) -> (String, serde_json::Value) {
+        self.http(format!("GET {path} HTTP/1.0\r\n\r\n")).await
+    }
+
+    /// POST of JSON: head and body of the answer.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> (String, serde_json::Value) {
+        let body = body.to_string();
+        let length = body.len();
+        self.http(format!("POST {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}")).await
+    }
+
+    /// By HTTP/1.0, which does not cut an answer into chunks.
+    async fn http(&self, request: String) -> (String, serde_json::Value) {
+        let mut connection = TcpStream::connect(self.http).await.unwrap();
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), serde_json::from_str(body).unwrap())
+    }
+
     /// GET of a page: status line and body.
     pub(crate) async fn get(&self, path: &str) -> (String, String) {
         let mut connection = TcpStream::connect(self.http).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bounds;
+mod dialects;
 mod flow;
 pub(crate) mod harness;
 mod idle;

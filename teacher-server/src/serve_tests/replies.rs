@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use distill::codec::Codec;
+use distill::signal::Entries;
 use prost::Message as _;
 use proto::convert::{ScoreJob, score_request};
+use tonic::Code;
 
 use super::harness::{CLASSES, Server, assembler, assert_right, job};
 use crate::settings::Settings;
@@ -153,4 +155,27 @@ async fn what_was_done_is_counted() {
     }
     assert!(server.get("/metrics").await.1.ends_with("# EOF\n"));
     assert_eq!(server.get("/nothing").await.0, "HTTP/1.1 404 Not Found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn candidates_come_back_in_their_order() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let mut stream = server.score().await;
+    let same = ScoreJob { entries: Entries::Named(vec![31, 0, 7, 9]), ..job(1, vec![1, 2, 3]) };
+    let each: Vec<u32> = (0..12).map(|i| (i * 5) % 32).collect();
+    let each = ScoreJob { entries: Entries::Named(each), ..job(2, vec![1, 2, 3]) };
+    for job in [same, each] {
+        assert_right(&job, &stream.ask(&job).await);
+    }
+    for (named, says) in [
+        (vec![1, 1, 2, 3], "candidate 1 is named twice in row 0"),
+        (vec![1, 2, 3, 32], "candidate 32"),
+        (vec![1, 2, 3], "candidates has 12 bytes"),
+    ] {
+        let bad = ScoreJob { entries: Entries::Named(named), ..job(3, vec![1, 2, 3]) };
+        stream.send(score_request(&bad)).await;
+        let error = stream.next().await.error.unwrap();
+        assert_eq!(error.code, Code::InvalidArgument as i32);
+        assert!(error.message.contains(says), "{}", error.message);
+    }
 }

@@ -1,12 +1,18 @@
-//! `ScoreText`: plain fields with the model's own numbers, and its refusals.
+//! `ScoreText`: plain fields with the model's own numbers, its refusals, and how many at a time.
+
+use std::time::Duration;
 
 use distill::signal::log_sum_exp;
 use proto::v1::ScoreTextRequest;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
-use super::harness::{CLASSES, Server};
+use super::harness::{CLASSES, PATIENCE, Server};
 use crate::settings::Settings;
 use crate::testing::FakeScorer;
+
+/// Time in which a request that may be admitted is.
+const SHORT: Duration = Duration::from_millis(300);
 
 fn ask(text: &str, temperature: f32, top_k: u32) -> ScoreTextRequest {
     ScoreTextRequest { text: text.into(), temperature, top_k }
@@ -69,4 +75,65 @@ async fn what_cannot_be_scored_is_refused_by_name() {
         assert!(refused.message().contains(wanted), "{wanted}: {refused}");
     }
     assert!(client.score_text(ask("still here", 1.0, 5)).await.is_ok());
+}
+
+/// A tokenizer that waits for leave.
+struct SlowText {
+    leave: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+    running: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl crate::scorer::TextCodec for SlowText {
+    fn encode(&self, _: &str) -> Result<Vec<u32>, crate::scorer::ScorerError> {
+        self.running.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let _ = self.leave.lock().unwrap().recv();
+        Ok(vec![1])
+    }
+
+    fn text_of(&self, id: u32) -> String {
+        id.to_string()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_encoded_a_few_at_a_time_and_those_whose_callers_left_count() {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    let (let_go, leave) = std::sync::mpsc::channel();
+    let running = std::sync::Arc::new(AtomicUsize::new(0));
+    let text = SlowText { leave: leave.into(), running: running.clone() };
+    let load = move || {
+        let loaded = FakeScorer::new(CLASSES).loaded();
+        Ok(crate::scorer::Loaded { text: std::sync::Arc::new(text), ..loaded })
+    };
+    let settings = Settings::with(|limits| limits.max_encoding_texts = 4);
+    let mut server = Server::start_loading(load, settings).await;
+    server.ready().await;
+    let ask = |mut client: proto::v1::teacher_client::TeacherClient<_>| {
+        let text = ScoreTextRequest { text: "a".into(), ..Default::default() };
+        tokio::spawn(async move {
+            let asked = tokio::time::timeout(PATIENCE, client.score_text(text)).await;
+            asked.expect("an answer in time")
+        })
+    };
+    let client = server.client().await;
+    // Alone a client may have half of the four.
+    let calls = [ask(client.clone()), ask(client.clone())];
+    while running.load(SeqCst) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let status = ask(client.clone()).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("max_encoding_texts"), "{status}");
+    assert!(status.get_details_retry_info().is_some());
+    // Its callers leave, and their texts are being encoded all the same.
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
+    tokio::time::sleep(SHORT).await;
+    let status = ask(client.clone()).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    // Another client has room, and waits for one of the two threads.
+    let other = ask(server.client().await);
+    tokio::time::sleep(SHORT).await;
+    assert_eq!(running.load(SeqCst), 2);
+    (0..3).for_each(|_| let_go.send(()).unwrap());
+    assert!(other.await.unwrap().is_ok());
 }

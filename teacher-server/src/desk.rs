@@ -1,0 +1,63 @@
+//! Where a call is let in, on whichever port it came: only while the server serves, and counted, so
+//! that a drain waits for it.
+
+use std::sync::Arc;
+
+use distill::handshake::Limits;
+use proto::convert::ScoreJob;
+use tokio::sync::watch;
+
+use crate::client::Client;
+use crate::engine::{Answer, Engine};
+use crate::error::TeacherError;
+use crate::metrics::Metrics;
+use crate::shutdown::{Call, Calls};
+use crate::state::{Serving, State};
+use crate::text::Encoders;
+
+/// What both ports' handlers work with; clones share it.
+#[derive(Clone)]
+pub struct Desk {
+    /// The queue and the device.
+    pub engine: Engine,
+    /// What the server is doing.
+    pub state: watch::Receiver<State>,
+    /// The threads for encoding texts.
+    pub encoders: Encoders,
+    /// What is counted.
+    pub metrics: Metrics,
+    calls: Calls,
+}
+
+impl Desk {
+    /// Before an engine; calls are let in while `state` says so.
+    pub fn new(
+        engine: Engine,
+        state: watch::Receiver<State>,
+        calls: Calls,
+        limits: &Limits,
+        metrics: Metrics,
+    ) -> Self {
+        let encoders = Encoders::new(limits.max_encoding_texts);
+        Self { engine, state, encoders, metrics, calls }
+    }
+
+    /// Lets a call in: what it needs to be served, and its mark among the running calls.
+    ///
+    /// # Errors
+    /// [`TeacherError::Loading`] or [`TeacherError::Draining`].
+    pub fn enter(&self) -> Result<(Arc<Serving>, Call), TeacherError> {
+        // In this order: a drain first changes the state, then waits for the calls.
+        let call = self.calls.begin().ok_or(TeacherError::Draining)?;
+        let serving = self.state.borrow().serving()?;
+        Ok((serving, call))
+    }
+
+    /// Queues a job and waits for its scores.
+    ///
+    /// # Errors
+    /// A full queue, or a fault of the device.
+    pub async fn score(&self, client: &Client, job: ScoreJob) -> Result<Answer, TeacherError> {
+        self.engine.submit(client, job)?.await.unwrap_or(Err(TeacherError::Stopped))
+    }
+}

@@ -1,0 +1,154 @@
+//! The bodies: a request's read whole within bounds, an answer's written piece by piece.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::Stream;
+use proto::convert::Times;
+use tokio::sync::mpsc;
+
+use crate::shutdown::Call;
+
+/// Bytes of a piece of an answer, about.
+const PIECE: usize = 64 << 10;
+/// How long a job took, by the W3C's recommendation of that name.
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// The reader of an answer left, or read nothing for too long.
+#[derive(Debug)]
+pub struct Gone;
+
+/// An answer being written; what is not read yet holds the writing up.
+pub struct Answer {
+    piece: String,
+    /// Bytes that do not fill a group of base64's yet.
+    pending: Vec<u8>,
+    pieces: mpsc::Sender<Bytes>,
+    patience: Duration,
+}
+
+impl Answer {
+    /// Starts an answer of JSON that `write` writes as it is read; `call` counts as running until
+    /// then. A reader that reads nothing for `patience` is left.
+    pub fn start<F>(
+        times: Times,
+        patience: Duration,
+        call: Call,
+        write: impl FnOnce(Self) -> F + Send + 'static,
+    ) -> Response
+    where
+        F: Future<Output = Result<(), Gone>> + Send + 'static,
+    {
+        let (pieces, receiver) = mpsc::channel(1);
+        let whole = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&whole);
+        let answer = Self { piece: String::new(), pending: vec![], pieces, patience };
+        tokio::spawn(async move {
+            let _call = call;
+            if write(answer).await.is_ok() {
+                told.store(true, Ordering::Release);
+            }
+        });
+        let body = Body::from_stream(Pieces { receiver, whole, failed: OnceLock::new() });
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let timing =
+            format!("queue;dur={:.3}, compute;dur={:.3}", ms(times.queued), ms(times.computed));
+        let mut response = (StatusCode::OK, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Ok(timing) = HeaderValue::try_from(timing) {
+            headers.insert(SERVER_TIMING, timing);
+        }
+        response
+    }
+
+    /// Adds text.
+    pub fn push(&mut self, text: &str) {
+        self.piece.push_str(text);
+    }
+
+    /// Adds a number. JSON has no infinities: those of a log-probability are -9999, as vLLM has it.
+    pub fn number(&mut self, value: f32) {
+        let value = if value.is_finite() { value } else { -9999.0 };
+        self.formatted(format_args!("{value:?}"));
+    }
+
+    /// Adds what is formatted.
+    pub fn formatted(&mut self, text: fmt::Arguments<'_>) {
+        // Writing to a String does not fail.
+        let _ = fmt::Write::write_fmt(&mut self.piece, text);
+    }
+
+    /// Adds a text as JSON writes it.
+    pub fn quoted(&mut self, text: &str) {
+        self.push(&serde_json::Value::from(text).to_string());
+    }
+
+    /// Adds bytes to a text in base64, which [`Self::end_base64`] ends.
+    pub fn base64(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
+        let whole = self.pending.len() / 3 * 3;
+        STANDARD.encode_string(&self.pending[..whole], &mut self.piece);
+        self.pending.drain(..whole);
+    }
+
+    /// Ends a text in base64.
+    pub fn end_base64(&mut self) {
+        STANDARD.encode_string(&self.pending, &mut self.piece);
+        self.pending.clear();
+    }
+
+    /// Hands on what was added, once it is enough for a piece.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn flow(&mut self) -> Result<(), Gone> {
+        if self.piece.len() < PIECE { Ok(()) } else { self.send().await }
+    }
+
+    /// Hands on the rest.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn end(mut self) -> Result<(), Gone> {
+        self.send().await
+    }
+
+    async fn send(&mut self) -> Result<(), Gone> {
+        let piece = std::mem::take(&mut self.piece).into();
+        let sent = tokio::time::timeout(self.patience, self.pieces.send(piece)).await;
+        sent.map_err(|_| Gone)?.map_err(|_| Gone)
+    }
+}
+
+/// The pieces as axum takes them: an answer that stops in the middle must not seem whole.
+struct Pieces {
+    receiver: mpsc::Receiver<Bytes>,
+    whole: Arc<AtomicBool>,
+    failed: OnceLock<()>,
+}
+
+impl Stream for Pieces {
+    type Item = Result<Bytes, axum::Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.receiver.poll_recv(cx) {
+            Poll::Ready(None) if !self.whole.load(Ordering::Acquire) => {
+                let first = self.failed.set(()).is_ok();
+                let cut = || Err(axum::Error::new("the answer was cut"));
+                Poll::Ready(first.then(cut))
+            }
+            Poll::Ready(piece) => Poll::Ready(piece.map(Ok)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What other trainers ask over HTTP, through the whole server.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::harness::{CLASSES, Server};
+use crate::settings::Settings;
+use crate::testing::FakeScorer;
+
+/// log_softmax(z / T) of the fake model after these tokens.
+fn logprobs(prefix: &[u32], temperature: f64) -> Vec<f64> {
+    let logits = FakeScorer::logits(prefix, CLASSES);
+    let sum: f64 = logits.iter().map(|z| (z / temperature).exp()).sum();
+    logits.iter().map(|z| z / temperature - sum.ln()).collect()
+}
+
+/// Its tokens, the most probable first.
+fn ranking(prefix: &[u32]) -> Vec<u32> {
+    let logits = FakeScorer::logits(prefix, CLASSES);
+    let mut ids: Vec<u32> = (0..CLASSES as u32).collect();
+    ids.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+    ids
+}
+
+fn near(found: f64, wanted: f64) {
+    assert!((found - wanted).abs() < 1e-5, "{found} is not {wanted}");
+}
+
+async fn served() -> Server {
+    Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trl_has_its_positions_at_its_temperature() {
+    let server = served().await;
+    let sequences = [vec![5, 7, 2, 9], vec![5, 3]];
+    let ask = |format: &str| {
+        json!({ "sequences": sequences, "prompt_lengths": [2, 1], "top_logprobs": 3,
+                "temperature": 2.5, "response_format": format })
+    };
+    let (head, body) = server.post("/get_sequence_logprobs/", &ask("json")).await;
+    assert!(head.contains("200 OK") && head.contains("application/json"), "{head}");
+    assert!(head.contains("server-timing: queue;dur="), "{head}");
+    let asked = [(0, 0, 2), (0, 1, 3), (1, 0, 1)];
+    for (sequence, t, at) in asked {
+        let (prefix, realised) = (&sequences[sequence][..at], sequences[sequence][at]);
+        let mut ids = ranking(prefix)[..3].to_vec();
+        if !ids.contains(&realised) {
+            ids.push(realised);
+        }
+        assert_eq!(body["logprob_token_ids"][sequence][t], json!(ids));
+        let found = body["logprobs"][sequence][t].as_array().unwrap();
+        assert_eq!(found.len(), ids.len());
+        for (found, id) in found.iter().zip(ids) {
+            near(found.as_f64().unwrap(), logprobs(prefix, 2.5)[id as usize]);
+        }
+    }
+    let (_, body) = server.post("/get_sequence_logprobs", &ask("binary")).await;
+    let floats = |name: &str| -> Vec<f32> {
+        let bytes = STANDARD.decode(body[name].as_str().unwrap()).unwrap();
+        bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+    };
+    assert_eq!((&body["shape"], &body["completion_lengths"]), (&json!([2, 2, 3]), &json!([2, 1])));
+    let (top, realised) = (floats("logprobs_b64"), floats("actual_logprobs_b64"));
+    assert_eq!((top.len(), realised.len()), (12, 4));
+    for (sequence, t, at) in asked {
+        let (prefix, row) = (&sequences[sequence][..at], 2 * sequence + t);
+        let wanted = logprobs(prefix, 2.5);
+        near(realised[row].into(), wanted[sequences[sequence][at] as usize]);
+        near(top[3 * row].into(), wanted[ranking(prefix)[0] as usize]);
+    }
+    assert_eq!(realised[3], f32::NEG_INFINITY);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn completions_are_scored_at_their_temperature_and_text_like_ids() {
+    let server = served().await;
+    let (_, models) = server.get_json("/v1/models").await;
+    assert_eq!(models["data"][0]["id"], "fake");
+    let prompt = [5, 7, 2, 9];
+    for (temperature, t) in [(json!(5.0), 5.0), (json!(0), 1.0), (Value::Null, 1.0)] {
+        let ask = json!({ "model": models["data"][0]["id"], "prompt": [prompt, [4, 4, 4, 4]],
+            "max_tokens": 1, "temperature": temperature, "prompt_logprobs": 2 });
+        let (head, body) = server.post("//v1/completions/", &ask).await;
+        assert!(head.contains("200 OK"), "{head} {body}");
+        let found = &body["choices"][0]["prompt_logprobs"];
+        assert_eq!((found.as_array().unwrap().len(), &found[0]), (4, &Value::Null));
+        for at in 1..4 {
+            let (wanted, rank) = (logprobs(&prompt[..at], t), ranking(&prompt[..at]));
+            for (place, &id) in rank[..2].iter().enumerate() {
+                let entry = &found[at][id.to_string()];
+                assert_eq!(entry["rank"], place + 1);
+                near(entry["logprob"].as_f64().unwrap(), wanted[id as usize]);
+            }
+            let realised = &found[at][prompt[at].to_string()];
+            near(realised["logprob"].as_f64().unwrap(), wanted[prompt[at] as usize]);
+        }
+        let next = ranking(&prompt)[0];
+        assert_eq!(body["choices"][0]["text"], char::from_u32(next).unwrap().to_string());
+    }
+    // The fake tokenizer's ids are bytes.
+    let text = |prompt: Value| json!({ "prompt": prompt, "prompt_logprobs": 1 });
+    let (_, texts) = server.post("/v1/completions", &text(json!(["\u{5}\u{7}"]))).await;
+    let (_, ids) = server.post("/v1/completions", &text(json!([5, 7]))).await;
+    assert_eq!(texts["choices"], ids["choices"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_larger_than_the_queue_passes_it_in_parts() {
+    let settings = Settings::with(|limits| limits.max_queued_sequences = 4);
+    let (server, leave) = Server::gated(settings).await;
+    let ask = json!({ "prompt": vec![[1, 2, 3]; 20], "prompt_logprobs": 1 });
+    let (head, body) = {
+        let asked = server.post("/v1/completions", &ask);
+        let passed = async {
+            for _ in 0..20 {
+                leave.send(()).unwrap();
+            }
+            std::future::pending::<()>().await
+        };
+        tokio::select! { answer = asked => answer, () = passed => unreachable!() }
+    };
+    assert!(head.contains("200 OK"), "{head} {body}");
+    assert_eq!(body["choices"].as_array().unwrap().len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_have_the_form_of_their_dialect() {
+    let settings = Settings::with(|limits| limits.max_http_body_bytes = 1000);
+    let server = Server::start(FakeScorer::new(CLASSES), settings).await;
+    let wrong = json!({ "prompt": [99], "prompt_logprobs": 1 });
+    let (head, body) = server.post("/v1/completions", &wrong).await;
+    assert!(head.contains("400 Bad Request"), "{head}");
+    assert_eq!(
+        (&body["error"]["code"], &body["error"]["type"]),
+        (&400.into(), &"BadRequestError".into())
+    );
+    assert!(body["error"]["message"].as_str().unwrap().contains("99"), "{body}");
+    let wrong = json!({ "sequences": [[99]], "prompt_lengths": [0] });
+    let (head, body) = server.post("/get_sequence_logprobs/", &wrong).await;
+    assert!(
+        head.contains("400") && body["detail"].as_str().unwrap().contains("99"),
+        "{head}{body}"
+    );
+    let large = json!({ "prompt": vec![1; 1000], "prompt_logprobs": 1 });
+    let (head, body) = server.post("/v1/completions", &large).await;
+    assert!(head.contains("413") && !head.contains("retry-after"), "{head}");
+    assert!(body["error"]["message"].as_str().unwrap().contains("1000 bytes"), "{body}");
+    assert_eq!(server.metric("teacher_refusals_total{reason=\"invalid\"}").await, 3.0);
+    let counted = "teacher_requests_total{method=\"v1/completions\",code=\"INVALID_ARGUMENT\"}";
+    assert_eq!(server.metric(counted).await, 2.0);
+    let (head, _) = server.get("/v1/completions").await;
+    assert!(head.contains("405"), "{head}");
+    // A model that has no numbers has no answer.
+    let fake = FakeScorer { nan_at: Some(3), ..FakeScorer::new(CLASSES) };
+    let server = Server::start(fake, Settings::DEFAULT).await;
+    let (head, body) =
+        server.post("/v1/completions", &json!({ "prompt": [3, 3], "prompt_logprobs": 1 })).await;
+    assert!(head.contains("500") && body["error"]["type"] == "InternalServerError", "{head}{body}");
+    let (head, _) =
+        server.post("/v1/completions", &json!({ "prompt": [4, 4], "prompt_logprobs": 1 })).await;
+    assert!(head.contains("200"), "{head}");
+}
