@@ -8,7 +8,10 @@
 //! Where the receiver knows the ids, having named them, their array is left out ([`Ids::Known`]).
 
 mod error;
+mod packed;
+mod raw;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -17,9 +20,6 @@ pub use error::CodecError;
 
 /// Classes an id of three bytes can name.
 pub const MAX_PACKED_CLASSES: usize = 1 << 24;
-
-/// Largest code of [`Codec::Packed`].
-const MAX_CODE: f64 = 65_535.0;
 
 /// How a signal is laid out in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,33 +90,10 @@ pub fn encode(signal: &TopK, rows: Range<usize>, layout: Layout) -> Result<Vec<u
     let log_z = &signal.log_z[rows.clone()];
     let log_rest = &signal.log_rest[rows.clone()];
     check_numbers(k, values, log_z, log_rest)?;
-    let mut bytes = Vec::with_capacity(rows.len() * layout.row_bytes(k));
     match layout.codec {
-        Codec::Raw => {
-            put_f32(&mut bytes, log_z);
-            put_f32(&mut bytes, log_rest);
-            bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
-            put_f32(&mut bytes, values);
-        }
-        Codec::Packed => {
-            let too_large = ids.iter().find(|&&id| id as usize >= MAX_PACKED_CLASSES);
-            if let Some(&id) = too_large {
-                return Err(CodecError::PackedClasses { classes: id as usize + 1 });
-            }
-            let scales: Vec<Scale> = values.chunks_exact(k).map(Scale::of).collect();
-            bytes.extend(scales.iter().flat_map(|scale| scale.top.to_le_bytes()));
-            bytes.extend(scales.iter().flat_map(|scale| scale.step.to_le_bytes()));
-            put_f32(&mut bytes, log_z);
-            put_f32(&mut bytes, log_rest);
-            for id in ids {
-                bytes.extend_from_slice(&id.to_le_bytes()[..3]);
-            }
-            for (row, scale) in values.chunks_exact(k).zip(&scales) {
-                bytes.extend(row.iter().flat_map(|&value| scale.code(value).to_le_bytes()));
-            }
-        }
+        Codec::Raw => Ok(raw::encode(ids, values, log_z, log_rest)),
+        Codec::Packed => packed::encode(k, ids, values, log_z, log_rest),
     }
-    Ok(bytes)
 }
 
 /// Reads `rows` rows of `k` entries.
@@ -141,8 +118,8 @@ pub fn decode(
         return Err(CodecError::Length { codec, rows, k, wanted, found: bytes.len() });
     }
     let mut signal = match codec {
-        Codec::Raw => decode_raw(bytes, rows, k, sent),
-        Codec::Packed => decode_packed(bytes, rows, k, sent)?,
+        Codec::Raw => raw::decode(bytes, rows, k, sent),
+        Codec::Packed => packed::decode(bytes, rows, k, sent)?,
     };
     check_numbers(k, &signal.scaled, &signal.log_z, &signal.log_rest)?;
     match ids {
@@ -170,7 +147,7 @@ fn check_announced(rows: usize, k: usize, codec: Codec, ids: Ids<'_>) -> Result<
 
 /// Token ids as u32 little-endian: how a sequence travels.
 pub fn token_bytes(ids: &[u32]) -> Vec<u8> {
-    ids.iter().flat_map(|id| id.to_le_bytes()).collect()
+    words(ids.iter().copied())
 }
 
 /// Token ids from u32 little-endian; none when the length is no multiple of 4.
@@ -180,76 +157,12 @@ pub fn tokens_from_bytes(bytes: &[u8]) -> Option<Vec<u32>> {
 
 /// Numbers as f32 little-endian.
 pub fn float_bytes(values: &[f32]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(4 * values.len());
-    put_f32(&mut bytes, values);
-    bytes
+    words(values.iter().map(|value| value.to_bits()))
 }
 
 /// Numbers from f32 little-endian; none when the length is no multiple of 4.
 pub fn floats_from_bytes(bytes: &[u8]) -> Option<Vec<f32>> {
     bytes.len().is_multiple_of(4).then(|| floats(bytes))
-}
-
-/// The fixed point of one row.
-struct Scale {
-    top: f32,
-    step: f32,
-}
-
-impl Scale {
-    /// The step is rounded up, so that the smallest value never needs a code beyond the largest.
-    fn of(row: &[f32]) -> Self {
-        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let smallest = row.iter().copied().fold(f32::INFINITY, f32::min);
-        let exact = (f64::from(top) - f64::from(smallest)) / MAX_CODE;
-        let nearest = exact as f32;
-        let step = if f64::from(nearest) < exact { nearest.next_up() } else { nearest };
-        Self { top, step }
-    }
-
-    fn code(&self, value: f32) -> u16 {
-        if self.step == 0.0 {
-            return 0;
-        }
-        ((f64::from(self.top) - f64::from(value)) / f64::from(self.step)).round() as u16
-    }
-
-    fn value(&self, code: u16) -> f32 {
-        (f64::from(self.top) - f64::from(code) * f64::from(self.step)) as f32
-    }
-}
-
-fn decode_raw(bytes: &[u8], rows: usize, k: usize, sent: bool) -> TopK {
-    let (log_z, rest) = bytes.split_at(4 * rows);
-    let (log_rest, rest) = rest.split_at(4 * rows);
-    let (ids, values) = rest.split_at(if sent { 4 * rows * k } else { 0 });
-    let ids = arrays(ids).map(u32::from_le_bytes).collect();
-    TopK { k, ids, scaled: floats(values), log_z: floats(log_z), log_rest: floats(log_rest) }
-}
-
-fn decode_packed(bytes: &[u8], rows: usize, k: usize, sent: bool) -> Result<TopK, CodecError> {
-    let (top, rest) = bytes.split_at(4 * rows);
-    let (step, rest) = rest.split_at(4 * rows);
-    let (log_z, rest) = rest.split_at(4 * rows);
-    let (log_rest, rest) = rest.split_at(4 * rows);
-    let (ids, codes) = rest.split_at(if sent { 3 * rows * k } else { 0 });
-    let scales: Vec<Scale> = arrays(top)
-        .zip(arrays(step))
-        .map(|(top, step)| Scale { top: f32::from_le_bytes(top), step: f32::from_le_bytes(step) })
-        .collect();
-    for (row, scale) in scales.iter().enumerate() {
-        for (what, found) in [("the largest value", scale.top), ("the step", scale.step)] {
-            if !found.is_finite() {
-                return Err(CodecError::NotFinite { row, what, found });
-            }
-        }
-    }
-    let ids = arrays(ids).map(|[a, b, c]| u32::from_le_bytes([a, b, c, 0])).collect();
-    let mut scaled = Vec::with_capacity(rows * k);
-    for (codes, scale) in codes.chunks_exact(2 * k).zip(&scales) {
-        scaled.extend(arrays(codes).map(|code| scale.value(u16::from_le_bytes(code))));
-    }
-    Ok(TopK { k, ids, scaled, log_z: floats(log_z), log_rest: floats(log_rest) })
 }
 
 fn check_shape(signal: &TopK) -> Result<(), CodecError> {
@@ -277,25 +190,37 @@ fn check_numbers(
     log_rest: &[f32],
 ) -> Result<(), CodecError> {
     let wrong = |row, what, found| Err(CodecError::NotFinite { row, what, found });
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+    if let Some(at) = first_not(values, |value| value.is_finite()) {
         return wrong(at / k, "a value", values[at]);
     }
-    if let Some(row) = log_z.iter().position(|value| !value.is_finite()) {
+    if let Some(row) = first_not(log_z, |value| value.is_finite()) {
         return wrong(row, "log_z", log_z[row]);
     }
-    let is_mass = |value: &f32| value.is_finite() || *value == f32::NEG_INFINITY;
-    if let Some(row) = log_rest.iter().position(|value| !is_mass(value)) {
+    let is_mass = |value: f32| value.is_finite() || value == f32::NEG_INFINITY;
+    if let Some(row) = first_not(log_rest, is_mass) {
         return wrong(row, "log_rest", log_rest[row]);
     }
     Ok(())
 }
 
+/// Where the first value stands that is not `good`.
+fn first_not(values: &[f32], good: impl Fn(f32) -> bool) -> Option<usize> {
+    // Without an early exit this is vector code, and nearly always all that is needed.
+    if values.iter().fold(true, |all, &value| all & good(value)) {
+        return None;
+    }
+    values.iter().position(|&value| !good(value))
+}
+
 /// Every id a class, and none twice in a row: a repeated id would count its mass twice.
 fn check_ids(signal: &TopK, classes: usize) -> Result<(), CodecError> {
-    if let Some(at) = signal.ids.iter().position(|&id| id as usize >= classes) {
-        return Err(CodecError::Id { row: at / signal.k, found: signal.ids[at], classes });
+    let (ids, k) = (&signal.ids, signal.k);
+    let bound = bound(ids);
+    if bound > classes {
+        let at = ids.iter().position(|&id| id as usize >= classes).unwrap_or_default();
+        return Err(CodecError::Id { row: at / k, found: ids[at], classes });
     }
-    match repeated(&signal.ids, signal.k, classes) {
+    match repeated_below(ids, k, bound) {
         None => Ok(()),
         Some((row, found)) => Err(CodecError::DuplicateId { row, found }),
     }
@@ -306,27 +231,56 @@ fn check_ids(signal: &TopK, classes: usize) -> Result<(), CodecError> {
 /// # Panics
 /// When k is 0 or an id is no class.
 pub fn repeated(ids: &[u32], k: usize, classes: usize) -> Option<(usize, u32)> {
+    repeated_below(ids, k, classes.min(bound(ids)))
+}
+
+fn repeated_below(ids: &[u32], k: usize, bound: usize) -> Option<(usize, u32)> {
     // One bit a class, few enough bytes for the nearest cache, and cleaned row by row.
-    let mut seen = vec![0u64; classes.min(largest(ids)).div_ceil(64)];
-    ids.chunks_exact(k).enumerate().find_map(|(row, ids)| {
-        let mut again = None;
-        for &id in ids {
-            let (word, bit) = (&mut seen[id as usize / 64], 1u64 << (id % 64));
-            again = again.or((*word & bit != 0).then_some(id));
-            *word |= bit;
-        }
-        ids.iter().for_each(|&id| seen[id as usize / 64] = 0);
-        again.map(|id| (row, id))
-    })
+    let mut seen = vec![0u64; bound.div_ceil(64)];
+    let twice = |(_, ids): &(usize, &[u32])| {
+        let mut twice = 0;
+        by_fours(ids, |id| {
+            let word = &mut seen[id as usize / 64];
+            twice |= *word >> (id % 64);
+            *word |= 1 << (id % 64);
+        });
+        by_fours(ids, |id| seen[id as usize / 64] = 0);
+        twice & 1 != 0
+    };
+    let (row, ids) = ids.chunks_exact(k).enumerate().find(twice)?;
+    let mut before = BTreeSet::new();
+    ids.iter().find(|&&id| !before.insert(id)).map(|&id| (row, id))
+}
+
+/// One after another, in a loop unrolled.
+fn by_fours(ids: &[u32], mut each: impl FnMut(u32)) {
+    let (groups, rest) = ids.as_chunks::<4>();
+    for group in groups {
+        group.iter().for_each(|&id| each(id));
+    }
+    rest.iter().for_each(|&id| each(id));
 }
 
 /// 1 + the largest id.
-fn largest(ids: &[u32]) -> usize {
+fn bound(ids: &[u32]) -> usize {
     ids.iter().max().map_or(0, |&id| id as usize + 1)
 }
 
-fn put_f32(bytes: &mut Vec<u8>, values: &[f32]) {
-    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+/// Words of four bytes, the lowest first.
+fn words(values: impl ExactSizeIterator<Item = u32>) -> Vec<u8> {
+    let mut bytes = vec![0; 4 * values.len()];
+    put_words(&mut bytes, values);
+    bytes
+}
+
+fn put_words(bytes: &mut [u8], values: impl ExactSizeIterator<Item = u32>) {
+    for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+        *bytes = value.to_le_bytes();
+    }
+}
+
+fn put_floats(bytes: &mut [u8], values: &[f32]) {
+    put_words(bytes, values.iter().map(|value| value.to_bits()));
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
