@@ -179,7 +179,11 @@ impl ReplyAssembler {
         self.check_terms(reply)?;
         let rows = self.check_rows(reply)?;
         let (signal, next) = self.check_payload(reply, rows)?;
-        self.signal.append(&signal);
+        if self.signal.rows() == 0 {
+            self.signal = signal;
+        } else {
+            self.signal.append(&signal);
+        }
         self.next_logprob.extend(next);
         self.wire_bytes += reply.encoded_len();
         if !reply.last {
