@@ -41,6 +41,8 @@ pub struct Port {
     pub connections: usize,
     /// How long one may be without an open request.
     pub idle: Duration,
+    /// How long an answer may be left unread and its request still count as open.
+    pub reader: Duration,
     /// Encryption, where there is any.
     pub tls: Option<Tls>,
     /// What is spoken, as TLS names it (ALPN).
@@ -129,7 +131,7 @@ impl Acceptor {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY was not set");
         }
-        let (cut, idle) = (self.cut.clone(), self.port.idle);
+        let (cut, idle, reader) = (self.cut.clone(), self.port.idle, self.port.reader);
         let open = Open::count(&self.metrics.connections);
         let metrics = self.metrics.clone();
         let config = self.port.tls.as_ref().map(|tls| tls.config(self.port.protocol));
@@ -149,7 +151,7 @@ impl Acceptor {
                     }
                 },
             };
-            let idle = IdleDeadline::new(FIRST_BYTE_TIMEOUT, idle);
+            let idle = IdleDeadline::new(FIRST_BYTE_TIMEOUT, idle, reader);
             Some(Connection::new(wire, (client, certified), cut, idle, (open, room)))
         }
     }

@@ -106,6 +106,21 @@ impl Connection {
             }
         }
     }
+
+    /// What writing came to; where it has to wait, that only while the connection is in use: a peer
+    /// that reads nothing keeps the server from reading, too.
+    fn unless_idle<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        match polled {
+            Poll::Pending if self.idle.has_passed(cx) => {
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+            polled @ (Poll::Ready(_) | Poll::Pending) => polled,
+        }
+    }
 }
 
 impl AsyncRead for Connection {
@@ -121,10 +136,11 @@ impl AsyncRead for Connection {
         if polled.is_ready() && buf.filled().len() > before {
             this.idle.heard();
         }
-        if polled.is_pending() && this.idle.has_passed(cx) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        // Whether or not there is more to read: a flood may come faster than it can be.
+        match this.idle.has_passed(cx) {
+            true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            false => polled,
         }
-        polled
     }
 }
 
@@ -136,7 +152,8 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.uncut(cx)?;
-        Pin::new(&mut this.wire).poll_write(cx, buf)
+        let polled = Pin::new(&mut this.wire).poll_write(cx, buf);
+        this.unless_idle(polled, cx)
     }
 
     fn poll_write_vectored(
@@ -146,7 +163,8 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.uncut(cx)?;
-        Pin::new(&mut this.wire).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut this.wire).poll_write_vectored(cx, bufs);
+        this.unless_idle(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -156,11 +174,14 @@ impl AsyncWrite for Connection {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.uncut(cx)?;
-        Pin::new(&mut this.wire).poll_flush(cx)
+        let polled = Pin::new(&mut this.wire).poll_flush(cx);
+        this.unless_idle(polled, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().wire).poll_shutdown(cx)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.wire).poll_shutdown(cx);
+        this.unless_idle(polled, cx)
     }
 }
 

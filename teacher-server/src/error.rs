@@ -124,6 +124,9 @@ pub enum TeacherError {
         /// Seconds allowed.
         seconds: f64,
     },
+    /// The request ended before its message did.
+    #[error("not a request: it ended in the middle of a message")]
+    CutOff,
     /// Nobody took the answers.
     #[error("an answer was left unread for {seconds} s (--reader-timeout); the stream was cut")]
     Unread {
@@ -180,6 +183,7 @@ impl TeacherError {
             Self::DuplicateId { .. }
             | Self::TextReply { .. }
             | Self::Text(_)
+            | Self::CutOff
             | Self::BodyBytes { .. } => Code::InvalidArgument,
             Self::Full { .. }
             | Self::Encoding { .. }
@@ -204,6 +208,7 @@ impl TeacherError {
             | Self::DuplicateId { .. }
             | Self::TextReply { .. }
             | Self::Text(_)
+            | Self::CutOff
             | Self::BodyBytes { .. } => "invalid",
             Self::Full { full: QueueFull::Sequences { .. }, .. } => "queued_sequences",
             Self::Full { full: QueueFull::Tokens { .. }, .. } => "queued_tokens",

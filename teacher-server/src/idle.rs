@@ -2,8 +2,11 @@
 //! to be closed.
 //!
 //! What keeps a connection is an open request, not bytes: a peer that answers pings, or sends the
-//! head of a request a byte at a time, would otherwise hold its place for ever.
+//! head of a request a byte at a time, would otherwise hold its place for ever. Nor does a request
+//! whose answer nobody takes: no one else ends it, for what waits for room in an HTTP/2 window is
+//! the transport's.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -24,43 +27,62 @@ pub struct OpenRequests(Arc<Mutex<Count>>);
 
 #[derive(Debug)]
 struct Count {
-    open: usize,
+    /// By their numbers, and when the transport took a part of the answer for which it has not found
+    /// room since; none while it asks for more.
+    open: BTreeMap<u64, Option<Instant>>,
+    begun: u64,
     /// When the last one ended, or the connection was accepted.
     idle_since: Instant,
 }
 
 /// One open request; it counts until this is dropped.
 #[derive(Debug)]
-pub struct OpenRequest(OpenRequests);
+pub struct OpenRequest {
+    requests: OpenRequests,
+    number: u64,
+}
 
 impl OpenRequests {
     /// None open yet.
     pub fn new(now: Instant) -> Self {
-        Self(Arc::new(Mutex::new(Count { open: 0, idle_since: now })))
+        let count = Count { open: BTreeMap::new(), begun: 0, idle_since: now };
+        Self(Arc::new(Mutex::new(count)))
     }
 
     fn count(&self) -> MutexGuard<'_, Count> {
-        // Two numbers are in order whatever panicked.
+        // Numbers are in order whatever panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A request begins.
     fn begin(&self) -> OpenRequest {
-        self.count().open += 1;
-        OpenRequest(self.clone())
+        let mut count = self.count();
+        count.begun += 1;
+        let number = count.begun;
+        count.open.insert(number, None);
+        OpenRequest { requests: self.clone(), number }
     }
 
-    /// Since when none is open; none while one is.
-    fn idle_since(&self) -> Option<Instant> {
+    /// Since when none is open but those whose answers have been left unread for `reader`; none
+    /// while one is.
+    fn idle_since(&self, reader: Duration) -> Option<Instant> {
         let count = self.count();
-        (count.open == 0).then_some(count.idle_since)
+        let mut parts = count.open.values();
+        parts.try_fold(count.idle_since, |since, taken| Some(since.max((*taken)? + reader)))
+    }
+}
+
+impl OpenRequest {
+    /// The transport asks for a part of the answer, or has just taken one.
+    fn part(&self, taken: Option<Instant>) {
+        self.requests.count().open.insert(self.number, taken);
     }
 }
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        let mut count = self.0.count();
-        count.open -= 1;
+        let mut count = self.requests.count();
+        count.open.remove(&self.number);
         count.idle_since = Instant::now();
     }
 }
@@ -70,17 +92,18 @@ impl Drop for OpenRequest {
 pub struct IdleDeadline {
     requests: OpenRequests,
     limit: Duration,
+    reader: Duration,
     heard: bool,
     timer: Pin<Box<Sleep>>,
 }
 
 impl IdleDeadline {
     /// For a connection accepted now: `first_byte` to send anything at all, and `limit` at a time
-    /// without an open request.
-    pub fn new(first_byte: Duration, limit: Duration) -> Self {
+    /// without an open request; one whose answer is left unread counts for `reader`.
+    pub fn new(first_byte: Duration, limit: Duration, reader: Duration) -> Self {
         let now = Instant::now();
         let timer = Box::pin(tokio::time::sleep_until(now + first_byte.min(limit)));
-        Self { requests: OpenRequests::new(now), limit, heard: false, timer }
+        Self { requests: OpenRequests::new(now), limit, reader, heard: false, timer }
     }
 
     /// The connection's count.
@@ -97,7 +120,7 @@ impl IdleDeadline {
     pub fn has_passed(&mut self, cx: &mut Context<'_>) -> bool {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            let due = self.requests.idle_since().unwrap_or(now) + self.limit;
+            let due = self.requests.idle_since(self.reader).unwrap_or(now) + self.limit;
             if !self.heard || due <= now {
                 return true;
             }
@@ -115,13 +138,13 @@ pub async fn count_request(request: Request, next: Next) -> Response {
     let peer = extensions.get::<Peer>().or_else(of_axum);
     let open = peer.map(|peer| peer.requests.begin());
     let response = next.run(request).await;
-    response.map(|body| Body::new(Counted { body, _open: open }))
+    response.map(|body| Body::new(Counted { body, open }))
 }
 
 /// The body of an answer, and the mark of its request among the open ones.
 struct Counted {
     body: Body,
-    _open: Option<OpenRequest>,
+    open: Option<OpenRequest>,
 }
 
 impl HttpBody for Counted {
@@ -132,7 +155,12 @@ impl HttpBody for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Some(open) = &self.open {
+            // Asked again at once where there is room for more.
+            open.part(polled.is_ready().then(Instant::now));
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

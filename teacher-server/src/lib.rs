@@ -7,7 +7,7 @@
 //! [`config`] and [`settings`] (what was asked of the server), [`accept`], [`tls`], [`access`] and
 //! [`client`] (who comes in), [`connection`], [`idle`], [`deadline`] and [`shutdown`] (how it ends),
 //! [`unfinished`] and [`room`] (how much one may hold), [`metrics`] and [`http`] (what it shows),
-//! [`error`] and [`unreadable`] (what it refuses).
+//! [`error`], [`protocol`] and [`unreadable`] (what it refuses).
 
 pub mod config;
 pub mod settings;
@@ -31,6 +31,7 @@ pub mod deadline;
 pub mod http;
 pub mod idle;
 pub mod metrics;
+pub mod protocol;
 pub mod room;
 pub mod shutdown;
 pub mod state;

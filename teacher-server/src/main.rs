@@ -9,6 +9,9 @@ use teacher_server::config::{Cli, Command, HealthArgs, ServeArgs};
 use teacher_server::qwen3_scorer::ModelSource;
 use teacher_server::{Guard, Listeners, ServeError, banner, health, output, serve, shutdown};
 
+/// What is logged unless `RUST_LOG` says otherwise. h2 warns of what its peers do wrong, a line for
+/// every frame: whoever likes could fill the log.
+const DEFAULT_LOG: &str = "info,h2=error";
 /// Exit status for flags that cannot be followed; clap uses the same.
 const BAD_USAGE: u8 = 2;
 
@@ -54,7 +57,7 @@ fn end(result: anyhow::Result<()>) -> ExitCode {
 
 fn start_log() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
 }

@@ -29,6 +29,7 @@ use crate::dialects;
 use crate::engine::{Batching, Engine, Ready, Started};
 use crate::idle;
 use crate::metrics::Metrics;
+use crate::protocol;
 use crate::scorer::{LoadError, Loaded};
 use crate::service::TeacherService;
 use crate::settings::{Settings, SettingsError};
@@ -39,9 +40,17 @@ use crate::unfinished::Unfinished;
 use crate::unreadable;
 
 /// HTTP/2 flow-control windows: what a client may have in flight to us, and so what its slow
-/// handling can make us hold.
-const STREAM_WINDOW: u32 = 1 << 20;
+/// handling can make us hold. h2 ends a connection whose DATA frames wait unread and are small: each
+/// costs what it lacks of 256 bytes, of half the connection's window. Clients that put every request
+/// into a frame of its own (grpc-go) and send far ahead would be taken for attackers, were a stream's
+/// window not that much smaller: three streams full of requests of 22 bytes are within it.
+const STREAM_WINDOW: u32 = 1 << 16;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Calls a connection may have ended by errors of its own, in all. tonic by itself sets no limit to
+/// it (RUSTSEC-2024-0003).
+const MOST_ERRORS: usize = 1024;
+/// Calls of a connection that may be opened and reset before they were looked at (CVE-2023-44487).
+const MOST_RESETS: usize = 20;
 /// Large frames double the throughput of megabyte messages.
 const FRAME_BYTES: u32 = (1 << 20) - 1;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
@@ -249,7 +258,8 @@ impl House {
         protocol: &'static [u8],
     ) -> Result<Incoming, ServeError> {
         let connections = self.settings.limits.max_connections;
-        let port = Port { connections, idle, tls: self.guard.tls.clone(), protocol };
+        let reader = self.settings.limits.reader_timeout;
+        let port = Port { connections, idle, reader, tls: self.guard.tls.clone(), protocol };
         let (cut, metrics) = (self.cut_signal.clone(), self.metrics.clone());
         let failed =
             |error: io::Error| ServeError::Listener { what: "a port", reason: error.to_string() };
@@ -283,6 +293,7 @@ impl House {
             .layer(from_fn(unreadable::blame_sender))
             .layer(from_fn(deadline::keep))
             .layer(map_request(move |request| ready(unfinished.bound(request))))
+            .layer(from_fn(protocol::check))
             .layer(from_fn_with_state(asked, access::ask))
             .layer(from_fn(idle::count_request));
         let streams = u32::try_from(limits.max_streams_per_connection).unwrap_or(u32::MAX);
@@ -291,6 +302,8 @@ impl House {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME_BYTES)
             .max_concurrent_streams(streams)
+            .http2_max_local_error_reset_streams(Some(MOST_ERRORS))
+            .http2_max_pending_accept_reset_streams(Some(MOST_RESETS))
             .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
             .add_routes(routes.into());

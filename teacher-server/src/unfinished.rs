@@ -164,6 +164,11 @@ impl HttpBody for Bounded {
                 let followed = frame.data_ref().map_or(Ok(()), |bytes| self.follow(bytes));
                 Poll::Ready(Some(followed.map(|()| frame).map_err(|error| self.refuse(error))))
             }
+            // tonic takes a message that ends right after its length for the stream's good end.
+            Poll::Ready(None) if self.rest > 0 || !self.prefix.is_empty() => {
+                (self.rest, self.prefix) = (0, Vec::new());
+                Poll::Ready(Some(Err(self.refuse(TeacherError::CutOff))))
+            }
             Poll::Pending if self.late(cx) => {
                 let seconds = self.bounds.timeout.as_secs_f64();
                 let error = self.refuse(TeacherError::MessageTime { seconds });

@@ -266,7 +266,7 @@ async fn a_flooding_client_makes_another_wait_for_two_batches_at_most() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tiny_sequences_without_number_are_answered_each() {
-    const MANY: u64 = 50_000;
+    const MANY: u64 = 100_000;
     let server = served(Settings::DEFAULT).await;
     let mut stream = server.score().await;
     let requests = stream.requests.clone();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use proto::convert::{ScoreJob, score_request};
 use proto::v1::GetInfoRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -74,6 +75,22 @@ async fn an_open_stream_keeps_its_connection_and_a_client_that_was_idle_calls_ag
     assert_eq!(server.metric("teacher_connections").await, 2.0);
     client.get_info(GetInfoRequest {}).await.unwrap();
     drop(stream);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_takes_its_time_keeps_its_connection_as_long_as_its_answers_may_wait() {
+    let server = impatient().await;
+    let mut stream = server.score().await;
+    // Each is more than the client's window holds.
+    let big = |id| ScoreJob { k: 32, ..job(id, vec![1; 1200]) };
+    for id in 0..4 {
+        stream.send(score_request(&big(id))).await;
+    }
+    for _ in 0..4 {
+        tokio::time::sleep(3 * IDLE).await;
+        let reply = stream.next().await;
+        assert!(reply.error.is_none() && reply.last, "{:?}", reply.error);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

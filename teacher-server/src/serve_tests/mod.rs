@@ -1,7 +1,10 @@
 //! The server over real loopback sockets, with a fake model: one file a subject.
 
+mod attacks;
+mod bad_calls;
 mod bad_input;
 mod bounds;
+mod by_hand;
 mod dialects;
 mod flow;
 pub(crate) mod harness;
@@ -9,4 +12,5 @@ mod idle;
 mod life;
 mod replies;
 mod security;
+mod slow;
 mod text;
