@@ -81,13 +81,13 @@ async fn an_open_stream_keeps_its_connection_and_a_client_that_was_idle_calls_ag
 async fn a_reader_that_takes_its_time_keeps_its_connection_as_long_as_its_answers_may_wait() {
     let server = impatient().await;
     let mut stream = server.score().await;
-    // Each is more than the client's window holds.
+    // Together they are more than the client's window and the server's buffer hold.
     let big = |id| ScoreJob { k: 32, ..job(id, vec![1; 1200]) };
-    for id in 0..4 {
+    for id in 0..20 {
         stream.send(score_request(&big(id))).await;
     }
-    for _ in 0..4 {
-        tokio::time::sleep(3 * IDLE).await;
+    tokio::time::sleep(5 * IDLE).await;
+    for _ in 0..20 {
         let reply = stream.next().await;
         assert!(reply.error.is_none() && reply.last, "{:?}", reply.error);
     }
