@@ -59,6 +59,9 @@ async fn borne(at: SocketAddr, words: &[&[u8]], forever: &[u8]) -> (String, Dura
     (String::from_utf8_lossy(&answer).into_owned(), begin.elapsed())
 }
 
+/// A name, what is sent piece by piece, and what is answered.
+type Case<'a> = (&'a str, Vec<&'a [u8]>, &'a [u8]);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preface_that_comes_slowly_or_not_or_is_another_is_given_up() {
     let server = impatient(8).await;
@@ -68,7 +71,7 @@ async fn a_preface_that_comes_slowly_or_not_or_is_another_is_given_up() {
     let part = |length: usize| [&hello, &head[..length]].concat();
     let (begun, in_block) = (part(5), part(20));
     let noise: Vec<u8> = (0..255).rev().cycle().take(5000).collect();
-    let cases: [(&str, Vec<&[u8]>, &[u8]); 9] = [
+    let cases: [Case; 9] = [
         ("silence", vec![], b""),
         ("a byte at a time", bytes, b""),
         ("half a preface", vec![&PREFACE[..12]], b""),
