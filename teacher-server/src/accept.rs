@@ -18,7 +18,7 @@ use tonic::transport::server::Connected;
 use crate::client::{Client, Peer};
 use crate::connection::{Connection, CutSignal, Open, Wire};
 use crate::idle::IdleDeadline;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PortLabels};
 use crate::tls::Tls;
 
 /// How long a connection may stay silent after it was accepted.
@@ -132,6 +132,8 @@ impl Acceptor {
             tracing::debug!(%error, "TCP_NODELAY was not set");
         }
         let (cut, idle, reader) = (self.cut.clone(), self.port.idle, self.port.reader);
+        let port = if self.port.protocol == b"h2" { "grpc" } else { "http" };
+        let sent = self.metrics.sent_bytes.get_or_create(&PortLabels { port }).clone();
         let open = Open::count(&self.metrics.connections);
         let metrics = self.metrics.clone();
         let config = self.port.tls.as_ref().map(|tls| tls.config(self.port.protocol));
@@ -152,7 +154,7 @@ impl Acceptor {
                 },
             };
             let idle = IdleDeadline::new(FIRST_BYTE_TIMEOUT, idle, reader);
-            Some(Connection::new(wire, (client, certified), cut, idle, (open, room)))
+            Some(Connection::new(wire, (client, certified), cut, idle, sent, (open, room)))
         }
     }
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -76,6 +77,7 @@ pub struct Connection {
     certified: bool,
     cut: Pin<Box<dyn Future<Output = ()> + Send>>,
     idle: IdleDeadline,
+    sent: Counter,
     _open: Open,
     _room: OwnedSemaphorePermit,
 }
@@ -88,10 +90,11 @@ impl Connection {
         (client, certified): (Client, bool),
         cut: CutSignal,
         idle: IdleDeadline,
+        sent: Counter,
         (open, room): (Open, OwnedSemaphorePermit),
     ) -> Self {
         let cut = Box::pin(cut.drawn());
-        Self { wire, client, certified, cut, idle, _open: open, _room: room }
+        Self { wire, client, certified, cut, idle, sent, _open: open, _room: room }
     }
 
     /// Fails once the cut is drawn, and wakes the connection's task when that happens.
@@ -105,6 +108,18 @@ impl Connection {
                 Err(io::Error::new(io::ErrorKind::ConnectionAborted, text))
             }
         }
+    }
+
+    /// What writing bytes came to, and how many they were.
+    fn counted(
+        &mut self,
+        polled: Poll<io::Result<usize>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = polled {
+            self.sent.inc_by(bytes as u64);
+        }
+        self.unless_idle(polled, cx)
     }
 
     /// What writing came to; where it has to wait, that only while the connection is in use: a peer
@@ -153,7 +168,7 @@ impl AsyncWrite for Connection {
         let this = self.get_mut();
         this.uncut(cx)?;
         let polled = Pin::new(&mut this.wire).poll_write(cx, buf);
-        this.unless_idle(polled, cx)
+        this.counted(polled, cx)
     }
 
     fn poll_write_vectored(
@@ -164,7 +179,7 @@ impl AsyncWrite for Connection {
         let this = self.get_mut();
         this.uncut(cx)?;
         let polled = Pin::new(&mut this.wire).poll_write_vectored(cx, bufs);
-        this.unless_idle(polled, cx)
+        this.counted(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {

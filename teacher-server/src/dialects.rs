@@ -12,6 +12,8 @@ pub mod prompt;
 pub mod trl;
 pub mod vllm;
 
+use std::time::Instant;
+
 use axum::Router;
 use axum::routing::{get, post};
 use tonic::Code;
@@ -33,8 +35,11 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Counts how a request ended.
-    fn counted(&self, method: &'static str, problem: Option<&Problem>) {
+    /// Counts how a request that came then ended.
+    fn counted(&self, method: &'static str, since: Instant, problem: Option<&Problem>) {
+        if problem.is_none() {
+            self.desk.metrics.first_reply_seconds.observe(since.elapsed().as_secs_f64());
+        }
         self.desk.metrics.answered(method, problem.map_or(Code::Ok, |problem| problem.code));
         if let Some(problem) = problem {
             self.desk.metrics.refused(problem.reason);

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tower::ServiceBuilder;
 
-use crate::metrics::render;
+use crate::metrics::{Metrics, render};
 use crate::state::State;
 
 /// The OpenMetrics content type.
@@ -23,10 +23,10 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub(crate) const HEALTH: [&str; 3] = ["loading\n", "serving\n", "draining\n"];
 
 /// The routes.
-pub fn routes(registry: Registry, state: watch::Receiver<State>) -> Router {
-    let registry = Arc::new(registry);
+pub fn routes(metrics: Metrics, state: watch::Receiver<State>) -> Router {
+    let registry = Arc::new(metrics.registry());
     Router::new()
-        .route("/metrics", get(move || ready(metrics(&registry))))
+        .route("/metrics", get(move || ready(page(&registry, &metrics))))
         .route("/health", get(move || ready(health(&state.borrow()))))
 }
 
@@ -48,7 +48,8 @@ pub fn on_plain_paths(routes: Router) -> Router {
     Router::new().fallback_service(routes)
 }
 
-fn metrics(registry: &Registry) -> impl IntoResponse + use<> {
+fn page(registry: &Registry, metrics: &Metrics) -> impl IntoResponse + use<> {
+    metrics.measure_memory();
     ([(header::CONTENT_TYPE, OPEN_METRICS)], render(registry))
 }
 

@@ -27,6 +27,20 @@ pub struct RefusalLabels {
     pub reason: &'static str,
 }
 
+/// Labels of a port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PortLabels {
+    /// `grpc` or `http`.
+    pub port: &'static str,
+}
+
+/// Labels of the device's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MemoryLabels {
+    /// `used` by this process, or `total`.
+    pub kind: &'static str,
+}
+
 /// The handles; cloning shares the numbers.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -40,6 +54,14 @@ pub struct Metrics {
     pub positions: Counter,
     /// Bytes of packed arrays sent to clients.
     pub payload_bytes: Counter,
+    /// From the admission of a request to its first reply.
+    pub first_reply_seconds: Histogram,
+    /// Time of a batch on the device, for each of its tokens.
+    pub token_compute_seconds: Histogram,
+    /// Bytes written to the connections of a port, before encryption.
+    pub sent_bytes: Family<PortLabels, Counter>,
+    /// Memory of the device.
+    pub device_memory: Family<MemoryLabels, Gauge>,
     /// Batches computed.
     pub batches: Counter,
     /// Tokens of a batch.
@@ -90,6 +112,10 @@ impl Default for Metrics {
             tokens: Counter::default(),
             positions: Counter::default(),
             payload_bytes: Counter::default(),
+            first_reply_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            token_compute_seconds: Histogram::new(exponential_buckets(1e-7, 2.0, 20)),
+            sent_bytes: Family::default(),
+            device_memory: Family::default(),
             batches: Counter::default(),
             batch_tokens: Histogram::new(exponential_buckets(16.0, 2.0, 13)),
             compute_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
@@ -131,6 +157,23 @@ impl Metrics {
         self.batch_fill.observe(tokens as f64 / budget as f64);
         self.batch_tokens.observe(tokens as f64);
         self.compute_seconds.observe(took.as_secs_f64());
+        self.token_compute_seconds.observe(took.as_secs_f64() / tokens.max(1) as f64);
+    }
+
+    /// Looks at the memory of the CPU, where Linux tells it.
+    pub fn measure_memory(&self) {
+        let read = |file: &str, field: &str| {
+            let text = std::fs::read_to_string(file).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix(field))?;
+            line.split_whitespace().next()?.parse::<i64>().ok()
+        };
+        let files =
+            [("used", "/proc/self/status", "VmRSS:"), ("total", "/proc/meminfo", "MemTotal:")];
+        for (kind, file, field) in files {
+            if let Some(kib) = read(file, field) {
+                self.device_memory.get_or_create(&MemoryLabels { kind }).set(kib * 1024);
+            }
+        }
     }
 
     /// All metrics under their public names, with the versions as labels of `teacher_build`.
@@ -144,6 +187,20 @@ impl Metrics {
         all.register("tokens", "Tokens of the sequences scored", m.tokens);
         all.register("positions", "Positions sent to clients", m.positions);
         all.register("payload_bytes", "Bytes of packed arrays sent", m.payload_bytes);
+        all.register_with_unit(
+            "first_reply",
+            "From the admission of a request to its first reply",
+            Unit::Seconds,
+            m.first_reply_seconds,
+        );
+        all.register_with_unit(
+            "token_compute",
+            "A batch on the device, for each of its tokens",
+            Unit::Seconds,
+            m.token_compute_seconds,
+        );
+        all.register("sent_bytes", "Bytes written, before encryption, by port", m.sent_bytes);
+        all.register("device_memory_bytes", "Memory of the device", m.device_memory);
         all.register("batches", "Batches computed", m.batches);
         all.register("batch_tokens", "Tokens of a batch", m.batch_tokens);
         let (compute, queue) = (m.compute_seconds, m.queue_seconds);
@@ -209,5 +266,66 @@ pub fn code_name(code: tonic::Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The metrics named in a text, without what Prometheus appends to histograms' names.
+    fn names(text: &str) -> BTreeSet<String> {
+        let is_part = |c: char| c.is_ascii_lowercase() || c == '_';
+        let words = text.split(|c: char| !is_part(c)).filter(|word| word.starts_with("teacher_"));
+        let plain = |word: &str| {
+            let ends = ["_bucket", "_sum", "_count", "_total", "_info"];
+            ends.iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word).to_owned()
+        };
+        words.map(plain).collect()
+    }
+
+    /// A page on which every family has a member.
+    fn page() -> String {
+        let metrics = Metrics::default();
+        metrics.answered("Score", tonic::Code::Ok);
+        metrics.refused("invalid");
+        metrics.sent_bytes.get_or_create(&PortLabels { port: "grpc" }).inc();
+        metrics.measure_memory();
+        render(&metrics.registry())
+    }
+
+    #[test]
+    fn the_dashboard_shows_every_metric_and_no_other() {
+        let dashboard = include_str!("../../deploy/grafana/teacher.json");
+        let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+        let mut shown = BTreeSet::new();
+        let mut rest = vec![&dashboard];
+        while let Some(value) = rest.pop() {
+            rest.extend(value.as_array().into_iter().flatten());
+            for (name, value) in value.as_object().into_iter().flatten() {
+                let is_query = ["expr", "query", "definition"].contains(&name.as_str());
+                shown.extend(value.as_str().filter(|_| is_query).map(names).unwrap_or_default());
+                rest.push(value);
+            }
+        }
+        let page = page();
+        let lines: String = page.lines().filter(|line| !line.starts_with('#')).collect();
+        let mut told = names(&lines);
+        // What labels hold is not a metric's name.
+        told.retain(|name| page.contains(&format!("# TYPE {name} ")));
+        assert_eq!(shown.difference(&told).collect::<Vec<_>>(), Vec::<&String>::new());
+        let unseen: Vec<&String> = told.difference(&shown).collect();
+        assert_eq!(unseen, Vec::<&String>::new(), "on the page and not on the dashboard");
+    }
+
+    #[test]
+    fn the_memory_of_this_process_is_told() {
+        let metrics = Metrics::default();
+        metrics.measure_memory();
+        let of = |kind| metrics.device_memory.get_or_create(&MemoryLabels { kind }).get();
+        // A test program takes more than a MiB and less than there is.
+        assert!(of("used") > 1 << 20 && of("used") < of("total"), "{} {}", of("used"), of("total"));
     }
 }

@@ -52,6 +52,7 @@ pub struct ScoreStream {
 struct Admitted {
     job: ScoreJob,
     reply: Reply,
+    since: Instant,
 }
 
 /// What the unanswered requests of a stream take.
@@ -124,9 +125,9 @@ impl ScoreStream {
             tokio::select! {
                 () = self.out.closed() => return Err(Stop::Gone),
                 () = until(self.deadline) => return Err(Stop::Cut(TeacherError::Deadline)),
-                Some((job, result)) = pending.next(), if !pending.is_empty() => {
+                Some((job, since, result)) = pending.next(), if !pending.is_empty() => {
                     held.remove(&job);
-                    self.answer(&job, result).await?;
+                    self.answer(&job, since, result).await?;
                     idle_since = Instant::now();
                 }
                 () = draining(&mut state), if end.is_none() => {
@@ -162,12 +163,13 @@ impl ScoreStream {
         let job = convert::score_job(request, &self.serving.facts)?;
         let reply = self.engine.submit(&self.client, job.clone())?;
         held.add(&job);
-        Ok(Admitted { job, reply })
+        Ok(Admitted { job, reply, since: Instant::now() })
     }
 
     async fn answer(
         &self,
         job: &ScoreJob,
+        since: Instant,
         result: Result<Answer, TeacherError>,
     ) -> Result<(), Stop> {
         let replies = result.and_then(|answer| self.replies(job, &answer));
@@ -175,11 +177,14 @@ impl ScoreStream {
             Ok(replies) => replies,
             Err(error) => return self.refuse(job.id, &error).await,
         };
-        for reply in replies {
+        for (index, reply) in replies.into_iter().enumerate() {
             self.metrics.positions.inc_by(u64::from(reply.rows));
             let bytes = reply.signal.len() + reply.next_logprob.len();
             self.metrics.payload_bytes.inc_by(bytes as u64);
             self.send(reply).await?;
+            if index == 0 {
+                self.metrics.first_reply_seconds.observe(since.elapsed().as_secs_f64());
+            }
         }
         self.metrics.answered("Score", Code::Ok);
         Ok(())
@@ -219,11 +224,11 @@ impl ScoreStream {
 }
 
 /// Waits for the device's answer to one request.
-async fn wait(admitted: Admitted) -> (ScoreJob, Result<Answer, TeacherError>) {
-    let Admitted { job, reply } = admitted;
+async fn wait(admitted: Admitted) -> (ScoreJob, Instant, Result<Answer, TeacherError>) {
+    let Admitted { job, reply, since } = admitted;
     // A sender dropped without an answer: the thread ended or forgot its queue.
     let result = reply.await.unwrap_or(Err(TeacherError::Stopped));
-    (job, result)
+    (job, since, result)
 }
 
 /// Completes at the deadline; never without one.

@@ -321,7 +321,7 @@ impl House {
         listener: TcpListener,
     ) -> Result<impl Future<Output = Result<(), ServeError>> + use<>, ServeError> {
         let dialects = dialects::routes(self.desk.clone(), self.unfinished.clone());
-        let routes = crate::http::routes(self.metrics.registry(), self.state.subscribe());
+        let routes = crate::http::routes(self.metrics.clone(), self.state.subscribe());
         let asked = (self.guard.access.clone(), self.metrics.clone());
         let routes = routes
             .merge(dialects)

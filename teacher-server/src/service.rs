@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use distill::handshake::Limits;
 use futures::{FutureExt, Stream};
@@ -114,6 +115,7 @@ impl Teacher for TeacherService {
         &self,
         request: Request<ScoreTextRequest>,
     ) -> Result<Response<ScoreTextReply>, Status> {
+        let since = Instant::now();
         let answer = async {
             let (serving, _call) = self.desk.enter()?;
             let client = Client::of(request.extensions());
@@ -121,7 +123,11 @@ impl Teacher for TeacherService {
             score_text(asked, &client, &serving, &self.desk).await
         };
         let reply = without_panic(&self.desk.metrics, answer).await;
-        self.counted("ScoreText", reply.unwrap_or_else(Err))
+        let reply = reply.unwrap_or_else(Err);
+        if reply.is_ok() {
+            self.desk.metrics.first_reply_seconds.observe(since.elapsed().as_secs_f64());
+        }
+        self.counted("ScoreText", reply)
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Entry t of a sequence is the distribution that predicts its token `prompt_length + t`.
 
+use std::time::Instant;
+
 use axum::extract::{Request, State};
 use axum::response::Response;
 use distill::handshake::TeacherFacts;
@@ -107,7 +109,7 @@ impl Question {
 
 /// The handler.
 pub async fn answer(State(counter): State<Counter>, request: Request) -> Response {
-    let client = Client::of(request.extensions());
+    let (client, since) = (Client::of(request.extensions()), Instant::now());
     let answered = async {
         let (serving, call) = counter.desk.enter()?;
         let limits = &serving.facts.limits;
@@ -120,7 +122,7 @@ pub async fn answer(State(counter): State<Counter>, request: Request) -> Respons
         Ok(Answer::start(scored.times, patience, call, |answer| shape.write(scored, answer)))
     };
     let answered = answered.await;
-    counter.counted(METHOD, answered.as_ref().err());
+    counter.counted(METHOD, since, answered.as_ref().err());
     answered.unwrap_or_else(Problem::into_trl)
 }
 

@@ -7,7 +7,7 @@
 mod write;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -159,7 +159,7 @@ fn count(
 
 /// The handler of completions.
 pub async fn answer(State(counter): State<Counter>, request: Request) -> Response {
-    let client = Client::of(request.extensions());
+    let (client, since) = (Client::of(request.extensions()), Instant::now());
     let answered = async {
         let (serving, call) = counter.desk.enter()?;
         let limits = &serving.facts.limits;
@@ -179,7 +179,7 @@ pub async fn answer(State(counter): State<Counter>, request: Request) -> Respons
         }))
     };
     let answered = answered.await;
-    counter.counted(METHOD, answered.as_ref().err());
+    counter.counted(METHOD, since, answered.as_ref().err());
     answered.unwrap_or_else(Problem::into_vllm)
 }
 

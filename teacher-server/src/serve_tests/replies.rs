@@ -140,6 +140,8 @@ async fn what_was_done_is_counted() {
         ("teacher_batch_tokens_count", 1.0),
         ("teacher_batch_tokens_sum", 10.0),
         ("teacher_compute_seconds_count", 1.0),
+        ("teacher_token_compute_seconds_count", 1.0),
+        ("teacher_first_reply_seconds_count", 1.0),
         ("teacher_queue_seconds_count", 1.0),
         ("teacher_streams", 1.0),
         ("teacher_queued_sequences", 0.0),
