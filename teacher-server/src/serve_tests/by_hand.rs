@@ -167,11 +167,12 @@ impl Hand {
         said
     }
 
-    /// Waits until the server has closed, reading nothing: what it sent is left where it is.
-    pub(super) async fn closed(&mut self) {
+    /// Says this now and then until the server has closed, reading nothing: what it sent is left
+    /// where it is.
+    pub(super) async fn closed(&mut self, drip: &[u8]) {
         let closed = async {
             // The peer of a closed connection resets it when something is sent there.
-            while self.0.write_all(&frame(PING, ACK, 0, &[0; 8])).await.is_ok() {
+            while self.0.write_all(drip).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };

@@ -59,9 +59,6 @@ async fn borne(at: SocketAddr, words: &[&[u8]], forever: &[u8]) -> (String, Dura
     (String::from_utf8_lossy(&answer).into_owned(), begin.elapsed())
 }
 
-/// A name, what is sent piece by piece, and what is answered.
-type Case<'a> = (&'a str, Vec<&'a [u8]>, &'a [u8]);
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preface_that_comes_slowly_or_not_or_is_another_is_given_up() {
     let server = impatient(8).await;
@@ -71,7 +68,7 @@ async fn a_preface_that_comes_slowly_or_not_or_is_another_is_given_up() {
     let part = |length: usize| [&hello, &head[..length]].concat();
     let (begun, in_block) = (part(5), part(20));
     let noise: Vec<u8> = (0..255).rev().cycle().take(5000).collect();
-    let cases: [Case; 9] = [
+    let cases: [(_, Vec<&[u8]>, &[u8]); 9] = [
         ("silence", vec![], b""),
         ("a byte at a time", bytes, b""),
         ("half a preface", vec![&PREFACE[..12]], b""),
@@ -152,7 +149,7 @@ async fn pages_nobody_reads_end_their_connection() {
         let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
         let taken = hand.flood(&asked, IDLE / 3, 64 << 20).await;
         assert!(taken <= 16 << 20, "{taken} bytes of requests were taken");
-        hand.closed().await;
+        hand.closed(&asked).await;
     })
     .await;
     server.until_metric("teacher_connections", 1.0).await;
