@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use proto::convert::{ScoreJob, score_request};
 use proto::v1::{GetInfoRequest, ScoreRequest, ScoreTextRequest};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
+use super::by_hand::{DATA, Hand, frame, open};
 use super::harness::{CLASSES, PATIENCE, Server, assert_right, job};
 use crate::settings::Settings;
 use crate::testing::FakeScorer;
@@ -99,38 +98,11 @@ async fn the_deadline_a_client_sets_holds_for_the_whole_stream() {
     assert_eq!(server.metric("teacher_batches_total").await, 1.0);
 }
 
-/// A raw HTTP/2 connection: the preface, empty settings, and the head of one call.
-async fn call_by_hand(server: &Server, path: &str) -> TcpStream {
-    let mut connection = TcpStream::connect(server.grpc).await.unwrap();
-    let mut head = Vec::new();
-    // Literal fields without indexing: name and value by length (RFC 7541, 6.2.2).
-    for (name, value) in [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", path),
-        (":authority", "x"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ] {
-        head.push(0);
-        for text in [name, value] {
-            head.push(text.len() as u8);
-            head.extend(text.as_bytes());
-        }
-    }
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-    bytes.extend([0, 0, head.len() as u8, 1, 4, 0, 0, 0, 1]);
-    bytes.extend(head);
-    connection.write_all(&bytes).await.unwrap();
-    connection
-}
-
-/// A DATA frame of stream 1 that does not end it.
-async fn data(connection: &mut TcpStream, bytes: &[u8]) {
-    let mut frame = (bytes.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([0, 0, 0, 0, 0, 1]);
-    frame.extend(bytes);
-    connection.write_all(&frame).await.unwrap();
+/// A call on a connection of its own, and the first bytes of its body.
+async fn begun(server: &Server, path: &str, bytes: &[u8]) -> Hand {
+    let mut hand = Hand::greet(server.grpc, &[]).await;
+    hand.send(&[open(1, path), frame(DATA, 0, 1, bytes)].concat()).await;
+    hand
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,10 +115,9 @@ async fn a_message_that_never_ends_is_given_up_and_so_is_a_call_without_one() {
         ("/distill.v1.Teacher/ScoreText", &[0, 0]),
         ("/distill.v1.Teacher/GetInfo", &[]),
     ];
-    for (at, (path, begun)) in (1..).zip(cases) {
+    for (at, (path, words)) in (1..).zip(cases) {
         let begin = Instant::now();
-        let mut connection = call_by_hand(&server, path).await;
-        data(&mut connection, begun).await;
+        let _hand = begun(&server, path, words).await;
         server.until_metric("teacher_refusals_total{reason=\"message_time\"}", f64::from(at)).await;
         assert!(begin.elapsed() >= SHORT, "{path} was given up after {:?}", begin.elapsed());
     }
@@ -165,9 +136,7 @@ async fn unfinished_messages_hold_a_bounded_number_of_bytes() {
     let server = served(settings).await;
     let mut hoards = Vec::new();
     for _ in 0..2 {
-        let mut connection = call_by_hand(&server, "/distill.v1.Teacher/Score").await;
-        data(&mut connection, &[0, 0, 0, 78, 32, 1]).await;
-        hoards.push(connection);
+        hoards.push(begun(&server, "/distill.v1.Teacher/Score", &[0, 0, 0, 78, 32, 1]).await);
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     // 10,000 are left, and a third large one does not fit.
