@@ -1,15 +1,17 @@
 //! Where a call is let in, on whichever port it came: only while the server serves, and counted, so
 //! that a drain waits for it.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use distill::handshake::Limits;
+use futures::FutureExt as _;
 use proto::convert::ScoreJob;
 use tokio::sync::watch;
 
 use crate::client::Client;
 use crate::engine::{Answer, Engine};
-use crate::error::TeacherError;
+use crate::error::{TeacherError, panic_text};
 use crate::metrics::Metrics;
 use crate::shutdown::{Call, Calls};
 use crate::state::{Serving, State};
@@ -60,4 +62,20 @@ impl Desk {
     pub async fn score(&self, client: &Client, job: ScoreJob) -> Result<Answer, TeacherError> {
         self.engine.submit(client, job)?.await.unwrap_or(Err(TeacherError::Stopped))
     }
+}
+
+/// A handler's future whose panic is an error of this one call.
+///
+/// # Errors
+/// [`TeacherError::Panicked`].
+pub async fn without_panic<T>(
+    metrics: &Metrics,
+    future: impl Future<Output = T>,
+) -> Result<T, TeacherError> {
+    AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
+        metrics.panics.inc();
+        let text = panic_text(panic.as_ref());
+        tracing::error!(text, "a handler panicked");
+        TeacherError::Panicked(text)
+    })
 }

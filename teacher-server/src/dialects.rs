@@ -12,14 +12,22 @@ pub mod prompt;
 pub mod trl;
 pub mod vllm;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
+use axum::body::Bytes;
+use axum::extract::Request;
+use axum::response::Response;
 use axum::routing::{get, post};
 use tonic::Code;
 
-use crate::desk::Desk;
+use crate::client::Client;
+use crate::desk::{Desk, without_panic};
+use crate::state::Serving;
 use crate::unfinished::Unfinished;
+
+use body::{Answer, Gone};
 
 pub use ask::{Asked, Scored};
 pub use problem::Problem;
@@ -35,16 +43,55 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Counts how a request that came then ended.
-    fn counted(&self, method: &'static str, since: Instant, problem: Option<&Problem>) {
-        if problem.is_none() {
-            self.desk.metrics.first_reply_seconds.observe(since.elapsed().as_secs_f64());
+    /// Answers one request: lets it in, reads it whole, and has its sequences scored. `question`
+    /// makes of the body what is asked, and how the scores are to be written.
+    ///
+    /// # Errors
+    /// [`Problem`], which is counted as the answer would be.
+    async fn answer<Q, W>(
+        &self,
+        method: &'static str,
+        request: Request,
+        question: impl FnOnce(Bytes, Client, Arc<Serving>) -> Q,
+    ) -> Result<Response, Problem>
+    where
+        Q: Future<Output = Result<(Asked, W), Problem>>,
+        W: Write,
+    {
+        let (client, since) = (Client::of(request.extensions()), Instant::now());
+        let metrics = &self.desk.metrics;
+        let answered = async {
+            let (serving, call) = self.desk.enter()?;
+            let limits = serving.facts.limits;
+            let body = self.unfinished.whole(request, limits.max_http_body_bytes).await?;
+            let (asked, write) = question(body, client.clone(), serving).await?;
+            let scored = asked.score(&self.desk, &client, limits.max_in_flight_per_stream).await?;
+            let (times, patience) = (scored.times, limits.reader_timeout);
+            Ok(Answer::start(times, patience, call, |answer| write.write(scored, answer)))
+        };
+        let answered = without_panic(metrics, answered).await.map_err(Problem::from);
+        let answered = answered.and_then(|answered| answered);
+        match &answered {
+            Ok(_) => {
+                metrics.first_reply_seconds.observe(since.elapsed().as_secs_f64());
+                metrics.answered(method, Code::Ok);
+            }
+            Err(problem) => {
+                metrics.answered(method, problem.code);
+                metrics.refused(problem.reason);
+            }
         }
-        self.desk.metrics.answered(method, problem.map_or(Code::Ok, |problem| problem.code));
-        if let Some(problem) = problem {
-            self.desk.metrics.refused(problem.reason);
-        }
+        answered
     }
+}
+
+/// How a dialect writes the scores it asked for.
+trait Write: Send + 'static {
+    fn write(
+        self,
+        scored: Scored,
+        answer: Answer,
+    ) -> impl Future<Output = Result<(), Gone>> + Send + 'static;
 }
 
 /// The routes.

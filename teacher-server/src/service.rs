@@ -1,14 +1,12 @@
 //! The tonic side: takes requests in, hands them on, gives replies out. No maths.
 
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use distill::handshake::Limits;
-use futures::{FutureExt, Stream};
+use futures::Stream;
 use proto::convert;
 use proto::v1::{
     GetInfoReply, GetInfoRequest, ScoreReply, ScoreRequest, ScoreTextReply, ScoreTextRequest,
@@ -19,9 +17,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::client::Client;
 use crate::deadline::Deadline;
-use crate::desk::Desk;
-use crate::error::{TeacherError, panic_text};
-use crate::metrics::Metrics;
+use crate::desk::{Desk, without_panic};
+use crate::error::TeacherError;
 use crate::score_stream::{ScoreStream, StreamTimes};
 use crate::shutdown::Call;
 use crate::text::score_text;
@@ -153,17 +150,4 @@ impl Stream for Replies {
             Poll::Pending => Poll::Pending,
         }
     }
-}
-
-/// A handler's future whose panic is an error of this one call.
-async fn without_panic<T>(
-    metrics: &Metrics,
-    future: impl Future<Output = T>,
-) -> Result<T, TeacherError> {
-    AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
-        metrics.panics.inc();
-        let text = panic_text(panic.as_ref());
-        tracing::error!(text, "a handler panicked");
-        TeacherError::Panicked(text)
-    })
 }

@@ -77,12 +77,14 @@ pub enum SettingsError {
     },
     /// No room for one request to arrive in.
     #[error(
-        "--max-unfinished-bytes {unfinished} is less than --max-request-bytes {request}: the \
-         largest request could never arrive; raise it"
+        "--max-unfinished-bytes {unfinished} is less than {flag} {request}: the largest request \
+         could never arrive; raise it or lower that"
     )]
     UnfinishedBytes {
         /// What was set.
         unfinished: usize,
+        /// Which bound on a request.
+        flag: &'static str,
         /// Largest request.
         request: usize,
     },
@@ -134,10 +136,15 @@ impl Settings {
         let max_sequence_tokens = self.longest_sequence(facts)?;
         let max_text_bytes = self.longest_text(max_sequence_tokens)?;
         self.check_reply(facts)?;
-        let (unfinished, request) =
-            (self.limits.max_unfinished_bytes, self.limits.max_request_bytes);
-        if unfinished < request {
-            return Err(SettingsError::UnfinishedBytes { unfinished, request });
+        let unfinished = self.limits.max_unfinished_bytes;
+        let largest = [
+            ("--max-request-bytes", self.limits.max_request_bytes),
+            ("--max-http-body-bytes", self.limits.max_http_body_bytes),
+        ];
+        for (flag, request) in largest {
+            if unfinished < request {
+                return Err(SettingsError::UnfinishedBytes { unfinished, flag, request });
+            }
         }
         Ok(TeacherFacts {
             model: facts.model.clone(),
@@ -269,6 +276,23 @@ mod tests {
             let refused = with(bytes).unwrap_err();
             assert!(refused.contains("clients accept 4096 to 4194304"), "{refused}");
         }
+    }
+
+    #[test]
+    fn the_largest_request_of_either_port_can_arrive() {
+        let with = |unfinished, request, body| {
+            let settings = Settings::with(|limits| {
+                limits.max_unfinished_bytes = unfinished;
+                limits.max_request_bytes = request;
+                limits.max_http_body_bytes = body;
+            });
+            settings.resolve(&facts(32)).map(|_| ()).map_err(|refused| refused.to_string())
+        };
+        assert_eq!(with(5000, 5000, 5000), Ok(()));
+        let refused = with(4999, 5000, 10).unwrap_err();
+        assert!(refused.contains("4999 is less than --max-request-bytes 5000"), "{refused}");
+        let refused = with(4999, 4000, 5000).unwrap_err();
+        assert!(refused.contains("4999 is less than --max-http-body-bytes 5000"), "{refused}");
     }
 
     #[test]

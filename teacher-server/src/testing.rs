@@ -123,6 +123,21 @@ impl Scorer for FakeScorer {
     }
 }
 
+/// Scores of two entries a row, given as log-probabilities, and the realised token's at the
+/// temperature asked for. What they are made of (a sum of 2, another log-probability at T = 1) is
+/// nothing that a reader of them should show.
+pub fn scores_of(rows: &[([(u32, f32); 2], f32)]) -> Scores {
+    let mut signal = TopK::new(2);
+    for (entries, _) in rows {
+        signal.ids.extend(entries.map(|(id, _)| id));
+        signal.scaled.extend(entries.map(|(_, logprob)| logprob + 2.0));
+        signal.log_z.push(2.0);
+        signal.log_rest.push(-3.0);
+    }
+    let next_logprob_t = rows.iter().map(|(_, realised)| *realised).collect();
+    Scores { signal, next_logprob: vec![-77.0; rows.len()], next_logprob_t }
+}
+
 /// A tokenizer of bytes.
 #[derive(Debug)]
 pub struct FakeText {

@@ -152,3 +152,84 @@ impl Stream for Pieces {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shutdown::Calls;
+
+    fn started<F>(write: impl FnOnce(Answer) -> F + Send + 'static) -> (Response, Calls)
+    where
+        F: Future<Output = Result<(), Gone>> + Send + 'static,
+    {
+        let calls = Calls::default();
+        let call = calls.begin().unwrap();
+        let patience = Duration::from_millis(50);
+        (Answer::start(Times::default(), patience, call, write), calls)
+    }
+
+    async fn endless(mut answer: Answer) -> Result<(), Gone> {
+        loop {
+            answer.push(&"x".repeat(PIECE));
+            answer.flow().await?;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_nobody_reads_is_given_up_and_does_not_seem_whole() {
+        let (response, calls) = started(endless);
+        assert!(calls.all_done(Duration::from_secs(5)).await, "it still waits for its reader");
+        let read = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+        assert!(read.is_err(), "{} bytes that end well", read.unwrap().len());
+    }
+
+    #[tokio::test]
+    async fn an_answer_whose_reader_left_or_whose_writing_fails_is_over() {
+        let (response, calls) = started(endless);
+        drop(response);
+        assert!(calls.all_done(Duration::from_secs(5)).await, "it is written for nobody");
+        let (response, _) = started(async |mut answer: Answer| {
+            answer.push("[1,");
+            answer.send().await?;
+            panic!("a bug in the writing");
+        });
+        let read = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+        assert!(read.is_err(), "half an answer ended well");
+    }
+
+    #[tokio::test]
+    async fn bytes_that_come_in_any_parts_are_the_same_base64() {
+        // RFC 4648, section 10.
+        for parts in [&["f", "oo", "bar"][..], &["foobar"], &["foob", "", "ar"]] {
+            let parts: Vec<&str> = parts.to_vec();
+            let (response, _) = started(async move |mut answer: Answer| {
+                parts.iter().for_each(|part| answer.base64(part.as_bytes()));
+                answer.end_base64();
+                answer.push(" ");
+                answer.base64(b"foob");
+                answer.end_base64();
+                answer.end().await
+            });
+            let read = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            assert_eq!(read, "Zm9vYmFy Zm9vYg==");
+        }
+    }
+
+    #[tokio::test]
+    async fn numbers_are_jsons() {
+        let (response, _) = started(async |mut answer: Answer| {
+            for value in [-0.1, f32::NEG_INFINITY, f32::NAN, 1e-20, -3.0e30] {
+                answer.number(value);
+                answer.push(" ");
+            }
+            answer.quoted("a\"\n\u{1}é");
+            answer.end().await
+        });
+        let read = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        let text = String::from_utf8(read.to_vec()).unwrap();
+        let words: Vec<serde_json::Value> =
+            text.split(' ').map(|word| serde_json::from_str(word).unwrap()).collect();
+        let wanted = serde_json::json!([-0.1, -9999.0, -9999.0, 1e-20, -3e30, "a\"\n\u{1}é"]);
+        assert_eq!(serde_json::Value::from(words), wanted);
+    }
+}

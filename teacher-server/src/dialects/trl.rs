@@ -2,8 +2,9 @@
 //!
 //! Entry t of a sequence is the distribution that predicts its token `prompt_length + t`.
 
-use std::time::Instant;
+use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use distill::handshake::TeacherFacts;
@@ -11,9 +12,9 @@ use serde::Deserialize;
 
 use super::body::{Answer, Gone};
 use super::prompt::Sequences;
-use super::{Asked, Counter, Problem, Scored};
-use crate::client::Client;
+use super::{Asked, Counter, Problem, Scored, Write};
 use crate::scorer::Scores;
+use crate::state::Serving;
 
 /// Name in the metrics.
 const METHOD: &str = "get_sequence_logprobs";
@@ -109,20 +110,11 @@ impl Question {
 
 /// The handler.
 pub async fn answer(State(counter): State<Counter>, request: Request) -> Response {
-    let (client, since) = (Client::of(request.extensions()), Instant::now());
-    let answered = async {
-        let (serving, call) = counter.desk.enter()?;
-        let limits = &serving.facts.limits;
-        let body = counter.unfinished.whole(request, limits.max_http_body_bytes).await?;
+    let question = async |body: Bytes, _, serving: Arc<Serving>| {
         let Question { asked, shape } = Question::read(&body, &serving.facts)?;
-        drop(body);
-        let window = limits.max_in_flight_per_stream;
-        let scored = asked.score(&counter.desk, &client, window).await?;
-        let patience = limits.reader_timeout;
-        Ok(Answer::start(scored.times, patience, call, |answer| shape.write(scored, answer)))
+        Ok((asked, shape))
     };
-    let answered = answered.await;
-    counter.counted(METHOD, since, answered.as_ref().err());
+    let answered = counter.answer(METHOD, request, question).await;
     answered.unwrap_or_else(Problem::into_trl)
 }
 
@@ -133,6 +125,15 @@ struct Entry<'a> {
     log_z: f32,
     realised: u32,
     realised_logprob: f32,
+}
+
+impl Write for Shape {
+    async fn write(self, scored: Scored, answer: Answer) -> Result<(), Gone> {
+        match self.binary {
+            true => self.write_binary(&scored.scores, answer).await,
+            false => self.write_json(&scored.scores, answer).await,
+        }
+    }
 }
 
 impl Shape {
@@ -148,13 +149,6 @@ impl Shape {
                  time, or those of like length together"
             ))),
             false => Ok(()),
-        }
-    }
-
-    async fn write(self, scored: Scored, answer: Answer) -> Result<(), Gone> {
-        match self.binary {
-            true => self.write_binary(&scored.scores, answer).await,
-            false => self.write_json(&scored.scores, answer).await,
         }
     }
 

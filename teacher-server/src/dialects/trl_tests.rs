@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use distill::signal::TopK;
 use proto::convert::Times;
 
 use super::*;
@@ -10,7 +9,7 @@ use crate::dialects::MAX_SEQUENCES;
 use crate::dialects::ask::Scored;
 use crate::settings::Settings;
 use crate::shutdown::Calls;
-use crate::testing::facts as model;
+use crate::testing::{facts as model, scores_of};
 
 fn facts() -> TeacherFacts {
     Settings::DEFAULT.resolve(&model(32)).unwrap()
@@ -18,21 +17,6 @@ fn facts() -> TeacherFacts {
 
 fn read(body: &str) -> Result<Question, Problem> {
     Question::read(body.as_bytes(), &facts())
-}
-
-/// Scores of rows given as (entries, the realised token's log-probability).
-fn scores(rows: &[([(u32, f32); 2], f32)]) -> Option<Scores> {
-    let mut signal = TopK::new(2);
-    for (entries, _) in rows {
-        signal.ids.extend(entries.map(|(id, _)| id));
-        // A sum of 2 to be taken off again.
-        signal.scaled.extend(entries.map(|(_, logprob)| logprob + 2.0));
-        signal.log_z.push(2.0);
-        signal.log_rest.push(-3.0);
-    }
-    let next_logprob_t: Vec<f32> = rows.iter().map(|(_, realised)| *realised).collect();
-    // That of T = 1 is another, which is not to be sent.
-    Some(Scores { signal, next_logprob: vec![-77.0; rows.len()], next_logprob_t })
 }
 
 async fn written(question: Question, scores: Vec<Option<Scores>>) -> String {
@@ -48,8 +32,8 @@ async fn written(question: Question, scores: Vec<Option<Scores>>) -> String {
 
 fn example() -> Vec<Option<Scores>> {
     vec![
-        scores(&[([(2, -0.25), (4, -1.5)], -0.25), ([(4, -0.5), (2, -1.0)], -6.0)]),
-        scores(&[([(3, -0.125), (1, -2.5)], -0.125)]),
+        Some(scores_of(&[([(2, -0.25), (4, -1.5)], -0.25), ([(4, -0.5), (2, -1.0)], -6.0)])),
+        Some(scores_of(&[([(3, -0.125), (1, -2.5)], -0.125)])),
     ]
 }
 
@@ -86,7 +70,7 @@ async fn what_has_nothing_before_it_or_nothing_to_predict_is_empty() {
              \"response_format\":\"{format}\"}}"
         )
     };
-    let scored = || vec![scores(&[([(7, -0.25), (4, -1.5)], -0.25)]), None, None];
+    let scored = || vec![Some(scores_of(&[([(7, -0.25), (4, -1.5)], -0.25)])), None, None];
     let wanted = "{\"logprobs\":[[[],[-0.25,-1.5]],[[]],[]],\
          \"logprob_token_ids\":[[[],[7,4]],[[]],[]]}";
     assert_eq!(written(read(&body("json")).unwrap(), scored()).await, wanted);
@@ -103,7 +87,7 @@ async fn what_has_nothing_before_it_or_nothing_to_predict_is_empty() {
 #[tokio::test]
 async fn of_no_entries_the_realised_token_is_left() {
     let body = "{\"sequences\":[[5,9]],\"prompt_lengths\":[1],\"top_logprobs\":0}";
-    let scored = vec![scores(&[([(4, -0.5), (2, -1.0)], -6.0)])];
+    let scored = vec![Some(scores_of(&[([(4, -0.5), (2, -1.0)], -6.0)]))];
     let wanted = "{\"logprobs\":[[[-6.0]]],\"logprob_token_ids\":[[[9]]]}";
     assert_eq!(written(read(body).unwrap(), scored).await, wanted);
 }

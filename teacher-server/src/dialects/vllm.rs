@@ -7,8 +7,9 @@
 mod write;
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,7 +17,6 @@ use distill::handshake::TeacherFacts;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::body::Answer;
 use super::prompt::Prompt;
 use super::{Asked, Counter, Problem};
 use crate::client::Client;
@@ -159,27 +159,18 @@ fn count(
 
 /// The handler of completions.
 pub async fn answer(State(counter): State<Counter>, request: Request) -> Response {
-    let (client, since) = (Client::of(request.extensions()), Instant::now());
-    let answered = async {
-        let (serving, call) = counter.desk.enter()?;
-        let limits = &serving.facts.limits;
-        let body = counter.unfinished.whole(request, limits.max_http_body_bytes).await?;
+    let desk = counter.desk.clone();
+    let question = async move |body: Bytes, client: Client, serving: Arc<Serving>| {
         let Question { prompt, temperature, k, style } = Question::read(&body, &serving.facts)?;
         drop(body);
-        let prompts = encoded(prompt, &counter.desk, &client, &serving).await?;
+        let prompts = encoded(prompt, &desk, &client, &serving).await?;
         // Without the token after the prompt nothing of the last position is wanted.
         let rows = |tokens: &Vec<u32>| 0..tokens.len().saturating_sub(usize::from(!style.next));
         let sequences = prompts.iter().map(|tokens| (tokens.clone(), rows(tokens)));
         let asked = Asked::of(sequences, temperature, k, &serving.facts)?;
-        let window = limits.max_in_flight_per_stream;
-        let scored = asked.score(&counter.desk, &client, window).await?;
-        let (patience, times) = (limits.reader_timeout, scored.times);
-        Ok(Answer::start(times, patience, call, |answer| {
-            write::completion(prompts, scored, style, serving, answer)
-        }))
+        Ok((asked, write::Completion { prompts, style, serving }))
     };
-    let answered = answered.await;
-    counter.counted(METHOD, since, answered.as_ref().err());
+    let answered = counter.answer(METHOD, request, question).await;
     answered.unwrap_or_else(Problem::into_vllm)
 }
 

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use distill::signal::TopK;
 use proto::convert::Times;
 use serde_json::Value;
 
 use super::*;
-use crate::dialects::Scored;
-use crate::scorer::Scores;
+use crate::dialects::body::Answer;
+use crate::dialects::{Scored, Write as _};
 use crate::settings::Settings;
 use crate::shutdown::Calls;
-use crate::testing::{FakeText, facts as model};
+use crate::testing::{FakeText, facts as model, scores_of};
 
 fn facts() -> TeacherFacts {
     Settings::DEFAULT.resolve(&model(128)).unwrap()
@@ -23,15 +22,7 @@ fn read(body: &str) -> Result<Question, Problem> {
 
 /// The completion of one prompt whose rows are given as (entries, the realised token's).
 async fn completed(body: &str, prompt: &[u32], rows: &[([(u32, f32); 2], f32)]) -> (String, Value) {
-    let mut signal = TopK::new(2);
-    for (entries, _) in rows {
-        signal.ids.extend(entries.map(|(id, _)| id));
-        signal.scaled.extend(entries.map(|(_, logprob)| logprob + 2.0));
-        signal.log_z.push(2.0);
-        signal.log_rest.push(-3.0);
-    }
-    let next_logprob_t = rows.iter().map(|(_, realised)| *realised).collect();
-    let scores = Scores { signal, next_logprob: vec![-77.0; rows.len()], next_logprob_t };
+    let scores = scores_of(rows);
     let scored =
         Scored { scores: vec![(!rows.is_empty()).then_some(scores)], times: Times::default() };
     let style = read(body).unwrap().style;
@@ -39,7 +30,8 @@ async fn completed(body: &str, prompt: &[u32], rows: &[([(u32, f32); 2], f32)]) 
     let serving = Arc::new(Serving { facts: facts(), text });
     let call = Calls::default().begin().unwrap();
     let prompts = vec![prompt.to_vec()];
-    let write = |answer| write::completion(prompts, scored, style, serving, answer);
+    let completion = write::Completion { prompts, style, serving };
+    let write = |answer| completion.write(scored, answer);
     let answer = Answer::start(Times::default(), Duration::from_secs(5), call, write);
     let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
     let text = String::from_utf8(body.to_vec()).unwrap();

@@ -132,6 +132,7 @@ async fn unfinished_messages_hold_a_bounded_number_of_bytes() {
     let settings = Settings::with(|limits| {
         limits.max_request_bytes = 20_000;
         limits.max_unfinished_bytes = 50_000;
+        limits.max_http_body_bytes = 50_000;
     });
     let server = served(settings).await;
     let mut hoards = Vec::new();

@@ -1,12 +1,19 @@
 //! What other trainers ask over HTTP, through the whole server.
 
+use std::time::{Duration, Instant};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::harness::{CLASSES, Server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::harness::{CLASSES, PATIENCE, Server};
 use crate::settings::Settings;
 use crate::testing::FakeScorer;
+
+const SHORT: Duration = Duration::from_millis(300);
 
 /// log_softmax(z / T) of the fake model after these tokens.
 fn logprobs(prefix: &[u32], temperature: f64) -> Vec<f64> {
@@ -111,16 +118,8 @@ async fn a_request_larger_than_the_queue_passes_it_in_parts() {
     let settings = Settings::with(|limits| limits.max_queued_sequences = 4);
     let (server, leave) = Server::gated(settings).await;
     let ask = json!({ "prompt": vec![[1, 2, 3]; 20], "prompt_logprobs": 1 });
-    let (head, body) = {
-        let asked = server.post("/v1/completions", &ask);
-        let passed = async {
-            for _ in 0..20 {
-                leave.send(()).unwrap();
-            }
-            std::future::pending::<()>().await
-        };
-        tokio::select! { answer = asked => answer, () = passed => unreachable!() }
-    };
+    (0..20).for_each(|_| leave.send(()).unwrap());
+    let (head, body) = server.post("/v1/completions", &ask).await;
     assert!(head.contains("200 OK"), "{head} {body}");
     assert_eq!(body["choices"].as_array().unwrap().len(), 20);
 }
@@ -161,4 +160,106 @@ async fn refusals_have_the_form_of_their_dialect() {
     let (head, _) =
         server.post("/v1/completions", &json!({ "prompt": [4, 4], "prompt_logprobs": 1 })).await;
     assert!(head.contains("200"), "{head}");
+}
+
+/// What is said over HTTP to these words, until the server closes.
+async fn said(server: &Server, words: &str) -> String {
+    let mut connection = TcpStream::connect(server.http).await.unwrap();
+    connection.write_all(words.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_has_so_many_bytes_and_so_much_time_however_it_comes() {
+    let body = "{\"prompt\":[1,2],\"prompt_logprobs\":1}";
+    let settings = Settings::with(|limits| {
+        limits.max_http_body_bytes = body.len();
+        limits.message_timeout = SHORT;
+    });
+    let server = Server::start(FakeScorer::new(CLASSES), settings).await;
+    let post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+    for (length, status) in [(body.len(), "200"), (body.len() + 1, "413")] {
+        let padded = format!("{body:length$}");
+        let plain = format!("{post}Content-Length: {length}\r\n\r\n{padded}");
+        let answer = said(&server, &plain).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{length}: {answer}");
+        let chunked =
+            format!("{post}Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{padded}\r\n0\r\n\r\n");
+        let answer = said(&server, &chunked).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{length}: {answer}");
+    }
+    let begun = Instant::now();
+    let length = body.len();
+    let half = format!("{post}Content-Length: {length}\r\n\r\n{{");
+    let answer = said(&server, &half).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("--message-timeout") && begun.elapsed() >= SHORT, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_under_way_share_the_room_for_unfinished_requests() {
+    let settings = Settings::with(|limits| {
+        limits.max_request_bytes = 3000;
+        limits.max_http_body_bytes = 3000;
+        limits.max_unfinished_bytes = 3000;
+    });
+    let server = Server::start(FakeScorer::new(CLASSES), settings).await;
+    let mut slow = TcpStream::connect(server.http).await.unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n{";
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let ask = json!({ "prompt": [1], "prompt_logprobs": 1 });
+    let kept_out = async {
+        loop {
+            let (head, _) = server.post("/v1/completions", &ask).await;
+            if head.contains("503") {
+                break head;
+            }
+        }
+    };
+    let head = tokio::time::timeout(PATIENCE, kept_out).await.expect("a refusal");
+    assert!(head.contains("retry-after: 1"), "{head}");
+    drop(slow);
+    let let_in = async { while !server.post("/v1/completions", &ask).await.0.contains("200") {} };
+    tokio::time::timeout(PATIENCE, let_in).await.expect("room again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_leaves_is_not_computed_for() {
+    let (server, leave) = Server::gated(Settings::DEFAULT).await;
+    let ask = json!({ "prompt": vec![[1, 2]; 10], "prompt_logprobs": 1 });
+    let asked = server.post("/v1/completions", &ask);
+    // One is on the device, nine wait.
+    let queued = server.until_metric("teacher_queued_sequences", 9.0);
+    tokio::select! { answer = asked => panic!("answered: {answer:?}"), () = queued => {} }
+    // Its connection is closed with it.
+    tokio::time::sleep(SHORT).await;
+    (0..10).for_each(|_| leave.send(()).unwrap());
+    server.until_metric("teacher_abandoned_total", 10.0).await;
+    assert_eq!(server.metric("teacher_batches_total").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_waits_for_what_was_let_in_and_lets_nothing_more_in() {
+    let (mut server, leave) = Server::gated(Settings::DEFAULT).await;
+    let ask = json!({ "prompt": [1, 2], "prompt_logprobs": 1 });
+    let http = server.http;
+    let asked = tokio::spawn({
+        let ask = ask.clone();
+        async move { super::harness::post_to(http, "/v1/completions", &ask).await }
+    });
+    server.until_admitted(1).await;
+    server.stop();
+    server.until_metric("teacher_serving", 0.0).await;
+    let (head, body) = server.post("/v1/completions", &ask).await;
+    assert!(head.contains("503") && head.contains("retry-after"), "{head}");
+    assert!(body["error"]["message"].as_str().unwrap().contains("shutting down"), "{body}");
+    leave.send(()).unwrap();
+    let (head, body) = asked.await.unwrap();
+    assert!(
+        head.contains("200 OK") && body["choices"][0]["prompt_logprobs"][1].is_object(),
+        "{head}"
+    );
+    server.end().await.unwrap();
 }

@@ -1,5 +1,6 @@
 //! A running server, its clients, and the shortest way to score something.
 
+use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use distill::signal::Entries;
 use proto::convert::{ReplyAssembler, ScoreJob, Scored, score_request};
 use proto::v1::teacher_client::TeacherClient;
 use proto::v1::{ScoreReply, ScoreRequest};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -31,8 +33,8 @@ pub(crate) const CLASSES: usize = 32;
 
 /// A server on free loopback ports.
 pub(crate) struct Server {
-    pub(crate) grpc: std::net::SocketAddr,
-    pub(crate) http: std::net::SocketAddr,
+    pub(crate) grpc: SocketAddr,
+    pub(crate) http: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     done: JoinHandle<Result<(), ServeError>>,
     ready: Option<oneshot::Receiver<TeacherFacts>>,
@@ -114,29 +116,13 @@ impl Server {
     }
 
     /// GET of a page of JSON: head and body.
-    pub(crate) async fn get_json(&self, path: &str) -> (String, serde_json::Value) {
-        self.http(format!("GET {path} HTTP/1.0\r\n\r\n")).await
+    pub(crate) async fn get_json(&self, path: &str) -> (String, Value) {
+        http(self.http, format!("GET {path} HTTP/1.0\r\n\r\n")).await
     }
 
     /// POST of JSON: head and body of the answer.
-    pub(crate) async fn post(
-        &self,
-        path: &str,
-        body: &serde_json::Value,
-    ) -> (String, serde_json::Value) {
-        let body = body.to_string();
-        let length = body.len();
-        self.http(format!("POST {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}")).await
-    }
-
-    /// By HTTP/1.0, which does not cut an answer into chunks.
-    async fn http(&self, request: String) -> (String, serde_json::Value) {
-        let mut connection = TcpStream::connect(self.http).await.unwrap();
-        connection.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.to_owned(), serde_json::from_str(body).unwrap())
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (String, Value) {
+        post_to(self.http, path, body).await
     }
 
     /// GET of a page: status line and body.
@@ -176,6 +162,23 @@ impl Server {
         let waited = tokio::time::timeout(PATIENCE, wait).await;
         assert!(waited.is_ok(), "{name} is {}, not {value}", self.metric(name).await);
     }
+}
+
+/// POST of JSON: head and body of the answer.
+pub(crate) async fn post_to(server: SocketAddr, path: &str, body: &Value) -> (String, Value) {
+    let body = body.to_string();
+    let length = body.len();
+    http(server, format!("POST {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}")).await
+}
+
+/// By HTTP/1.0, which does not cut an answer into chunks.
+async fn http(server: SocketAddr, request: String) -> (String, Value) {
+    let mut connection = TcpStream::connect(server).await.unwrap();
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.to_owned(), serde_json::from_str(body).unwrap())
 }
 
 /// Both directions of a `Score` call.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Style, now};
-use crate::dialects::Scored;
 use crate::dialects::body::{Answer, Gone};
+use crate::dialects::{Scored, Write};
 use crate::scorer::Scores;
 use crate::state::Serving;
 
@@ -30,41 +30,45 @@ struct Choice<'a> {
     serving: &'a Serving,
 }
 
-/// Writes the whole answer.
-pub(super) async fn completion(
-    prompts: Vec<Vec<u32>>,
-    scored: Scored,
-    style: Style,
-    serving: Arc<Serving>,
-    mut answer: Answer,
-) -> Result<(), Gone> {
-    let created = now();
-    // Nobody asks for it by this name again: it need only be another one each time.
-    let id = distill::fingerprint::payload_checksum(&[
-        &created.to_le_bytes(),
-        &distill::codec::token_bytes(prompts.first().map_or(&[], Vec::as_slice)),
-    ]);
-    answer.formatted(format_args!(
+/// An answer to be written.
+pub(super) struct Completion {
+    pub(super) prompts: Vec<Vec<u32>>,
+    pub(super) style: Style,
+    pub(super) serving: Arc<Serving>,
+}
+
+impl Write for Completion {
+    async fn write(self, scored: Scored, mut answer: Answer) -> Result<(), Gone> {
+        let Self { prompts, style, serving } = self;
+        let created = now();
+        // Nobody asks for it by this name again: it need only be another one each time.
+        let id = distill::fingerprint::payload_checksum(&[
+            &created.to_le_bytes(),
+            &distill::codec::token_bytes(prompts.first().map_or(&[], Vec::as_slice)),
+        ]);
+        answer.formatted(format_args!(
         "{{\"id\":\"cmpl-{id:016x}\",\"object\":\"text_completion\",\"created\":{created},\"model\":"
     ));
-    answer.quoted(&serving.facts.model);
-    answer.push(",\"choices\":[");
-    for (index, (tokens, scores)) in prompts.iter().zip(&scored.scores).enumerate() {
-        let separator = if index == 0 { "" } else { "," };
-        answer.formatted(format_args!("{separator}{{\"index\":{index},\"text\":"));
-        let choice = Choice { tokens, scores: scores.as_ref(), style: &style, serving: &serving };
-        choice.write(&mut answer).await?;
-    }
-    let asked: usize = prompts.iter().map(Vec::len).sum();
-    let made = if style.next { prompts.len() } else { 0 };
-    let total = asked + made;
-    answer.formatted(format_args!(
+        answer.quoted(&serving.facts.model);
+        answer.push(",\"choices\":[");
+        for (index, (tokens, scores)) in prompts.iter().zip(&scored.scores).enumerate() {
+            let separator = if index == 0 { "" } else { "," };
+            answer.formatted(format_args!("{separator}{{\"index\":{index},\"text\":"));
+            let choice =
+                Choice { tokens, scores: scores.as_ref(), style: &style, serving: &serving };
+            choice.write(&mut answer).await?;
+        }
+        let asked: usize = prompts.iter().map(Vec::len).sum();
+        let made = if style.next { prompts.len() } else { 0 };
+        let total = asked + made;
+        answer.formatted(format_args!(
         "],\"service_tier\":null,\"system_fingerprint\":\"{}\",\"usage\":{{\"prompt_tokens\":{asked},\
          \"total_tokens\":{total},\"completion_tokens\":{made},\"prompt_tokens_details\":null}},\
          \"kv_transfer_params\":null}}",
         serving.facts.model_fingerprint
     ));
-    answer.end().await
+        answer.end().await
+    }
 }
 
 impl Choice<'_> {
