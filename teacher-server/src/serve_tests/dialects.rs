@@ -167,7 +167,8 @@ async fn said(server: &Server, words: &str) -> String {
     let mut connection = TcpStream::connect(server.http).await.unwrap();
     connection.write_all(words.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    connection.read_to_string(&mut answer).await.unwrap();
+    let read = connection.read_to_string(&mut answer);
+    tokio::time::timeout(PATIENCE, read).await.expect("an answer in time").unwrap();
     answer
 }
 
