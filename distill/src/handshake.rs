@@ -113,6 +113,19 @@ pub struct TeacherFacts {
     pub parameters: u64,
 }
 
+impl TeacherFacts {
+    /// The terms of work over the first `classes` tokens, for a client that has no model of its own
+    /// to hold against this one.
+    pub fn terms(&self, classes: usize) -> Agreement {
+        Agreement {
+            classes,
+            model_fingerprint: self.model_fingerprint,
+            tokenizer_fingerprint: self.tokenizer_fingerprint,
+            max_in_flight: self.limits.max_in_flight_per_stream,
+        }
+    }
+}
+
 /// What a student states of itself and of the work it wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StudentFacts {
@@ -260,12 +273,7 @@ pub fn check(teacher: &TeacherFacts, student: &StudentFacts) -> Result<Agreement
         return Err(Mismatch::Length { teacher, student });
     }
     check_signal(teacher, student, classes)?;
-    Ok(Agreement {
-        classes,
-        model_fingerprint: teacher.model_fingerprint,
-        tokenizer_fingerprint: teacher.tokenizer_fingerprint,
-        max_in_flight: teacher.limits.max_in_flight_per_stream,
-    })
+    Ok(teacher.terms(classes))
 }
 
 /// Both outputs may be padded beyond the tokenizer, by different amounts: the classes in common are

@@ -25,7 +25,7 @@ pub use options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
 use reader::Reader;
 use teachers::teachers;
 
-use crate::teacher::Access;
+use client::Access;
 
 /// Everything `train` needs to know. Fields are named as the flags; [`OPTIONS`] says what each
 /// means.
@@ -33,7 +33,7 @@ use crate::teacher::Access;
 #[expect(missing_docs, reason = "each field is the option of the same name in OPTIONS")]
 pub struct Config {
     pub teacher: Vec<String>,
-    #[serde(flatten)]
+    #[serde(flatten, serialize_with = "teachers::papers")]
     pub access: Access,
     pub teacher_timeout: f64,
     pub teacher_window: usize,
@@ -93,7 +93,7 @@ pub struct EvalConfig {
     pub revision: Option<String>,
     pub eval_file: String,
     pub teacher: Vec<String>,
-    #[serde(flatten)]
+    #[serde(flatten, serialize_with = "teachers::papers")]
     pub access: Access,
     pub teacher_timeout: f64,
     pub teacher_window: usize,

@@ -1,21 +1,20 @@
 //! Signals in training order: keeps requests in flight to a teacher while the student computes.
 //!
 //! `distill::window` decides what is sent, tried again and given up; this file is the shell around
-//! it: streams, clock, bytes. A row takes one of `window` places when it is asked for and gives it
+//! it: streams and clock. A row takes one of `window` places when it is asked for and gives it
 //! back when the training loop takes its answer, so nothing here grows with the data.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use client::Fault;
 use distill::batch::Sequence;
 use distill::codec::Codec;
 use distill::queue::Priority;
 use distill::signal::{Entries, TopK};
 use distill::window::{Command, Event, GiveUp, Window, WindowSettings};
-use prost::Message as _;
-use proto::convert::{self, Reaction, ReplyAssembler, ReplyError, ScoreJob};
-use proto::v1::ScoreReply;
+use proto::convert::{self, Reaction, ReplyError, ScoreJob};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
@@ -30,7 +29,7 @@ pub struct Scored {
     pub signal: TopK,
     /// The teacher's log-probability, at T = 1, of each target.
     pub next_logprob: Vec<f32>,
-    /// Bytes of requests and replies for this row, encoded.
+    /// Bytes of the answer and its request, encoded.
     pub wire_bytes: u64,
 }
 
@@ -111,10 +110,8 @@ impl Drop for Feed {
 /// A row that was asked for.
 struct Pending {
     row: usize,
-    assembler: ReplyAssembler,
-    /// Bytes of every request sent and reply received for it.
-    wire_bytes: u64,
-    answer: Option<convert::Scored>,
+    job: ScoreJob,
+    answer: Option<Scored>,
 }
 
 /// The window's shell.
@@ -217,8 +214,7 @@ impl Shell {
             entries: Entries::Top,
             priority: Priority::Normal,
         };
-        let assembler = ReplyAssembler::new(job, agreement);
-        self.pending.insert(id, Pending { row, assembler, wire_bytes: 0, answer: None });
+        self.pending.insert(id, Pending { row, job, answer: None });
     }
 
     /// What the window should know of a link's word.
@@ -232,42 +228,47 @@ impl Shell {
                 let max_in_flight = self.teacher.agreement.max_in_flight;
                 Event::Connected { teacher, max_in_flight }
             }
-            Said::Reply(reply) => self.read(&reply)?,
+            Said::Part => Event::Heard { teacher },
+            Said::Answer(answer, request_bytes) => self.keep(*answer, request_bytes),
+            Said::Fault(id, fault) => self.weigh(id, fault)?,
             Said::Ended(error) => {
                 self.link = None;
                 tracing::warn!(teacher = self.teacher.url(), error, "lost the teacher's stream");
                 Event::Disconnected { teacher, error }
             }
-            Said::Broken(error) => return Err(error),
+            Said::Broken(error) => return Err(error.into()),
         }))
     }
 
-    /// Takes a message of an answer.
-    fn read(&mut self, reply: &ScoreReply) -> Result<Event, TeacherError> {
-        let (teacher, id) = (0, reply.id);
-        // An answer to what nobody asks any more is the window's to ignore.
-        let Some(pending) = self.pending.get_mut(&id) else {
-            return Ok(Event::Answered { teacher, id });
-        };
-        pending.wire_bytes += reply.encoded_len() as u64;
-        let source = match pending.assembler.push(reply) {
-            Ok(None) => return Ok(Event::Heard { teacher }),
-            Ok(Some(answer)) => {
-                pending.answer = Some(answer);
-                return Ok(Event::Answered { teacher, id });
+    /// Keeps an answer until it is its turn. One to what nobody asks any more is the window's to
+    /// ignore.
+    fn keep(&mut self, answer: convert::Scored, request_bytes: usize) -> Event {
+        let id = answer.id;
+        if let Some(pending) = self.pending.get_mut(&id) {
+            let wire_bytes = (request_bytes + answer.wire_bytes) as u64;
+            let convert::Scored { signal, next_logprob, .. } = answer;
+            pending.answer = Some(Scored { signal, next_logprob, wire_bytes });
+        }
+        Event::Answered { teacher: 0, id }
+    }
+
+    /// What the window should know of an answer that is none.
+    fn weigh(&self, id: u64, fault: Fault) -> Result<Event, TeacherError> {
+        let teacher = 0;
+        match (fault.reaction(), fault) {
+            (Reaction::Retry, fault) => {
+                let pause = fault.pause();
+                Ok(Event::Failed { teacher, id, error: fault.to_string(), pause })
             }
-            Err(error) => error,
-        };
-        match (source.reaction(), source) {
-            (Reaction::Retry, error) => {
-                let pause = error.pause();
-                Ok(Event::Failed { teacher, id, error: error.to_string(), pause })
-            }
-            (Reaction::Stop, ReplyError::Refused { message: error, .. }) => {
+            (Reaction::Stop, Fault::Reply(ReplyError::Refused { message: error, .. })) => {
                 Ok(Event::Refused { teacher, id, error })
             }
             (Reaction::Stop, source) => {
                 let url = self.teacher.url().to_owned();
+                // Nothing is wrong with an answer to what nobody asks any more.
+                let Some(pending) = self.pending.get(&id) else {
+                    return Ok(Event::Answered { teacher, id });
+                };
                 Err(TeacherError::Reply { url, row: pending.row, source })
             }
         }
@@ -300,19 +301,15 @@ impl Shell {
 
     fn connect(&mut self) {
         self.links_opened += 1;
-        let (address, agreement) = (self.teacher.address.clone(), self.teacher.agreement);
-        self.link = Some(Link::open(self.links_opened, address, agreement, self.words.0.clone()));
+        self.link = Some(Link::open(self.links_opened, &self.teacher, self.words.0.clone()));
     }
 
-    /// Sends the request for a row; what came of an earlier attempt is forgotten.
+    /// Asks for a row.
     fn send(&mut self, id: u64) -> Result<(), String> {
-        let (Some(pending), Some(link)) = (self.pending.get_mut(&id), &self.link) else {
+        let (Some(pending), Some(link)) = (self.pending.get(&id), &self.link) else {
             return Ok(());
         };
-        let request = convert::score_request(pending.assembler.job());
-        pending.assembler.restart();
-        pending.wire_bytes += request.encoded_len() as u64;
-        let sent = link.send(request);
+        let sent = link.send(pending.job.clone());
         if sent.is_err() {
             self.link = None;
         }
@@ -320,13 +317,9 @@ impl Shell {
     }
 
     fn deliver(&mut self, id: u64) {
-        let Some(Pending { answer: Some(answer), wire_bytes, .. }) = self.pending.remove(&id)
-        else {
-            return;
-        };
-        let (signal, next_logprob) = (answer.signal, answer.next_logprob);
+        let Some(Pending { answer: Some(answer), .. }) = self.pending.remove(&id) else { return };
         // The loop has gone when this fails; the task is about to be ended.
-        let _ = self.answers.send(Ok(Scored { signal, next_logprob, wire_bytes }));
+        let _ = self.answers.send(Ok(answer));
     }
 
     fn give_up(&self, reason: GiveUp) -> TeacherError {

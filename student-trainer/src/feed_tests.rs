@@ -6,8 +6,8 @@ use distill::fingerprint::Fingerprint;
 use distill::handshake::Mismatch;
 
 use super::*;
-use crate::teacher::Access;
 use crate::testing::{CLASSES, FakeTeacher, Served, logits, rows, tiny_source};
+use client::Access;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -187,8 +187,10 @@ fn a_model_or_tokenizer_exchanged_under_an_open_stream_stops_the_run() {
         let last = (1..12).find_map(|_| feed.next(&Stop::default()).err()).unwrap();
         let TeacherError::Reply { source, .. } = &last else { panic!("{last}") };
         match what {
-            "model" => assert!(matches!(source, ReplyError::Model { .. }), "{last}"),
-            _ => assert!(matches!(source, ReplyError::Tokenizer { .. }), "{last}"),
+            "model" => {
+                assert!(matches!(source, Fault::Reply(ReplyError::Model { .. })), "{last}");
+            }
+            _ => assert!(matches!(source, Fault::Reply(ReplyError::Tokenizer { .. })), "{last}"),
         }
     }
 }
@@ -277,7 +279,10 @@ fn a_port_where_something_else_listens_is_named_at_once() {
         let error =
             Teacher::connect(&network, &url, &Access::default(), &facts, limit, &Stop::default())
                 .unwrap_err();
-        assert!(matches!(error, TeacherError::NotATeacher { .. }), "{error}");
+        assert!(
+            matches!(error, TeacherError::Client(client::Error::NotATeacher { .. })),
+            "{error}"
+        );
         let text = error.to_string();
         for part in [url.as_str(), wanted, "grpc=HOST:PORT"] {
             assert!(text.contains(part), "{text} lacks {part}");

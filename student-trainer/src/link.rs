@@ -1,29 +1,29 @@
-//! One stream to one teacher, as a task: requests go in, what is heard comes out.
+//! One stream to one teacher, as a task: jobs go in, what is heard comes out.
 
-use std::time::Duration;
-
+use client::vllm::Server;
+use client::{Address, Error, Exchange, Failure, Fault, Heard};
 use distill::handshake::Agreement;
-use proto::v1::{ScoreReply, ScoreRequest};
+use proto::convert::{ScoreJob, Scored};
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::task::{AbortHandle, JoinSet};
 
-use crate::teacher::{Address, Client, Failure, TeacherError};
-
-/// Longest wait for the teacher to accept a stream.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::teacher::{Teacher, Voice, fingerprint};
 
 /// What a link says.
 #[derive(Debug)]
 pub(crate) enum Said {
-    /// The stream is open; requests may be sent.
+    /// The stream is open; jobs may be sent.
     Open,
     /// Part of an answer.
-    Reply(ScoreReply),
+    Part,
+    /// An answer, and the bytes of its request.
+    Answer(Box<Scored>, usize),
+    /// What came for one job is no answer.
+    Fault(u64, Fault),
     /// The stream ended, or could not be opened; trying again may help.
     Ended(String),
     /// Trying again will not help.
-    Broken(TeacherError),
+    Broken(Error),
 }
 
 /// A word of a link, with the link's number: words of links given up are ignored by it.
@@ -33,34 +33,41 @@ pub(crate) type Word = (u64, Said);
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) number: u64,
-    requests: mpsc::Sender<ScoreRequest>,
+    jobs: mpsc::Sender<ScoreJob>,
     task: AbortHandle,
 }
 
+/// Where a link's words go.
+struct Mouth {
+    number: u64,
+    words: mpsc::Sender<Word>,
+}
+
 impl Link {
-    /// Opens a stream in a task of its own; its words go to `words`. At most
-    /// `agreement.max_in_flight` requests may be unanswered.
-    pub(crate) fn open(
-        number: u64,
-        address: Address,
-        agreement: Agreement,
-        words: mpsc::Sender<Word>,
-    ) -> Self {
-        let (requests, outgoing) = mpsc::channel(agreement.max_in_flight.max(1));
+    /// Opens a stream to `teacher` in a task of its own; its words go to `words`. At most
+    /// `agreement.max_in_flight` jobs may be unanswered.
+    pub(crate) fn open(number: u64, teacher: &Teacher, words: mpsc::Sender<Word>) -> Self {
+        let agreement = teacher.agreement;
+        let (jobs, outgoing) = mpsc::channel(agreement.max_in_flight.max(1));
+        let voice = teacher.voice.clone();
         let task = tokio::spawn(async move {
-            let last = talk(number, &address, &agreement, outgoing, &words).await;
+            let mouth = Mouth { number, words };
+            let end = match voice {
+                Voice::Grpc(address) => talk(&address, agreement, outgoing, &mouth).await,
+                Voice::Vllm(server) => talk_vllm(&server, agreement, outgoing, &mouth).await,
+            };
             // Nobody listens any more when this fails.
-            let _ = words.send((number, last)).await;
+            let _ = mouth.say(end.into()).await;
         });
-        Self { number, requests, task: task.abort_handle() }
+        Self { number, jobs, task: task.abort_handle() }
     }
 
-    /// Sends a request.
+    /// Sends a job.
     ///
     /// # Errors
     /// When the stream has ended, or has not yet taken what it was given before.
-    pub(crate) fn send(&self, request: ScoreRequest) -> Result<(), String> {
-        self.requests.try_send(request).map_err(|e| e.to_string())
+    pub(crate) fn send(&self, job: ScoreJob) -> Result<(), String> {
+        self.jobs.try_send(job).map_err(|e| e.to_string())
     }
 }
 
@@ -70,52 +77,87 @@ impl Drop for Link {
     }
 }
 
-/// Carries one stream to its end and returns the last word.
-async fn talk(
-    number: u64,
-    address: &Address,
-    agreement: &Agreement,
-    outgoing: mpsc::Receiver<ScoreRequest>,
-    words: &mpsc::Sender<Word>,
-) -> Said {
-    let mut client = match open(address, agreement).await {
-        Ok(client) => client,
-        Err(failure) => return failure.into(),
-    };
-    let opened = client.score(ReceiverStream::new(outgoing));
-    let mut replies = match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
-        Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return address.failure("Score", &status).into(),
-        Err(_) => return Said::Ended(format!("no stream within {} s", OPEN_TIMEOUT.as_secs())),
-    };
-    if words.send((number, Said::Open)).await.is_err() {
-        return Said::Ended("nobody listens".to_owned());
-    }
-    loop {
-        let said = match replies.message().await {
-            Ok(Some(reply)) => Said::Reply(reply),
-            Ok(None) => return Said::Ended("the teacher closed the stream".to_owned()),
-            Err(status) => return address.failure("Score", &status).into(),
-        };
-        if words.send((number, said)).await.is_err() {
-            return Said::Ended("nobody listens".to_owned());
-        }
+impl Mouth {
+    async fn say(&self, said: Said) -> Result<(), Failure> {
+        let gone = |_| Failure::Passing("nobody listens".to_owned());
+        self.words.send((self.number, said)).await.map_err(gone)
     }
 }
 
-/// A connection to the model and tokenizer the run began with.
-async fn open(address: &Address, agreement: &Agreement) -> Result<Client, Failure> {
-    let facts = address.info().await?;
-    for (what, found, wanted) in [
-        ("model", facts.model_fingerprint, agreement.model_fingerprint),
-        ("tokenizer", facts.tokenizer_fingerprint, agreement.tokenizer_fingerprint),
-    ] {
-        if found != wanted {
-            let url = address.url.clone();
-            return Err(Failure::Final(TeacherError::Changed { url, what, found, wanted }));
+/// Carries one stream to its end and returns how it ended.
+async fn talk(
+    address: &Address,
+    agreement: Agreement,
+    mut outgoing: mpsc::Receiver<ScoreJob>,
+    mouth: &Mouth,
+) -> Failure {
+    let mut run = async || -> Result<(), Failure> {
+        let mut exchange = address.open(agreement).await?;
+        mouth.say(Said::Open).await?;
+        loop {
+            tokio::select! {
+                job = outgoing.recv() => ask(&mut exchange, job)?,
+                heard = exchange.next() => match heard? {
+                    Heard::Part { .. } => mouth.say(Said::Part).await?,
+                    Heard::Answer { scored, request_bytes } => {
+                        mouth.say(Said::Answer(scored, request_bytes)).await?;
+                    }
+                    Heard::Fault { id, fault } => mouth.say(Said::Fault(id, fault)).await?,
+                    // Of a job given up meanwhile.
+                    Heard::Stray { .. } => {}
+                },
+            }
         }
-    }
-    address.client().await
+    };
+    ended(run().await)
+}
+
+/// Sends a job; without one the near end is gone.
+fn ask(exchange: &mut Exchange, job: Option<ScoreJob>) -> Result<(), Failure> {
+    let job = job.ok_or_else(|| Failure::Passing("nobody asks".to_owned()))?;
+    exchange.send(job).map_err(|full| Failure::Passing(full.to_string()))
+}
+
+/// The same with a vLLM server, which has no streams: each job is a call of its own.
+async fn talk_vllm(
+    server: &Server,
+    agreement: Agreement,
+    mut outgoing: mpsc::Receiver<ScoreJob>,
+    mouth: &Mouth,
+) -> Failure {
+    let mut run = async || -> Result<(), Failure> {
+        let found = server.describe().await?;
+        let (now, wanted) = (fingerprint(&found), agreement.model_fingerprint);
+        if now != wanted {
+            let (url, what) = (server.url().to_owned(), "model");
+            return Err(Error::Changed { url, what, found: now, wanted }.into());
+        }
+        mouth.say(Said::Open).await?;
+        // Dropped with this function, it ends the calls.
+        let mut calls = JoinSet::new();
+        loop {
+            tokio::select! {
+                job = outgoing.recv() => {
+                    let job = job.ok_or_else(|| Failure::Passing("nobody asks".to_owned()))?;
+                    let (server, model) = (server.clone(), found.model.clone());
+                    calls.spawn(async move { (job.id, server.score(&model, &job).await) });
+                }
+                Some(call) = calls.join_next() => {
+                    let (id, answer) = call.map_err(|e| Failure::Passing(e.to_string()))?;
+                    mouth.say(match answer? {
+                        Ok((scored, request_bytes)) => Said::Answer(Box::new(scored), request_bytes),
+                        Err(fault) => Said::Fault(id, fault),
+                    }).await?;
+                }
+            }
+        }
+    };
+    ended(run().await)
+}
+
+/// How a stream ended: never well, since only its near end closes it.
+fn ended(end: Result<(), Failure>) -> Failure {
+    end.err().unwrap_or_else(|| Failure::Passing("the stream ended".to_owned()))
 }
 
 impl From<Failure> for Said {

@@ -76,7 +76,7 @@ pub struct TeacherLine {
     pub revision: String,
     /// Fingerprint of weights and config, 64 hexadecimal digits.
     pub fingerprint: String,
-    /// Parameters of the model.
+    /// Parameters of the model; 0 where the teacher does not state them.
     pub parameters: u64,
     /// Type it computes in.
     pub dtype: String,
@@ -107,7 +107,7 @@ pub struct StepReport {
     pub tokens_per_second: f64,
     /// Seconds of this step spent waiting for the teacher.
     pub teacher_wait_seconds: f64,
-    /// Mean over positions of the teacher's mass on what was sent.
+    /// Mean over positions of the teacher's mass on what was sent; none where it cannot be known.
     pub teacher_mass: Option<f64>,
     /// Mean over positions of the student's mass on the same ids.
     pub student_mass: Option<f64>,

@@ -17,7 +17,7 @@ use student_trainer::measure::Measurement;
 use student_trainer::observer::{EvalReport, Moment, RunFacts, StepReport};
 use student_trainer::summary::Summary;
 
-use crate::table::{Table, duration, grouped, maybe, number, percent, short};
+use crate::table::{Table, duration, grouped, machine, maybe, number, percent, short};
 use pace::Pace;
 
 /// Seconds between plain lines.
@@ -253,8 +253,7 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
     match &facts.teacher {
         Some(t) => line("teacher", {
             let model = [t.model.as_str(), t.revision.as_str()].join(" ");
-            let (size, fingerprint) = (short(t.parameters), t.fingerprint.get(..12));
-            let machine = format!("{size} parameters, {} on {}", t.dtype, t.device);
+            let (machine, fingerprint) = (machine(t), t.fingerprint.get(..12));
             let named = fingerprint.unwrap_or(&t.fingerprint);
             format!("{}  ({machine}) at {}, fingerprint {named}", model.trim_end(), t.url)
         }),

@@ -38,7 +38,7 @@ pub fn prove(
     stop: &Stop,
 ) -> Result<(), TeacherError> {
     let rows = 0..set.len().min(SAMPLE_ROWS);
-    let score = |temperature: f32| {
+    let score = |temperature: f32| -> Result<Vec<Scored>, TeacherError> {
         let ask = Ask { temperature, ..ask };
         let mut feed = Feed::start(network, teacher, Arc::clone(set), rows.clone(), ask);
         let mut answers = Vec::new();

@@ -94,7 +94,11 @@ impl Run {
         let facts = source.student_facts([&rows.sequences, &held_out_rows.sequences], config.top_k);
         let ask = ask(config, facts.codec);
         let reach = (&config.teacher[..], &config.access);
-        let teacher = setup::join_teacher(&network, reach, &facts, ask, &rows, stop)?;
+        let who = (&source.tokenizer, &facts);
+        let note = &mut |text: &str| observer.note(text);
+        let teacher = setup::join_teacher(&network, reach, who, ask, &rows, note, stop)?;
+        let tail = setup::tail(config.tail, teacher.as_ref(), note);
+        let config = &Config { tail, ..config.clone() };
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
         let plan = plan(config, rows.len());
         let fingerprint = teacher.as_ref().map(|(t, _)| t.facts().model_fingerprint.to_string());
@@ -166,6 +170,11 @@ impl Run {
             start_step: self.progress.step,
             output_dir: self.output_dir.clone(),
         }
+    }
+
+    /// Whether the teacher's signal says how much mass it leaves out.
+    pub(crate) fn knows_mass(&self) -> bool {
+        self.teacher.as_ref().is_none_or(|(teacher, _)| teacher.knows_mass(self.loss.temperature))
     }
 
     /// Begins to ask for the signals of the steps that are left, where they need a teacher.

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use client::Access;
 use distill::batch::Sequence;
 use distill::codec::{Codec, MAX_PACKED_CLASSES};
 use distill::fingerprint::Fingerprint;
@@ -31,7 +32,7 @@ use crate::proof::prove;
 use crate::saving::STATE_FILE;
 use crate::state::{self, Identity, Progress};
 use crate::stop::Stop;
-use crate::teacher::{Access, Network, Teacher, TeacherError};
+use crate::teacher::{Network, Teacher, TeacherError};
 
 /// A model's folder, its small files read.
 pub(crate) struct Source {
@@ -140,13 +141,15 @@ pub(crate) fn codec(classes: usize) -> Codec {
 }
 
 /// Reaches the teacher, where there is one, checks that it fits the student, and proves on `rows`
-/// that both speak of the same positions. `ask` says how it will be asked.
+/// that both speak of the same positions. `ask` says how it will be asked; what could not be
+/// checked is noted.
 pub(crate) fn join_teacher(
     network: &Network,
     (urls, access): (&[String], &Access),
-    facts: &StudentFacts,
+    (tokenizer, facts): (&Tokenizer, &StudentFacts),
     ask: Ask,
     rows: &RowSet,
+    note: &mut dyn FnMut(&str),
     stop: &Stop,
 ) -> Result<Option<(Teacher, Ask)>, TrainError> {
     let url = match urls {
@@ -155,8 +158,34 @@ pub(crate) fn join_teacher(
         several => return Err(TrainError::SeveralTeachers { found: several.len() }),
     };
     let teacher = Teacher::connect(network, url, access, facts, ask.give_up_after, stop)?;
+    if let Some(unknown) = teacher.compare(network, tokenizer)? {
+        note(&unknown);
+    }
     prove(network, &teacher, &rows.sequences, ask, stop).map_err(|e| at_row(e, rows))?;
     Ok(Some((teacher, ask)))
+}
+
+/// How the loss takes the tokens that are not sent: as wished, or as the teacher's signal allows;
+/// notes it when that is less.
+pub(crate) fn tail(
+    wish: TailKind,
+    teacher: Option<&(Teacher, Ask)>,
+    note: &mut dyn FnMut(&str),
+) -> TailKind {
+    let Some((teacher, ask)) = teacher else { return wish };
+    if teacher.knows_mass(f64::from(ask.temperature)) {
+        return wish;
+    }
+    note(&format!(
+        "teacher {} gives log-probabilities at temperature 1 alone: at --temperature {} the mass of \
+         all but the {} tokens it sends cannot be known, so the loss compares these with each other \
+         only (--tail renormalise), which teaches far worse; --temperature 1 keeps the mass, and \
+         teacher-server sends it at every temperature",
+        teacher.url(),
+        ask.temperature,
+        ask.top_k
+    ));
+    TailKind::Renormalise
 }
 
 /// A teacher's error, with the place of the row it speaks of.

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::*;
-use crate::teacher::Access;
 use crate::testing::{FakeTeacher, Served, rows, tiny_source};
+use client::Access;
 
 const ROWS: usize = 12;
 

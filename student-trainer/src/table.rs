@@ -1,5 +1,7 @@
 //! Plain tables: aligned for a terminal, or as HTML rows for a report.
 
+use student_trainer::observer::TeacherLine;
+
 use crate::report::escape;
 
 /// A table of text.
@@ -108,6 +110,14 @@ pub(crate) fn short(count: u64) -> String {
         1_000..1_000_000 => format!("{:.1} K", count as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} M", count as f64 / 1e6),
         _ => format!("{:.2} B", count as f64 / 1e9),
+    }
+}
+
+/// A teacher's size, type and device; the device alone where it does not state the others.
+pub(crate) fn machine(teacher: &TeacherLine) -> String {
+    match teacher.parameters {
+        0 => teacher.device.clone(),
+        size => format!("{} parameters, {} on {}", short(size), teacher.dtype, teacher.device),
     }
 }
 

@@ -1,29 +1,30 @@
-//! The gRPC client: a teacher that was reached and fits.
+//! A teacher that was reached and fits.
 //!
-//! Whether teacher and student fit is decided by `distill::handshake`; what bytes mean is decided
-//! by `proto::convert`. Here the other side is reached and named in every error.
+//! How it is spoken to is [`client`]'s; whether teacher and student fit is decided by
+//! [`distill::handshake`].
 
-mod access;
-mod address;
 mod error;
-mod stranger;
 #[cfg(test)]
 #[path = "teacher/tls_tests.rs"]
 mod tls_tests;
-mod trust;
+mod tokenizer;
+#[cfg(test)]
+#[path = "teacher/vllm_tests.rs"]
+mod vllm_tests;
+mod voice;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use client::{Access, Failure};
 use distill::backoff::Backoff;
 use distill::handshake::{Agreement, StudentFacts, TeacherFacts, check};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::observer::TeacherLine;
 use crate::stop::Stop;
-pub use access::{Access, AccessError, Papers};
-pub(crate) use address::{Address, Client, Failure};
 pub use error::TeacherError;
+pub(crate) use voice::{Voice, fingerprint};
 
 /// The network side of the trainer: one worker thread for all connections.
 #[derive(Debug)]
@@ -52,14 +53,14 @@ impl Network {
 /// A teacher that was reached and fits.
 #[derive(Clone, Debug)]
 pub struct Teacher {
-    pub(crate) address: Address,
+    pub(crate) voice: Voice,
     pub(crate) agreement: Agreement,
     facts: Arc<TeacherFacts>,
 }
 
 impl Teacher {
-    /// Reaches the teacher at `url` with what `access` holds, trying again for at most `limit`, and checks that it fits the
-    /// student.
+    /// Reaches the teacher at `url` with what `access` holds, trying again for at most `limit`, and
+    /// checks that it fits the student.
     ///
     /// # Errors
     /// [`TeacherError`], with the address.
@@ -71,16 +72,16 @@ impl Teacher {
         limit: Duration,
         stop: &Stop,
     ) -> Result<Self, TeacherError> {
-        let address = Address::parse(url, access)?;
-        let facts = network.0.block_on(reach(&address, limit, stop))?;
+        let voice = Voice::parse(url, access)?;
+        let facts = network.0.block_on(reach(&voice, student, limit, stop))?;
         let agreement = check(&facts, student)
             .map_err(|source| TeacherError::Mismatch { url: url.to_owned(), source })?;
-        Ok(Self { address, agreement, facts: Arc::new(facts) })
+        Ok(Self { voice, agreement, facts: Arc::new(facts) })
     }
 
     /// Where it is.
     pub fn url(&self) -> &str {
-        &self.address.url
+        self.voice.url()
     }
 
     /// What it said of itself.
@@ -93,10 +94,19 @@ impl Teacher {
         &self.agreement
     }
 
+    /// Whether its signal at this temperature says how much mass the tokens that are not sent have.
+    /// A vLLM server gives log-probabilities at T = 1 alone.
+    pub fn knows_mass(&self, temperature: f64) -> bool {
+        match &self.voice {
+            Voice::Grpc(_) => true,
+            Voice::Vllm(_) => temperature == 1.0,
+        }
+    }
+
     /// It, in the words of the reports.
     pub fn line(&self) -> TeacherLine {
         TeacherLine {
-            url: self.address.url.clone(),
+            url: self.url().to_owned(),
             model: self.facts.model.clone(),
             revision: self.facts.revision.clone(),
             fingerprint: self.facts.model_fingerprint.to_string(),
@@ -109,7 +119,8 @@ impl Teacher {
 
 /// Asks for the facts until they come or the time is over.
 async fn reach(
-    address: &Address,
+    voice: &Voice,
+    student: &StudentFacts,
     limit: Duration,
     stop: &Stop,
 ) -> Result<TeacherFacts, TeacherError> {
@@ -117,16 +128,16 @@ async fn reach(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let last_error = match address.info().await {
+        let last_error = match voice.facts(student).await {
             Ok(facts) => return Ok(facts),
-            Err(Failure::Final(error)) => return Err(address.who_refuses(error).await),
+            Err(Failure::Final(error)) => return Err(voice.who_refuses(error).await.into()),
             Err(Failure::Passing(error)) => error,
-            Err(Failure::Garbled(error)) => match address.stranger().await {
-                Some(error) => return Err(error),
+            Err(Failure::Garbled(error)) => match voice.stranger().await {
+                Some(error) => return Err(error.into()),
                 None => error,
             },
         };
-        let url = address.url.clone();
+        let url = voice.url().to_owned();
         let tried_for = begin.elapsed();
         if tried_for >= limit {
             let error = TeacherError::Unreachable { url, attempts, tried_for, limit, last_error };

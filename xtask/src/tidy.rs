@@ -18,9 +18,10 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("proto", &["distill"]),
     ("model", &["distill"]),
     ("hub", &["distill"]),
+    ("client", &["distill", "proto"]),
     ("teacher-server", &["distill", "proto", "model", "hub"]),
-    ("student-trainer", &["distill", "proto", "model", "hub"]),
-    ("tests", &["distill", "proto", "model", "hub", "teacher-server", "student-trainer"]),
+    ("student-trainer", &["distill", "proto", "model", "hub", "client"]),
+    ("tests", &["distill", "proto", "model", "hub", "client", "teacher-server", "student-trainer"]),
     ("test-support", &[]),
     ("xtask", &[]),
 ];

@@ -1,8 +1,12 @@
 //! Where the teachers are, and what it takes to reach them.
 
+use client::{Access, Papers};
+use serde::Serializer;
+use serde::ser::SerializeMap as _;
+
 use super::reader::Reader;
 use crate::error::TrainError;
-use crate::teacher::{Access, Address, Papers};
+use crate::teacher::Voice;
 
 /// Teacher addresses, a comma between them, and the files their options name. Only form and number
 /// of the addresses are looked at, and whether the files serve them.
@@ -14,12 +18,13 @@ pub(super) fn teachers(r: &mut Reader<'_>) -> (Vec<String>, Access) {
         return (Vec::new(), access.unwrap_or_default());
     }
     for url in &urls {
-        let checked = match &access {
-            Some(access) => Address::parse(url, access).map(drop),
-            None => Address::check(url),
-        };
-        if let Err(error) = checked {
-            r.fault(error.to_string());
+        // What cannot be read is reported already: then form alone is looked at.
+        let unread = Access::default();
+        match Voice::parse(url, access.as_ref().unwrap_or(&unread)) {
+            Err(client::Error::Access { .. }) if access.is_none() => {}
+            // Its words begin with `teacher` and the address: here that is the option.
+            Err(error) => r.fault(format!("--{error}")),
+            Ok(_) => {}
         }
     }
     if urls.len() > 1 {
@@ -31,11 +36,12 @@ pub(super) fn teachers(r: &mut Reader<'_>) -> (Vec<String>, Access) {
 /// None where a file is no good.
 fn access(r: &mut Reader<'_>) -> Option<Access> {
     let papers = Papers {
-        teacher_ca: r.text("teacher-ca").map(Into::into),
-        teacher_cert: r.text("teacher-cert").map(Into::into),
-        teacher_key: r.text("teacher-key").map(Into::into),
-        teacher_name: r.text("teacher-name"),
-        teacher_token_file: r.text("teacher-token-file").map(Into::into),
+        ca: r.text("teacher-ca").map(Into::into),
+        cert: r.text("teacher-cert").map(Into::into),
+        key: r.text("teacher-key").map(Into::into),
+        name: r.text("teacher-name"),
+        token_file: r.text("teacher-token-file").map(Into::into),
+        prefix: "--teacher-",
     };
     match Access::read(papers) {
         Ok(access) => Some(access),
@@ -44,4 +50,16 @@ fn access(r: &mut Reader<'_>) -> Option<Access> {
             None
         }
     }
+}
+
+/// Writes what was given, under the names of the options; never what is in the files.
+pub(super) fn papers<S: Serializer>(access: &Access, serializer: S) -> Result<S::Ok, S::Error> {
+    let Papers { ca, cert, key, name, token_file, prefix: _ } = access.papers();
+    let mut map = serializer.serialize_map(Some(5))?;
+    map.serialize_entry("teacher_ca", ca)?;
+    map.serialize_entry("teacher_cert", cert)?;
+    map.serialize_entry("teacher_key", key)?;
+    map.serialize_entry("teacher_name", name)?;
+    map.serialize_entry("teacher_token_file", token_file)?;
+    map.end()
 }

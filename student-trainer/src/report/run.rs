@@ -6,7 +6,7 @@ use student_trainer::summary::Summary;
 use super::chart::smoothed;
 use super::{Chart, Line, Report, Series, Tile};
 use crate::progress::results;
-use crate::table::{duration, grouped, maybe, number, percent, short};
+use crate::table::{duration, grouped, machine, maybe, number, percent, short};
 
 /// The page of a run from its facts, its numbers and its steps.
 pub(crate) fn of_run(facts: &RunFacts, summary: &Summary, steps: &[StepReport]) -> Report {
@@ -114,7 +114,7 @@ fn facts_of(facts: &RunFacts, s: &Summary) -> Vec<(String, String)> {
         ),
     )];
     if let Some(t) = &facts.teacher {
-        let machine = format!("{} parameters, {} on {}", short(t.parameters), t.dtype, t.device);
+        let machine = machine(t);
         let model = [t.model.as_str(), t.revision.as_str()].join(" ");
         list.push(("teacher", format!("{}, {machine}, at {}", model.trim_end(), t.url)));
         list.push(("fingerprint of the teacher", t.fingerprint.clone()));

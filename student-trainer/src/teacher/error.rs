@@ -1,41 +1,17 @@
-//! What can go wrong with a teacher; every error names its address.
+//! What can go wrong between this run and its teacher; every error names its address.
 
 use std::time::Duration;
 
-use distill::fingerprint::Fingerprint;
+use client::Fault;
 use distill::handshake::Mismatch;
 use distill::window::GiveUp;
-use proto::convert::{InfoError, ReplyError};
 
 /// Why a teacher cannot be used, or can no longer.
 #[derive(Debug, thiserror::Error)]
 pub enum TeacherError {
-    /// Not an address.
-    #[error("--teacher {url}: {reason}; wanted: an address such as grpc://127.0.0.1:50051")]
-    Address {
-        /// What was given.
-        url: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// An address, and what was given to reach it, that do not fit.
-    #[error("--teacher {url}: {reason}")]
-    Access {
-        /// The address.
-        url: String,
-        /// What does not fit, and the remedy.
-        reason: String,
-    },
-    /// An encrypted connection that one of the two sides did not trust.
-    #[error("teacher {url}: no connection that can be trusted: {reason}; {advice}")]
-    Untrusted {
-        /// The address.
-        url: String,
-        /// What was found wrong.
-        reason: String,
-        /// What to do.
-        advice: &'static str,
-    },
+    /// It cannot be used, or no longer.
+    #[error(transparent)]
+    Client(#[from] client::Error),
     /// Nobody answered in the time allowed.
     #[error(
         "teacher {url} could not be reached: {attempts} attempts in {:.1} s, the last error: \
@@ -54,34 +30,11 @@ pub enum TeacherError {
         /// The last thing that went wrong.
         last_error: String,
     },
-    /// Something else listens there.
-    #[error(
-        "--teacher {url}: {found}; give the address that teacher-server prints as grpc=HOST:PORT \
-         when it has started"
-    )]
-    NotATeacher {
-        /// The address.
-        url: String,
-        /// What listens there.
-        found: String,
-    },
     /// Stopped by a signal while waiting for a teacher.
     #[error("stopped while waiting for teacher {url}")]
     Stopped {
         /// The address.
         url: String,
-    },
-    /// A call that trying again would not mend.
-    #[error("teacher {url} refused {call}: {code:?}: {message}")]
-    Refused {
-        /// The address.
-        url: String,
-        /// The call.
-        call: &'static str,
-        /// The status.
-        code: tonic::Code,
-        /// The teacher's own words.
-        message: String,
     },
     /// Teacher and student do not fit.
     #[error("teacher {url} and the student do not fit: {source}")]
@@ -91,13 +44,29 @@ pub enum TeacherError {
         /// What differs, both values.
         source: Mismatch,
     },
-    /// An account of itself that is none.
-    #[error("teacher {url} cannot be used: {source}")]
-    Info {
+    /// Another tokenizer, found by what it makes of a text.
+    #[error(
+        "teacher {url} and the student have different tokenizers: token {place} of the same text is \
+         {} there and {} here. Distillation compares token by token, so both models must use the \
+         same tokenizer", id(*found), id(*wanted)
+    )]
+    Tokens {
         /// The address.
         url: String,
-        /// What is wrong with it.
-        source: InfoError,
+        /// Index of the first token that differs.
+        place: usize,
+        /// The teacher's; none at its end.
+        found: Option<u32>,
+        /// The student's; none at its end.
+        wanted: Option<u32>,
+    },
+    /// Reached, and silent afterwards.
+    #[error("teacher {url} does not answer: {reason}")]
+    Silent {
+        /// The address.
+        url: String,
+        /// What went wrong.
+        reason: String,
     },
     /// An answer that is not one to what was asked.
     #[error("teacher {url}, row {row}: {source}")]
@@ -107,22 +76,7 @@ pub enum TeacherError {
         /// Index of the row in its set.
         row: usize,
         /// What is wrong with it, both values.
-        source: ReplyError,
-    },
-    /// Another model or tokenizer answers at an address.
-    #[error(
-        "teacher {url} now serves another {what}: fingerprint {found}, the run began with \
-         {wanted}; a run learns from one teacher: restore it, or start a new run"
-    )]
-    Changed {
-        /// The address.
-        url: String,
-        /// `model` or `tokenizer`.
-        what: &'static str,
-        /// The fingerprint now.
-        found: Fingerprint,
-        /// The fingerprint of the run.
-        wanted: Fingerprint,
+        source: Fault,
     },
     /// What comes through the wire is not about the positions asked.
     #[error("teacher {url} failed the alignment proof on row {row}, position {position}: {reason}")]
@@ -152,4 +106,9 @@ pub enum TeacherError {
     /// No network runtime.
     #[error("cannot start the network thread: {0}")]
     Runtime(std::io::Error),
+}
+
+/// An id, or that there is none.
+fn id(token: Option<u32>) -> String {
+    token.map_or_else(|| "nothing".to_owned(), |id| id.to_string())
 }

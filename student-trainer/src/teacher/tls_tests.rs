@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use client::Papers;
 use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 use tonic::transport::{Identity, ServerTlsConfig};
 
@@ -11,6 +12,11 @@ use crate::testing::{FakeTeacher, Served, tiny_source};
 /// What no error may take: it would have been tried again until then.
 const LIMIT: Duration = Duration::from_secs(60);
 const TOKEN: &str = "Bearer s3cret";
+
+/// No papers, named as the options.
+fn blank() -> Papers {
+    Papers { prefix: "--teacher-", ..Papers::default() }
+}
 
 /// An authority with a folder for its files.
 struct Authority {
@@ -48,7 +54,8 @@ impl Authority {
 
     /// Trust in this authority.
     fn papers(&self) -> Papers {
-        Papers { teacher_ca: self.file("ca.pem", &self.certificate.pem()), ..Papers::default() }
+        let ca = self.file("ca.pem", &self.certificate.pem());
+        Papers { ca, ..blank() }
     }
 }
 
@@ -88,11 +95,11 @@ fn a_trusted_teacher_is_reached_and_another_is_refused_at_once_with_the_reason()
     connect(&served.url, ours.papers()).unwrap();
     connect(&served.url.replace("grpcs", "https"), ours.papers()).unwrap();
     refused(&served.url, theirs.papers(), &["invalid peer certificate", "--teacher-ca must hold"]);
-    refused(&served.url, Papers::default(), &["give --teacher-ca"]);
-    let named = Papers { teacher_name: Some("other".to_owned()), ..ours.papers() };
+    refused(&served.url, blank(), &["give --teacher-ca"]);
+    let named = Papers { name: Some("other".to_owned()), ..ours.papers() };
     refused(&served.url, named, &["not valid for name \"other\"", "--teacher-name"]);
     let plain = format!("grpc://{}", served.address);
-    refused(&plain, Papers::default(), &["TLS", "write grpcs://"]);
+    refused(&plain, blank(), &["TLS", "write grpcs://"]);
 }
 
 #[test]
@@ -100,7 +107,7 @@ fn a_certificate_of_another_name_or_time_is_refused_at_once_with_the_reason() {
     let (dir, ours) = (tempfile::tempdir().unwrap(), Authority::new());
     let served = serve(dir.path(), tls(&ours.sign("teacher.example", 2999)), None);
     refused(&served.url, ours.papers(), &["teacher.example", "with --teacher-name"]);
-    let named = Papers { teacher_name: Some("teacher.example".to_owned()), ..ours.papers() };
+    let named = Papers { name: Some("teacher.example".to_owned()), ..ours.papers() };
     connect(&served.url, named).unwrap();
     let old = serve(dir.path(), tls(&ours.sign("127.0.0.1", 2020)), None);
     refused(&old.url, ours.papers(), &["certificate expired", "valid now"]);
@@ -112,7 +119,7 @@ fn a_self_signed_certificate_is_trusted_where_it_is_named() {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let (pem, key) = (made.cert.pem(), made.signing_key.serialize_pem());
     let served = serve(dir.path(), tls(&Signed(pem.clone(), key)), None);
-    let papers = Papers { teacher_ca: ours.file("own.pem", &pem), ..Papers::default() };
+    let papers = Papers { ca: ours.file("own.pem", &pem), ..blank() };
     connect(&served.url, papers).unwrap();
 }
 
@@ -131,14 +138,14 @@ fn a_teacher_that_wants_a_client_certificate_gets_it() {
         .client_ca_root(tonic::transport::Certificate::from_pem(ours.certificate.pem()));
     let served = serve(dir.path(), wants, None);
     let of = |by: &Authority| {
-        let Signed(cert, key) = by.sign("student", 2999);
-        let (teacher_cert, teacher_key) = (ours.file("c.pem", &cert), ours.file("k.pem", &key));
-        Papers { teacher_cert, teacher_key, ..ours.papers() }
+        let Signed(chain, secret) = by.sign("student", 2999);
+        let (cert, key) = (ours.file("c.pem", &chain), ours.file("k.pem", &secret));
+        Papers { cert, key, ..ours.papers() }
     };
     connect(&served.url, of(&ours)).unwrap();
     refused(&served.url, ours.papers(), &["CertificateRequired", "give --teacher-cert"]);
     refused(&served.url, of(&Authority::new()), &["a client certificate it trusts"]);
-    let mixed = Papers { teacher_key: ours.file("x.pem", &ours.sign("x", 2999).1), ..of(&ours) };
+    let mixed = Papers { key: ours.file("x.pem", &ours.sign("x", 2999).1), ..of(&ours) };
     refused(&served.url, mixed, &["--teacher-cert and --teacher-key cannot be used"]);
 }
 
@@ -146,7 +153,7 @@ fn a_teacher_that_wants_a_client_certificate_gets_it() {
 fn the_token_goes_with_every_call() {
     let (dir, ours) = (tempfile::tempdir().unwrap(), Authority::new());
     let served = serve(dir.path(), tls(&ours.sign("127.0.0.1", 2999)), Some(TOKEN));
-    let with = |token: &str| Papers { teacher_token_file: ours.file("t", token), ..ours.papers() };
+    let with = |token: &str| Papers { token_file: ours.file("t", token), ..ours.papers() };
     for bad in [ours.papers(), with("s3cret2")] {
         refused(&served.url, bad, &["refused GetInfo: Unauthenticated", "no token of mine"]);
     }
@@ -164,8 +171,16 @@ fn the_token_goes_with_every_call() {
     let access = Access::read(with("s3cret\n")).unwrap();
     let (network, urls) = (Network::start().unwrap(), [served.url.clone()]);
     let reach = (&urls[..], &access);
-    let joined =
-        crate::setup::join_teacher(&network, reach, &facts, ask, &rows, &Stop::default()).unwrap();
+    let joined = crate::setup::join_teacher(
+        &network,
+        reach,
+        (&source.tokenizer, &facts),
+        ask,
+        &rows,
+        &mut |_| {},
+        &Stop::default(),
+    )
+    .unwrap();
     let shown = format!("{:?}", joined.unwrap().0);
     assert!(!shown.contains("s3cret"), "{shown}");
     assert!(served.teacher.mischief.answered.load(std::sync::atomic::Ordering::Relaxed) > 0);

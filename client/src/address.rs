@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use distill::handshake::TeacherFacts;
+use distill::handshake::{Agreement, TeacherFacts};
 use proto::convert::{Reaction, facts_from_info};
 use proto::limits::MAX_MESSAGE_BYTES;
 use proto::v1::teacher_client::TeacherClient;
@@ -11,8 +11,10 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use super::access::{Access, Probe, Token};
-use super::{TeacherError, stranger, trust};
+use crate::access::{Access, Probe, Token};
+use crate::error::{Error, Failure, with_causes};
+use crate::exchange::Exchange;
+use crate::{stranger, trust};
 
 /// Bytes a teacher may send before this side has read them.
 const FLOW_WINDOW_BYTES: u32 = 8 << 20;
@@ -22,16 +24,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const INFO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client that shows its token with every call.
-pub(crate) type Client = TeacherClient<InterceptedService<Channel, Bearer>>;
+pub type Grpc = TeacherClient<InterceptedService<Channel, Bearer>>;
 
 /// An address as it was given, and as the transport wants it.
 #[derive(Clone, Debug)]
-pub(crate) struct Address {
-    pub(crate) url: String,
+pub struct Address {
+    url: String,
     endpoint: Endpoint,
     encrypted: bool,
     probe: Option<Probe>,
-    token: Option<Token>,
+    access: Access,
 }
 
 impl Address {
@@ -40,29 +42,26 @@ impl Address {
     /// over another one, unless within this machine.
     ///
     /// # Errors
-    /// [`TeacherError::Address`], [`TeacherError::Access`].
-    pub(crate) fn parse(url: &str, access: &Access) -> Result<Self, TeacherError> {
+    /// [`Error::Address`], [`Error::Access`].
+    pub fn parse(url: &str, access: &Access) -> Result<Self, Error> {
         let (encrypted, endpoint) = endpoint(url)?;
-        let unfit = |reason: String| TeacherError::Access { url: url.to_owned(), reason };
+        let unfit = |reason: String| Error::Access { url: url.to_owned(), reason };
         let endpoint = match encrypted {
             true => encrypt(endpoint, access).map_err(unfit)?,
             false => {
-                plain(&endpoint, access).map_err(unfit)?;
+                let host = endpoint.uri().host().unwrap_or_default();
+                plain(host, access, "grpcs://").map_err(unfit)?;
                 endpoint
             }
         };
         let host = endpoint.uri().host().unwrap_or_default();
         let probe = access.probe(host).filter(|_| encrypted);
-        let (url, token) = (url.to_owned(), access.token.clone());
-        Ok(Self { url, endpoint, encrypted, probe, token })
+        Ok(Self { url: url.to_owned(), endpoint, encrypted, probe, access: access.clone() })
     }
 
-    /// Whether it is an address at all.
-    ///
-    /// # Errors
-    /// [`TeacherError::Address`].
-    pub(crate) fn check(url: &str) -> Result<(), TeacherError> {
-        endpoint(url).map(drop)
+    /// It, as it was given.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// `HOST:PORT`.
@@ -70,54 +69,79 @@ impl Address {
         self.endpoint.uri().authority().map_or("", |authority| authority.as_str())
     }
 
-    /// The error of something else that listens here.
-    pub(super) async fn stranger(&self) -> Option<TeacherError> {
+    /// The error of something else that listens here; none where that could be a teacher.
+    pub async fn stranger(&self) -> Option<Error> {
         if self.encrypted {
             let probe = self.probe.as_ref()?;
-            let (reason, advice) = trust::probe(self.authority(), probe).await?;
-            return Some(TeacherError::Untrusted { url: self.url.clone(), reason, advice });
+            let (reason, advice) = trust::probe(self.authority(), probe, &self.access).await?;
+            return Some(Error::Untrusted { url: self.url.clone(), reason, advice });
         }
         let found = stranger::recognise(self.authority()).await?;
-        Some(TeacherError::NotATeacher { url: self.url.clone(), found })
+        Some(Error::NotATeacher { url: self.url.clone(), found })
     }
 
     /// A web server may speak HTTP/2 and know no such call: then it is named instead.
-    pub(super) async fn who_refuses(&self, error: TeacherError) -> TeacherError {
-        if let TeacherError::Refused { code: tonic::Code::Unimplemented, .. } = error {
+    pub async fn who_refuses(&self, error: Error) -> Error {
+        if let Error::Refused { code: tonic::Code::Unimplemented, .. } = error {
             return self.stranger().await.unwrap_or(error);
         }
         error
     }
 
-    /// A client on a new connection.
-    pub(crate) async fn client(&self) -> Result<Client, Failure> {
+    /// A client for every call of the contract, on a new connection.
+    ///
+    /// # Errors
+    /// [`Failure`], by what trying again would do.
+    pub async fn client(&self) -> Result<Grpc, Failure> {
         let channel = self.endpoint.connect().await.map_err(|error| {
             self.untrusted(&error).unwrap_or_else(|| Failure::Passing(with_causes(&error)))
         })?;
-        let client = TeacherClient::with_interceptor(channel, Bearer(self.token.clone()));
+        let client = TeacherClient::with_interceptor(channel, Bearer(self.access.token.clone()));
         Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 
     /// The failure of a connection that was not trusted.
     fn untrusted(&self, error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
-        let advice = trust::refusal(error).filter(|_| self.encrypted)?;
+        let advice = trust::refusal(error, &self.access).filter(|_| self.encrypted)?;
         let (url, reason) = (self.url.clone(), with_causes(error));
-        Some(Failure::Final(TeacherError::Untrusted { url, reason, advice }))
+        Some(Failure::Final(Error::Untrusted { url, reason, advice }))
     }
 
     /// Asks the teacher what it is, on a connection of its own.
-    pub(crate) async fn info(&self) -> Result<TeacherFacts, Failure> {
+    ///
+    /// # Errors
+    /// [`Failure`], by what trying again would do.
+    pub async fn info(&self) -> Result<TeacherFacts, Failure> {
         let mut client = self.client().await?;
         let mut request = Request::new(proto::v1::GetInfoRequest {});
         request.set_timeout(INFO_TIMEOUT);
         let reply =
             client.get_info(request).await.map_err(|status| self.failure("GetInfo", &status))?;
         facts_from_info(reply.get_ref())
-            .map_err(|source| Failure::Final(TeacherError::Info { url: self.url.clone(), source }))
+            .map_err(|source| Failure::Final(Error::Info { url: self.url.clone(), source }))
+    }
+
+    /// Opens a stream of scores on a connection of its own, if the teacher is still the one these
+    /// terms were agreed with.
+    ///
+    /// # Errors
+    /// [`Failure`], by what trying again would do; [`Error::Changed`] for another model or tokenizer.
+    pub async fn open(&self, agreement: Agreement) -> Result<Exchange, Failure> {
+        let facts = self.info().await?;
+        for (what, found, wanted) in [
+            ("model", facts.model_fingerprint, agreement.model_fingerprint),
+            ("tokenizer", facts.tokenizer_fingerprint, agreement.tokenizer_fingerprint),
+        ] {
+            if found != wanted {
+                let url = self.url.clone();
+                return Err(Failure::Final(Error::Changed { url, what, found, wanted }));
+            }
+        }
+        Exchange::open(self.clone(), agreement).await
     }
 
     /// What the status of a call means for the next attempt.
-    pub(crate) fn failure(&self, call: &'static str, status: &Status) -> Failure {
+    pub fn failure(&self, call: &'static str, status: &Status) -> Failure {
         let (code, message) = (status.code(), status.message());
         match Reaction::to(code) {
             // A status that was not sent but made here, of what the transport met.
@@ -127,7 +151,7 @@ impl Address {
             Reaction::Retry => Failure::Passing(format!("{code:?}: {message}")),
             Reaction::Stop => {
                 let (url, message) = (self.url.clone(), message.to_owned());
-                Failure::Final(TeacherError::Refused { url, call, code, message })
+                Failure::Final(Error::Refused { url, call, code, message })
             }
         }
     }
@@ -135,7 +159,7 @@ impl Address {
 
 /// Adds the token to every call.
 #[derive(Clone, Debug)]
-pub(crate) struct Bearer(Option<Token>);
+pub struct Bearer(Option<Token>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -147,8 +171,8 @@ impl Interceptor for Bearer {
 }
 
 /// Whether an address wants encryption, and the transport's idea of it.
-fn endpoint(url: &str) -> Result<(bool, Endpoint), TeacherError> {
-    let wrong = |reason: String| TeacherError::Address { url: url.to_owned(), reason };
+fn endpoint(url: &str) -> Result<(bool, Endpoint), Error> {
+    let wrong = |reason: String| Error::Address { url: url.to_owned(), reason };
     let (encrypted, host) = match url.split_once("://") {
         None => (false, url),
         Some(("grpc" | "http", host)) => (false, host),
@@ -183,31 +207,29 @@ fn endpoint(url: &str) -> Result<(bool, Endpoint), TeacherError> {
 
 /// The endpoint, encrypted.
 fn encrypt(endpoint: Endpoint, access: &Access) -> Result<Endpoint, String> {
-    let tls = access.encryption().ok_or(
-        "an encrypted connection needs somebody to trust: give --teacher-ca, a PEM file with the \
-         certificate of the authority that signed the teacher's, or the teacher's own self-signed \
-         one",
-    )?;
+    let tls = access.encryption().ok_or_else(|| access.nobody_to_trust())?;
     endpoint.tls_config(tls).map_err(|e| {
-        format!("--teacher-cert and --teacher-key cannot be used: {}", with_causes(&e))
+        let [cert, key] = ["cert", "key"].map(|paper| access.named(paper));
+        format!("{cert} and {key} cannot be used: {}", with_causes(&e))
     })
 }
 
-/// Whether nothing is lost by not encrypting.
-fn plain(endpoint: &Endpoint, access: &Access) -> Result<(), String> {
+/// Whether nothing is lost by not encrypting what goes to `host`; `encrypted` is the scheme that
+/// would.
+pub(crate) fn plain(host: &str, access: &Access, encrypted: &str) -> Result<(), String> {
     let given = access.of_encryption();
     if !given.is_empty() {
         let given = given.join(", ");
         return Err(format!(
-            "this address is not encrypted, so {given} would do nothing; write grpcs://HOST:PORT"
+            "this address is not encrypted, so {given} would do nothing; write {encrypted}HOST:PORT"
         ));
     }
-    if access.token.is_some() && !is_loopback(endpoint.uri().host().unwrap_or_default()) {
-        return Err(
-            "the token of --teacher-token-file would be readable by everybody on the way; write \
-             grpcs://HOST:PORT and give --teacher-ca"
-                .to_owned(),
-        );
+    if access.token.is_some() && !is_loopback(host) {
+        let [file, ca] = ["token-file", "ca"].map(|paper| access.named(paper));
+        return Err(format!(
+            "the token of {file} would be readable by everybody on the way; write \
+             {encrypted}HOST:PORT and give {ca}"
+        ));
     }
     Ok(())
 }
@@ -219,39 +241,17 @@ fn is_loopback(host: &str) -> bool {
     bare.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback())
 }
 
-/// How an attempt failed.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// Trying again may help.
-    Passing(String),
-    /// The same, and no teacher has answered: the connection broke, or something else listens.
-    Garbled(String),
-    /// It will not.
-    Final(TeacherError),
-}
-
-/// An error and what caused it: the transport's own text says only "transport error".
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |e| e.source());
-    let mut texts: Vec<String> = vec![error.to_string()];
-    for cause in causes.map(ToString::to_string) {
-        if texts.last() != Some(&cause) {
-            texts.push(cause);
-        }
-    }
-    texts.join(": ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::teacher::Papers;
+    use crate::access::Papers;
 
     #[test]
     fn a_token_goes_over_encrypted_connections_and_within_this_machine_only() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "s3cret").unwrap();
-        let papers = Papers { teacher_token_file: Some(file.path().into()), ..Papers::default() };
+        let token_file = Some(file.path().into());
+        let papers = Papers { token_file, prefix: "--teacher-", ..Papers::default() };
         let access = Access::read(papers).unwrap();
         for near in ["grpc://127.0.0.1:1", "localhost:1", "http://[::1]:1"] {
             Address::parse(near, &access).unwrap();
@@ -259,7 +259,7 @@ mod tests {
         let far = ["grpc://10.0.0.1:1", "teacher:1", "http://127.0.0.1@teacher:1", "localhost.x:1"];
         for url in far {
             let error = Address::parse(url, &access).unwrap_err().to_string();
-            let named = error.starts_with(&format!("--teacher {url}: the token"));
+            let named = error.starts_with(&format!("teacher {url}: the token"));
             assert!(named && error.contains("write grpcs://"), "{error}");
             assert!(!error.contains("s3cret"), "{error}");
         }
@@ -276,8 +276,8 @@ mod tests {
             ("grpc://:50051", "no host"),
             ("grpc://teacher:0", "port"),
             ("grpc://teacher:70000", "port"),
-            ("grpcs://teacher:1", "give --teacher-ca"),
-            ("https://teacher:1", "give --teacher-ca"),
+            ("grpcs://teacher:1", "give ca"),
+            ("https://teacher:1", "give ca"),
             ("grpcs://teacher", "no port"),
             ("ftp://teacher:1", "unknown scheme ftp"),
         ];

@@ -6,49 +6,52 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::header::HeaderValue;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use serde::Serialize;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 /// Longest wait for the handshake of an encrypted connection.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What was given, named as the options.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "each field is the option of the same name in OPTIONS")]
+/// What was given to reach a teacher: files, none of them read yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Papers {
-    pub teacher_ca: Option<PathBuf>,
-    pub teacher_cert: Option<PathBuf>,
-    pub teacher_key: Option<PathBuf>,
-    pub teacher_name: Option<String>,
-    pub teacher_token_file: Option<PathBuf>,
+    /// Certificates of the authorities whose servers are trusted, in PEM.
+    pub ca: Option<PathBuf>,
+    /// Certificate of this client, in PEM.
+    pub cert: Option<PathBuf>,
+    /// Its private key, in PEM, not encrypted.
+    pub key: Option<PathBuf>,
+    /// The name in the server's certificate, where it is not the host of the address.
+    pub name: Option<String>,
+    /// A file whose first line that is not empty is shown to the teacher as bearer token.
+    pub token_file: Option<PathBuf>,
+    /// What errors put before the names `ca`, `cert`, `key`, `name` and `token-file`, so that they
+    /// speak of what a person gave: `--teacher-` for options of a program.
+    pub prefix: &'static str,
 }
 
 /// What was given, and what is in it. Only the former is ever shown or written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Access {
-    #[serde(flatten)]
     papers: Papers,
-    #[serde(skip)]
     authorities: Secret<Vec<u8>>,
     /// Certificates and key.
-    #[serde(skip)]
     identity: Option<Secret<[Vec<u8>; 2]>>,
-    #[serde(skip)]
-    pub(super) token: Option<Token>,
+    pub(crate) token: Option<Token>,
 }
 
 /// Why a teacher cannot be reached in the way that was asked for.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum AccessError {
     /// A file that cannot be used.
-    #[error("--{option} {}: {reason}", file.display())]
+    #[error("{paper} {}: {reason}", file.display())]
     File {
-        /// The option.
-        option: &'static str,
+        /// What it was given as.
+        paper: String,
         /// The file.
         file: PathBuf,
         /// What is wrong with it, and what is wanted.
@@ -56,24 +59,33 @@ pub enum AccessError {
     },
     /// One half of an identity.
     #[error(
-        "--{given} is given without --{missing}: a client certificate needs its private key; give \
-         both or neither"
+        "{given} is given without {missing}: a client certificate needs its private key; give both \
+         or neither"
     )]
     Half {
-        /// The option that is there.
-        given: &'static str,
+        /// The half that is there.
+        given: String,
         /// The one that is not.
-        missing: &'static str,
+        missing: String,
     },
     /// Not a name.
     #[error(
-        "--teacher-name {name}: no host name and no IP address; wanted: the name in the server's \
+        "{paper} {name}: no host name and no IP address; wanted: the name in the server's \
          certificate, without scheme and port"
     )]
     Name {
+        /// What it was given as.
+        paper: String,
         /// What was given.
         name: String,
     },
+}
+
+impl Papers {
+    /// What a paper was given as.
+    fn named(&self, paper: &str) -> String {
+        format!("{}{paper}", self.prefix)
+    }
 }
 
 impl Access {
@@ -84,28 +96,30 @@ impl Access {
     pub fn read(papers: Papers) -> Result<Self, Vec<AccessError>> {
         let mut faults = Vec::new();
         let mut keep = |error| faults.push(error);
-        let mut pem = |option, file: &Option<PathBuf>, check: fn(&[u8]) -> Result<(), String>| {
+        let named = |name| papers.named(name);
+        let mut pem = |name, file: &Option<PathBuf>, check: fn(&[u8]) -> Result<(), String>| {
             let file = file.as_deref()?;
-            read(option, file, check).map_err(&mut keep).ok()
+            read(named(name), file, check).map_err(&mut keep).ok()
         };
-        let authorities = pem("teacher-ca", &papers.teacher_ca, certificates);
-        let cert = pem("teacher-cert", &papers.teacher_cert, certificates);
-        let key = pem("teacher-key", &papers.teacher_key, private_key);
-        let token = papers.teacher_token_file.as_deref().map(Token::read).transpose();
+        let authorities = pem("ca", &papers.ca, certificates);
+        let cert = pem("cert", &papers.cert, certificates);
+        let key = pem("key", &papers.key, private_key);
+        let token = papers.token_file.as_deref();
+        let token = token.map(|file| Token::read(named("token-file"), file)).transpose();
         let token = token.map_err(&mut keep).ok().flatten();
-        match (&papers.teacher_cert, &papers.teacher_key) {
+        match (&papers.cert, &papers.key) {
             (Some(_), None) => {
-                keep(AccessError::Half { given: "teacher-cert", missing: "teacher-key" });
+                keep(AccessError::Half { given: named("cert"), missing: named("key") });
             }
             (None, Some(_)) => {
-                keep(AccessError::Half { given: "teacher-key", missing: "teacher-cert" });
+                keep(AccessError::Half { given: named("key"), missing: named("cert") });
             }
             (Some(_), Some(_)) | (None, None) => {}
         }
-        if let Some(name) = &papers.teacher_name
+        if let Some(name) = &papers.name
             && ServerName::try_from(name.as_str()).is_err()
         {
-            keep(AccessError::Name { name: name.clone() });
+            keep(AccessError::Name { paper: named("name"), name: name.clone() });
         }
         if !faults.is_empty() {
             return Err(faults);
@@ -115,37 +129,83 @@ impl Access {
         Ok(Self { papers, authorities, identity, token })
     }
 
-    /// The options given that say something of encrypted connections only.
-    pub(super) fn of_encryption(&self) -> Vec<&'static str> {
-        let Papers { teacher_ca, teacher_cert, teacher_key, teacher_name, .. } = &self.papers;
+    /// What was given.
+    pub fn papers(&self) -> &Papers {
+        &self.papers
+    }
+
+    /// What a paper was given as.
+    pub(crate) fn named(&self, paper: &str) -> String {
+        self.papers.named(paper)
+    }
+
+    /// The papers given that say something of encrypted connections only.
+    pub(crate) fn of_encryption(&self) -> Vec<String> {
+        let Papers { ca, cert, key, name, .. } = &self.papers;
         let given = [
-            ("--teacher-ca", teacher_ca.is_some()),
-            ("--teacher-cert", teacher_cert.is_some()),
-            ("--teacher-key", teacher_key.is_some()),
-            ("--teacher-name", teacher_name.is_some()),
+            ("ca", ca.is_some()),
+            ("cert", cert.is_some()),
+            ("key", key.is_some()),
+            ("name", name.is_some()),
         ];
-        given.into_iter().filter_map(|(option, given)| given.then_some(option)).collect()
+        given.into_iter().filter(|(_, given)| *given).map(|(paper, _)| self.named(paper)).collect()
     }
 
     /// How to encrypt; none without anybody to trust.
-    pub(super) fn encryption(&self) -> Option<ClientTlsConfig> {
-        self.papers.teacher_ca.as_ref()?;
+    pub(crate) fn encryption(&self) -> Option<ClientTlsConfig> {
+        self.papers.ca.as_ref()?;
         let mut tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.authorities.0))
             .timeout(HANDSHAKE_TIMEOUT);
         if let Some(Secret([cert, key])) = &self.identity {
             tls = tls.identity(Identity::from_pem(cert, key));
         }
-        if let Some(name) = &self.papers.teacher_name {
+        if let Some(name) = &self.papers.name {
             tls = tls.domain_name(name);
         }
         Some(tls)
     }
-}
 
-impl Access {
-    /// The same for [`trust::probe`](super::trust::probe); `host` is that of the address.
-    pub(super) fn probe(&self, host: &str) -> Option<Probe> {
+    /// The same for a handshake of our own; `host` is that of the address.
+    pub(crate) fn probe(&self, host: &str) -> Option<Probe> {
+        let mut config = self.rustls()?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let name = self.papers.name.as_deref().unwrap_or(bare).to_owned();
+        Some(Probe { name: ServerName::try_from(name).ok()?, config: Secret(Arc::new(config)) })
+    }
+
+    /// The same for HTTP/1.1.
+    ///
+    /// # Errors
+    /// What is missing, or does not serve here.
+    pub(crate) fn https(&self) -> Result<ClientConfig, String> {
+        if self.papers.ca.is_none() {
+            return Err(self.nobody_to_trust());
+        }
+        if self.papers.name.is_some() {
+            let name = self.named("name");
+            return Err(format!("{name} serves gRPC only: write the name as the address's host"));
+        }
+        let mut config = self.rustls().ok_or_else(|| {
+            format!("{} and {} cannot be used together", self.named("cert"), self.named("key"))
+        })?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
+    }
+
+    /// Whom an encrypted connection would trust is not said.
+    pub(crate) fn nobody_to_trust(&self) -> String {
+        format!(
+            "an encrypted connection needs somebody to trust: give {}, a PEM file with the \
+             certificate of the authority that signed the teacher's, or the teacher's own \
+             self-signed one",
+            self.named("ca")
+        )
+    }
+
+    /// The same for rustls.
+    fn rustls(&self) -> Option<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(
             CertificateDer::pem_slice_iter(&self.authorities.0).filter_map(Result::ok),
@@ -155,31 +215,25 @@ impl Access {
             .with_safe_default_protocol_versions()
             .ok()?
             .with_root_certificates(roots);
-        let mut config = match &self.identity {
-            None => builder.with_no_client_auth(),
+        match &self.identity {
+            None => Some(builder.with_no_client_auth()),
             Some(Secret([cert, key])) => {
                 let chain = CertificateDer::pem_slice_iter(cert).collect::<Result<_, _>>().ok()?;
-                builder
-                    .with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key).ok()?)
-                    .ok()?
+                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key).ok()?).ok()
             }
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let name = self.papers.teacher_name.as_deref().unwrap_or(bare).to_owned();
-        Some(Probe { name: ServerName::try_from(name).ok()?, config: Secret(Arc::new(config)) })
+        }
     }
 }
 
 /// What a handshake of our own needs.
 #[derive(Clone, Debug)]
-pub(super) struct Probe {
-    pub(super) name: ServerName<'static>,
+pub(crate) struct Probe {
+    pub(crate) name: ServerName<'static>,
     config: Secret<Arc<ClientConfig>>,
 }
 
 impl Probe {
-    pub(super) fn config(&self) -> Arc<ClientConfig> {
+    pub(crate) fn config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.config.0)
     }
 }
@@ -196,14 +250,14 @@ impl<T> Debug for Secret<T> {
 
 /// What shows a teacher that this client may ask.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Token(Secret<MetadataValue<Ascii>>);
+pub(crate) struct Token(Secret<MetadataValue<Ascii>>);
 
 impl Token {
     /// The first line of a file that is not empty.
-    fn read(file: &Path) -> Result<Self, AccessError> {
+    fn read(paper: String, file: &Path) -> Result<Self, AccessError> {
         let fault = |reason: String| {
-            let option = "teacher-token-file";
-            AccessError::File { option, file: file.to_owned(), reason }
+            let paper = paper.clone();
+            AccessError::File { paper, file: file.to_owned(), reason }
         };
         let bytes = std::fs::read(file).map_err(|e| fault(format!("cannot be read: {e}")))?;
         let mut lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
@@ -223,19 +277,26 @@ impl Token {
         Some(Self(Secret(value)))
     }
 
+    /// The same over HTTP/1.1.
+    pub(crate) fn header(&self) -> Option<HeaderValue> {
+        let mut value = HeaderValue::from_bytes(self.0.0.as_encoded_bytes()).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+
     /// The value of `authorization`.
-    pub(super) fn value(&self) -> MetadataValue<Ascii> {
+    pub(crate) fn value(&self) -> MetadataValue<Ascii> {
         self.0.0.clone()
     }
 }
 
 /// The bytes of a file that holds what it should.
 fn read(
-    option: &'static str,
+    paper: String,
     file: &Path,
     check: fn(&[u8]) -> Result<(), String>,
 ) -> Result<Vec<u8>, AccessError> {
-    let fault = |reason| AccessError::File { option, file: file.to_owned(), reason };
+    let fault = |reason| AccessError::File { paper: paper.clone(), file: file.to_owned(), reason };
     let bytes = std::fs::read(file).map_err(|e| fault(format!("cannot be read: {e}")))?;
     check(&bytes).map_err(fault)?;
     Ok(bytes)
@@ -267,7 +328,7 @@ mod tests {
     fn token_in(text: &[u8]) -> Result<Token, AccessError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Token::read(file.path())
+        Token::read("--teacher-token-file".to_owned(), file.path())
     }
 
     #[test]
@@ -290,14 +351,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_is_neither_shown_nor_written() {
+    fn what_was_read_is_not_shown() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "s3cret").unwrap();
-        let papers =
-            Papers { teacher_token_file: Some(file.path().to_owned()), ..Papers::default() };
-        let access = Access::read(papers).unwrap();
-        let json = serde_json::to_string(&access).unwrap();
-        assert!(!format!("{access:?}{json}").contains("s3cret"), "{access:?} {json}");
-        assert!(json.contains(file.path().to_str().unwrap()), "{json}");
+        let papers = Papers { token_file: Some(file.path().to_owned()), ..Papers::default() };
+        let shown = format!("{:?}", Access::read(papers).unwrap());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        assert!(shown.contains(file.path().to_str().unwrap()), "{shown}");
     }
 }

@@ -40,15 +40,22 @@ fn name(answer: &[u8]) -> Option<String> {
     match answer {
         [b'H', b'T', b'T', b'P', b'/', b'1', ..] => {
             let of_teacher = HEALTH.iter().any(|state| text.ends_with(&format!("\r\n\r\n{state}")));
-            Some(match of_teacher {
-                true => "this is the HTTP port of a teacher-server".to_owned(),
-                false => format!("a web server answers there, in HTTP/1 ({first_line:?})"),
-            })
+            if of_teacher {
+                return Some("this is the HTTP port of a teacher-server".to_owned());
+            }
+            // vLLM's web server.
+            let vllm = match text.to_ascii_lowercase().contains("\r\nserver: uvicorn\r\n") {
+                true => "; for a vLLM server write vllm+http://",
+                false => "",
+            };
+            Some(format!("a web server answers there, in HTTP/1 ({first_line:?}){vllm}"))
         }
         // A SETTINGS or GOAWAY frame of HTTP/2: length, type, flags, stream 0.
         [_, _, _, 4 | 7, _, 0, 0, 0, 0, ..] => None,
         // An alert of TLS 1.x.
-        [0x15, 3, ..] => Some("a server that wants encryption (TLS) answers there; write grpcs:// and give --teacher-ca".to_owned()),
+        [0x15, 3, ..] => {
+            Some("a server that wants encryption (TLS) answers there; write grpcs://".to_owned())
+        }
         _ => Some(format!("something that is no gRPC server answers there ({first_line:?})")),
     }
 }
@@ -59,7 +66,9 @@ mod tests {
 
     #[test]
     fn answers_are_told_apart() {
-        let cases: [(&[u8], Option<&str>); 8] = [
+        let uvicorn = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-length: 0\r\n\r\n";
+        let cases: [(&[u8], Option<&str>); 9] = [
+            (uvicorn, Some("write vllm+http://")),
             (b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nserving\n", Some("a teacher-server")),
             (b"HTTP/1.1 503 Unavailable\r\n\r\nloading\n", Some("a teacher-server")),
             (b"HTTP/1.1 404 Not Found\r\nserver: nginx\r\n\r\n", Some("404 Not Found")),
