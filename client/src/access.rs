@@ -168,7 +168,7 @@ impl Access {
 
     /// The same for a handshake of our own; `host` is that of the address.
     pub(crate) fn probe(&self, host: &str) -> Option<Probe> {
-        let mut config = self.rustls()?;
+        let mut config = self.rustls().ok()?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let name = self.papers.name.as_deref().unwrap_or(bare).to_owned();
@@ -187,9 +187,7 @@ impl Access {
             let name = self.named("name");
             return Err(format!("{name} serves gRPC only: write the name as the address's host"));
         }
-        let mut config = self.rustls().ok_or_else(|| {
-            format!("{} and {} cannot be used together", self.named("cert"), self.named("key"))
-        })?;
+        let mut config = self.rustls()?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }
@@ -205,7 +203,10 @@ impl Access {
     }
 
     /// The same for rustls.
-    fn rustls(&self) -> Option<ClientConfig> {
+    ///
+    /// # Errors
+    /// A certificate and a key that do not belong together.
+    pub(crate) fn rustls(&self) -> Result<ClientConfig, String> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(
             CertificateDer::pem_slice_iter(&self.authorities.0).filter_map(Result::ok),
@@ -213,15 +214,17 @@ impl Access {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .ok()?
+            .map_err(|e| e.to_string())?
             .with_root_certificates(roots);
-        match &self.identity {
-            None => Some(builder.with_no_client_auth()),
-            Some(Secret([cert, key])) => {
-                let chain = CertificateDer::pem_slice_iter(cert).collect::<Result<_, _>>().ok()?;
-                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key).ok()?).ok()
-            }
-        }
+        let Some(Secret([cert, key])) = &self.identity else {
+            return Ok(builder.with_no_client_auth());
+        };
+        // What the parser says of a key is not told: it may quote it.
+        let unfit =
+            || format!("{} and {} cannot be used together", self.named("cert"), self.named("key"));
+        let chain = CertificateDer::pem_slice_iter(cert).collect::<Result<_, _>>();
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| unfit())?;
+        builder.with_client_auth_cert(chain.map_err(|_| unfit())?, key).map_err(|_| unfit())
     }
 }
 

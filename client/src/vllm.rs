@@ -87,20 +87,24 @@ impl Server {
         if parsed.query().is_some() || parsed.fragment().is_some() {
             return Err(wrong("an address has no ? and no #".to_owned()));
         }
-        let mut http = reqwest::Client::builder()
+        // An address without encryption gets settings too: the library's own want a process-wide
+        // choice of cryptography.
+        let tls = match scheme {
+            "https" => access.https(),
+            _ => {
+                let host = parsed.host_str().unwrap_or_default();
+                address::plain(host, access, "vllm+https://").and_then(|()| access.rustls())
+            }
+        };
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls.map_err(unfit)?)
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(SCORE_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
-            .tcp_nodelay(true);
-        match scheme {
-            "https" => http = http.tls_backend_preconfigured(access.https().map_err(unfit)?),
-            _ => {
-                let host = parsed.host_str().unwrap_or_default();
-                address::plain(host, access, "vllm+https://").map_err(unfit)?;
-            }
-        }
-        let http = http.build().map_err(|e| wrong(with_causes(&e)))?;
+            .tcp_nodelay(true)
+            .build()
+            .map_err(|e| wrong(with_causes(&e)))?;
         Ok(Self { url: url.to_owned(), base, http, access: access.clone() })
     }
 

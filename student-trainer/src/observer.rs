@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+use crate::config::TailKind;
 use crate::summary::Summary;
 
 /// Receives what the loop tells, on the loop's own thread. A slow observer slows the training.
@@ -42,6 +43,9 @@ pub struct RunFacts {
     pub student: String,
     /// Parameters of the student.
     pub student_parameters: u64,
+    /// How the loss takes the tokens the teacher does not send; less than was wished for where its
+    /// signal does not say their mass.
+    pub tail: TailKind,
     /// Classes the distributions are taken over.
     pub classes: usize,
     /// Device the student is trained on.

@@ -266,7 +266,7 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
     });
     if config.alpha > 0.0 {
         line("loss", {
-            let (alpha, t, tail) = (config.alpha, config.temperature, config.tail);
+            let (alpha, t, tail) = (config.alpha, config.temperature, facts.tail);
             format!("alpha {alpha}, temperature {t}, {} {} + {tail}", config.signal, config.top_k)
         });
     }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use distill::batch::Sequence;
 use distill::codec::Codec;
 use distill::schedule::{LrSchedule, ScheduleKind};
 use model::ops::head::LossSettings;
@@ -23,7 +22,7 @@ use crate::outputs::{self, Claim, Reuse};
 use crate::plan::{Plan, PlannedStep};
 use crate::saving::{Saving, Snapshot, Written};
 use crate::setup::{self, Material};
-use crate::signals::{Signals, bytes_to_keep};
+use crate::signals::{Signals, bytes_to_keep, free_beside};
 use crate::state::{Identity, Progress};
 use crate::stop::Stop;
 use crate::summary::{Summary, split};
@@ -94,8 +93,8 @@ impl Run {
         let facts = source.student_facts([&rows.sequences, &held_out_rows.sequences], config.top_k);
         let ask = ask(config, facts.codec);
         let reach = (&config.teacher[..], &config.access);
-        let who = (&source.tokenizer, &facts);
         let note = &mut |text: &str| observer.note(text);
+        let who = (&source.tokenizer, &facts);
         let teacher = setup::join_teacher(&network, reach, who, ask, &rows, note, stop)?;
         let tail = setup::tail(config.tail, teacher.as_ref(), note);
         let config = &Config { tail, ..config.clone() };
@@ -159,6 +158,7 @@ impl Run {
             teacher: self.teacher.as_ref().map(|(teacher, _)| teacher.line()),
             student: self.model_id.clone(),
             student_parameters: weights.index().total() as u64,
+            tail: self.config.tail,
             classes: self.classes,
             device: model::device::name(weights.device()),
             dtype: self.student.model().precision().to_string(),
@@ -170,11 +170,6 @@ impl Run {
             start_step: self.progress.step,
             output_dir: self.output_dir.clone(),
         }
-    }
-
-    /// Whether the teacher's signal says how much mass it leaves out.
-    pub(crate) fn knows_mass(&self) -> bool {
-        self.teacher.as_ref().is_none_or(|(teacher, _)| teacher.knows_mass(self.loss.temperature))
     }
 
     /// Begins to ask for the signals of the steps that are left, where they need a teacher.
@@ -366,12 +361,6 @@ impl Run {
         let path = self.output_dir.join("summary.json");
         Ok(outputs::at("write", &path, summary.write(&path))?)
     }
-}
-
-/// The memory that is free, in bytes, less what a teacher's answers about these sets will take of it.
-fn free_beside(sets: Option<[&[Sequence]; 2]>, top_k: usize, budget: u64) -> Option<u64> {
-    let answers = sets.into_iter().flatten().map(|set| bytes_to_keep(set, top_k, budget));
-    Some(memory::available()?.saturating_sub(answers.fold(0, u64::saturating_add)))
 }
 
 fn plan(config: &Config, rows: usize) -> Plan {

@@ -10,6 +10,7 @@ use distill::batch::Sequence;
 use distill::codec::{Codec, Layout};
 
 use crate::feed::{Ask, Feed, Scored};
+use crate::memory;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher, TeacherError};
 
@@ -42,6 +43,11 @@ impl Signals {
     /// Rows whose answers are kept, of all.
     pub fn coverage(&self) -> [usize; 2] {
         [self.kept.len(), self.set.len()]
+    }
+
+    /// Whether the answers say how much mass they leave out.
+    pub fn knows_mass(&self) -> bool {
+        self.teacher.knows_mass(f64::from(self.ask.temperature))
     }
 
     /// Begins to ask for the rows of `order` that are not kept, each kept row once.
@@ -90,6 +96,16 @@ impl Signals {
     pub fn take_waited(&mut self) -> Duration {
         self.feed.as_mut().map(Feed::take_waited).unwrap_or_default()
     }
+}
+
+/// The memory that is free, in bytes, less what a teacher's answers about these sets will take of it.
+pub(crate) fn free_beside(
+    sets: Option<[&[Sequence]; 2]>,
+    top_k: usize,
+    budget: u64,
+) -> Option<u64> {
+    let answers = sets.into_iter().flatten().map(|set| bytes_to_keep(set, top_k, budget));
+    Some(memory::available()?.saturating_sub(answers.fold(0, u64::saturating_add)))
 }
 
 /// Memory that the answers about a set will take once all that may be kept are there, in bytes.

@@ -159,7 +159,8 @@ fn train_step(
         tokens: rows.iter().map(|row| row.len() as u64).sum(),
         tokens_per_second: 0.0,
         teacher_wait_seconds: 0.0,
-        teacher_mass: (taught && run.knows_mass()).then(|| mean(sums.teacher_mass)),
+        teacher_mass: (taught && run.signals.as_ref().is_some_and(Signals::knows_mass))
+            .then(|| mean(sums.teacher_mass)),
         student_mass: taught.then(|| mean(sums.student_mass)),
         wire_bytes: answers.iter().map(|scored| scored.wire_bytes).sum(),
         wire_tokens: asked.map(|(row, _)| row.len() as u64).sum(),

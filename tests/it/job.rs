@@ -51,6 +51,44 @@ fn metrics(output: &Path) -> Vec<Value> {
 }
 
 #[test]
+fn a_server_of_the_vllm_dialect_teaches_the_same_at_temperature_1_and_is_warned_of_at_another() {
+    let test = "a_server_of_the_vllm_dialect_teaches_the_same_at_temperature_1_and_is_warned_of_at_another";
+    let (Some(models), Some(data)) = (shared("models", test), shared("data/gsm8k", test)) else {
+        return;
+    };
+    let teacher = Teacher::start(&models.join("gsm8k-teacher"), &[]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let job = |name: &str, url: &str, temperature: &str| {
+        let output = folder.path().join(name);
+        let more = ["--temperature", temperature, "--top-k", "20", "--max-steps", "3"];
+        let output_text = {
+            let flags = short_run(&models, &data, url, &output, &more);
+            let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+            run(&mut trainer(&flags))
+        };
+        let said = String::from_utf8_lossy(&output_text.stderr).into_owned();
+        assert!(output_text.status.success(), "{said}");
+        (metrics(&output), said)
+    };
+    let dialect = format!("vllm+http://{}", teacher.http);
+    let (ours, _) = job("ours", &teacher.url(), "1");
+    let (theirs, said) = job("theirs", &dialect, "1");
+    assert!(said.contains("/tokenize") && !said.contains("renormalise"), "{said}");
+    assert_eq!((ours.len(), theirs.len()), (3, 3));
+    for (a, b) in ours.iter().zip(&theirs) {
+        for name in ["loss", "kl", "ce", "teacher_mass"] {
+            let (a, b) = (a[name].as_f64().unwrap(), b[name].as_f64().unwrap());
+            assert!((a - b).abs() < 2e-4 * a.abs(), "{name}: {a} {b}");
+        }
+    }
+    let (steps, said) = job("warm", &dialect, "5");
+    for piece in [&dialect, "--temperature 5", "--tail renormalise", "teacher-server"] {
+        assert!(said.contains(piece), "no {piece:?} in {said}");
+    }
+    assert!(steps.iter().all(|step| step["teacher_mass"].is_null()), "{steps:?}");
+}
+
+#[test]
 fn the_job_prints_its_table_and_leaves_what_the_contract_lists() {
     let test = "the_job_prints_its_table_and_leaves_what_the_contract_lists";
     let (Some(models), Some(data)) = (shared("models", test), shared("data/gsm8k", test)) else {

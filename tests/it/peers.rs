@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use tests::{Teacher, python, root, run, shared, trainer};
+use tests::{Teacher, binary, python, root, run, shared, trainer};
 
 /// Runs a command that prints one JSON line last.
 fn json(command: &mut Command) -> Value {
@@ -36,6 +36,20 @@ fn stock_python_clients_read_the_teacher() {
     for client in ["generated", "reflected"] {
         assert!(compared[client]["positions"].as_u64() > Some(20), "{compared}");
     }
+}
+
+#[test]
+fn the_rust_example_asks_a_teacher_and_names_an_address_where_none_is() {
+    let teacher = Teacher::start(&root().join("student-trainer/demo/teacher"), &[]);
+    let ask = |words: &[&str]| run(Command::new(binary("examples/score")).args(words));
+    let output = ask(&[&teacher.url(), "16", "17", "30"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said.lines().filter(|line| line.starts_with("position ")).count(), 3, "{said}");
+    let vacant = ask(&["grpc://127.0.0.1:1", "16"]);
+    assert!(!vacant.status.success());
+    let said = String::from_utf8_lossy(&vacant.stderr);
+    assert!(said.contains("refused"), "{said}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub fn binary(name: &str) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         // All of them at once: the features of shared dependencies, and so their builds, stay one.
-        .args(["build", "--quiet", "--release", "--workspace", "--bins"])
+        .args(["build", "--quiet", "--release", "--workspace", "--bins", "--examples"])
         .current_dir(root())
         .status()
         .expect("cargo can be started");

@@ -93,11 +93,12 @@ const fn switch(
 #[rustfmt::skip]
 pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, TRAIN, ("teacher", "URL[,URL...]", ""),
-        "Address of the teacher server, such as grpc://127.0.0.1:50051 (grpcs:// encrypts); needed \
-         unless --alpha is 0. Several are not offered yet"),
+        "Address of the teacher server, such as grpc://127.0.0.1:50051 (grpcs:// encrypts), or of a \
+         vLLM server, vllm+http://127.0.0.1:8000 (vllm+https://), which knows no mass beyond top-k \
+         at a temperature other than 1; needed unless --alpha is 0. Several are not offered yet"),
     option(MODELS, EVAL, ("teacher", "URL[,URL...]", ""),
-        "Address of a teacher server to compare the model with, such as grpc://127.0.0.1:50051; \
-         without one only the model's own perplexity is measured"),
+        "Address of a teacher server to compare the model with, such as grpc://127.0.0.1:50051 (or \
+         vllm+http://127.0.0.1:8000); without one only the model's own perplexity is measured"),
     option(MODELS, BOTH, ("teacher-ca", "FILE", ""),
         "Certificates to trust, in PEM: of the authority that signed the teacher's, or the teacher's \
          own self-signed one; needed with grpcs://"),

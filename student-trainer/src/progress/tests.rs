@@ -33,6 +33,7 @@ pub(crate) fn facts(dir: &Path) -> RunFacts {
         }),
         student: "Qwen/Qwen3-0.6B".into(),
         student_parameters: 596_049_920,
+        tail: student_trainer::config::TailKind::Bucket,
         classes: 151_936,
         device: "cuda:0".into(),
         dtype: "bf16".into(),

@@ -12,7 +12,7 @@ pub(crate) enum Voice {
     /// The contract `distill.v1`.
     Grpc(Box<Address>),
     /// `prompt_logprobs` of a vLLM server.
-    Vllm(Server),
+    Vllm(Box<Server>),
 }
 
 impl Voice {
@@ -22,7 +22,7 @@ impl Voice {
     /// What is wrong with it, and with what was given to reach it.
     pub(crate) fn parse(url: &str, access: &Access) -> Result<Self, Error> {
         Ok(match Server::is_meant(url) {
-            true => Self::Vllm(Server::parse(url, access)?),
+            true => Self::Vllm(Box::new(Server::parse(url, access)?)),
             false => Self::Grpc(Box::new(Address::parse(url, access)?)),
         })
     }
