@@ -60,7 +60,8 @@ fn a_server_of_the_vllm_dialect_teaches_the_same_at_temperature_1_and_is_warned_
     let folder = tempfile::tempdir().expect("a folder");
     let job = |name: &str, url: &str, temperature: &str| {
         let output = folder.path().join(name);
-        let more = ["--temperature", temperature, "--top-k", "20", "--max-steps", "3"];
+        let more =
+            ["--temperature", temperature, "--top-k", "20", "--per-device-train-batch-size", "16"];
         let output_text = {
             let flags = short_run(&models, &data, url, &output, &more);
             let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
