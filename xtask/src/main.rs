@@ -1,4 +1,4 @@
-//! The commands of the repository: `cargo xtask verify | fix | oracle DIR | bench`.
+//! The commands of the repository: `cargo xtask verify | fix | oracle DIR | load | bench`.
 //!
 //! `verify` is everything CI checks and writes nothing but build artefacts; `fix` rewrites.
 
@@ -17,6 +17,11 @@ usage: cargo xtask COMMAND
   tidy          the checks of the repository's own shape alone
   oracle DIR…   runs golden-value folders (see docs/architecture.md, Proof) and prints the worst
                 error of each kind beside its tolerance; exit status 1 beyond one
+  load [--short] [PART…]
+                the server under load, each part held against its figure: unary, stream, overload,
+                memory, idle, overhead, wire; all by default (half an hour). --short takes two
+                minutes and judges what does not depend on the machine's speed. --model DIR is
+                whose overhead is measured
   bench [engine] [job] [start] [--rounds N] [--rows N] [--top-k K] [--python PROGRAM]
                 beside PyTorch in one alternating run: training steps and scoring on random
                 weights, the notebook's whole job; and the time a start takes. All three by
@@ -30,6 +35,7 @@ fn main() -> Result<()> {
         ["fix"] => verify::fix(),
         ["tidy"] => tidy::check(),
         ["oracle", rest @ ..] if !rest.is_empty() => verify::oracle(rest),
+        ["load", rest @ ..] => verify::load(rest),
         ["bench", rest @ ..] => bench::bench(rest),
         ["help" | "--help" | "-h"] => {
             run::say(USAGE);

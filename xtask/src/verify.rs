@@ -16,6 +16,7 @@ pub(crate) fn verify() -> Result<()> {
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     run(cargo().args(["build", "--release", "--workspace", "--bins"]))?;
     run(cargo().args(["test", "--release", "--workspace"]))?;
+    load(&["--short"])?;
     say("\nverify: all checks passed");
     Ok(())
 }
@@ -24,6 +25,11 @@ pub(crate) fn verify() -> Result<()> {
 pub(crate) fn fix() -> Result<()> {
     run(cargo().args(["fmt", "--all"]))?;
     run(cargo().args(["clippy", "--fix", "--allow-dirty", "--release", "--workspace"]))
+}
+
+/// The server under load.
+pub(crate) fn load(words: &[&str]) -> Result<()> {
+    run(cargo().args(["bench", "--quiet", "--workspace", "--bench", "load", "--"]).args(words))
 }
 
 /// Hands golden-value folders to the program that checks them: xtask itself imports no crate of

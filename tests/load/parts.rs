@@ -1,0 +1,224 @@
+//! The figures, one function each.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use distill::codec::Codec;
+
+use crate::ask::{self, Calls, InOrder};
+use crate::child::{Served, again};
+use crate::{Figure, Scale};
+
+const MIB: f64 = 1048576.0;
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// 1,000 single calls a second.
+pub(crate) async fn unary(scale: &Scale) -> Result<Vec<Figure>> {
+    let served = Served::start(None, &["--rate", "1000000"])?;
+    let clients = ask::clients(&served.url(), 8).await?;
+    let mut calls = ask::at_pace(&clients, 1000.0, scale.unary, &"x".repeat(32)).await;
+    let failures = calls.failed.len() + calls.refused.len();
+    if let Some(first) = calls.failed.first() {
+        println!("first failure: {first}");
+    }
+    let p99 = ms(Calls::quantile(&mut calls.done, 0.99));
+    let p50 = ms(Calls::quantile(&mut calls.done, 0.5));
+    Ok(vec![
+        Figure::at_most("single calls at 1,000/s: failures", failures as f64, 0.0, ""),
+        Figure::told("answered", calls.done.len() as f64, ""),
+        Figure::told("time, median", p50, "ms"),
+        Figure::at_most("time, 99th percentile", p99, 50.0, "ms").timed(),
+    ])
+}
+
+/// One stream with many sequences.
+pub(crate) async fn stream(scale: &Scale) -> Result<Vec<Figure>> {
+    let served = Served::start(None, &[])?;
+    let (mut stream, classes, in_flight) = ask::stream(&served.url()).await?;
+    let before = served.memory()?;
+    let length = |id: u64| 32 + (id as usize * 37) % 480;
+    let (mut order, mut delivered, mut positions) = (InOrder::default(), 0, 0);
+    let job = |id| ask::job(id, length(id), 64, classes, Codec::Packed);
+    let begin = Instant::now();
+    ask::all(&mut stream, in_flight, scale.sequences, job, |scored| {
+        for scored in order.take(scored)? {
+            ensure!(scored.id == delivered, "{} after {delivered}", scored.id);
+            ensure!(scored.signal.rows() == length(scored.id), "rows of {}", scored.id);
+            delivered += 1;
+            positions += scored.signal.rows();
+        }
+        Ok(())
+    })
+    .await?;
+    let rate = positions as f64 / begin.elapsed().as_secs_f64();
+    let grown = served.peak()?.saturating_sub(before) as f64 / MIB;
+    let sent = positions as f64 * 388.0 / MIB;
+    Ok(vec![
+        Figure::at_least(
+            "one stream: sequences delivered in order",
+            delivered as f64,
+            scale.sequences as f64,
+            "",
+        ),
+        Figure::told(
+            "answers that waited for an earlier one, at most",
+            order.most_waiting as f64,
+            "",
+        ),
+        Figure::told("sent, about", sent, "MiB"),
+        // What one stream may have the server hold (16 MiB), and as much again in flight.
+        Figure::at_most("server's memory, growth at its peak", grown, 64.0, "MiB"),
+        Figure::told("positions a second", rate, ""),
+    ])
+}
+
+/// Ten times what the device can do.
+pub(crate) async fn overload(scale: &Scale) -> Result<Vec<Figure>> {
+    // 500 calls of 100 tokens a second.
+    let served = Served::start(None, &["--rate", "50000"])?;
+    let clients = ask::clients(&served.url(), 8).await?;
+    let text = "x".repeat(100);
+    let peak = ask::closed(&clients, 48, scale.overload, &text).await;
+    let begin = Instant::now();
+    let mut over = ask::at_pace(&clients, 5000.0, scale.overload, &text).await;
+    let took = begin.elapsed().as_secs_f64();
+    let peak_rate = peak.done.len() as f64 / scale.overload.as_secs_f64();
+    let rate = over.done.len() as f64 / took;
+    let p99 = ms(Calls::quantile(&mut over.refused, 0.99));
+    Ok(vec![
+        Figure::told("device's full speed, calls", peak_rate, "/s"),
+        Figure::at_least(
+            "ten times that offered: goodput of full speed",
+            100.0 * rate / peak_rate,
+            90.0,
+            "%",
+        )
+        .timed(),
+        Figure::at_most("failures that are no refusal", over.failed.len() as f64, 0.0, ""),
+        Figure::told("refusals", over.refused.len() as f64, ""),
+        Figure::at_most("time to a refusal, 99th percentile", p99, 10.0, "ms").timed(),
+    ])
+}
+
+/// Very many small requests.
+pub(crate) async fn memory(scale: &Scale) -> Result<Vec<Figure>> {
+    let served = Served::start(None, &[])?;
+    let (mut stream, classes, in_flight) = ask::stream(&served.url()).await?;
+    let job = |id| ask::job(id, 8, 8, classes, Codec::Packed);
+    ask::all(&mut stream, in_flight, scale.requests / 5, job, |_| Ok(())).await?;
+    let before = served.memory()?;
+    ask::all(&mut stream, in_flight, scale.requests, job, |_| Ok(())).await?;
+    let grown = (served.memory()? as f64 - before as f64) / MIB;
+    Ok(vec![
+        Figure::told("requests after warm-up", scale.requests as f64, ""),
+        Figure::at_most("server's memory, growth", grown, 10.0, "MB"),
+    ])
+}
+
+/// Very many connections that do nothing.
+pub(crate) async fn idle(scale: &Scale) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for bound in [256, scale.connections + 8] {
+        let served = Served::start(None, &["--connections", &bound.to_string()])?;
+        ask::reach(&served.url()).await?;
+        let mut held = Vec::new();
+        for _ in 0..scale.connections {
+            let mut stream = TcpStream::connect(&served.address)?;
+            // A preface and empty settings. One that is refused may be closed already.
+            let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+            drop(stream.write_all(hello));
+            held.push(stream);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let open = held.iter().filter(|stream| is_open(stream)).count();
+        let name = format!("{} idle connections, bound {bound}: held", scale.connections);
+        figures.push(Figure::at_most(&name, open as f64, bound as f64, ""));
+        let memory = served.peak()? as f64 / MIB;
+        figures.push(Figure::at_most("server's memory", memory, 256.0, "MB"));
+        drop(held);
+        ask::reach(&served.url()).await.context("the server no longer answers")?;
+    }
+    Ok(figures)
+}
+
+/// Whether the other side has kept this connection.
+fn is_open(stream: &TcpStream) -> bool {
+    let mut byte = [0; 1024];
+    stream.set_nonblocking(true).is_ok()
+        && loop {
+            match std::io::Read::read(&mut &*stream, &mut byte) {
+                Ok(0) => break false,
+                Ok(_) => {}
+                Err(error) => break error.kind() == std::io::ErrorKind::WouldBlock,
+            }
+        }
+}
+
+/// What the service costs over the model alone, 64 sequences at a time.
+pub(crate) async fn overhead(scale: &Scale, model: &str) -> Result<Vec<Figure>> {
+    let mut ratios = Vec::new();
+    let seconds = scale.rounds_of.as_secs().to_string();
+    let (mut bare, mut service) = (0.0, 0.0);
+    for _ in 0..scale.rounds {
+        let output = again(None, &["bare", "--model", model, "--seconds", &seconds])?.output()?;
+        ensure!(output.status.success(), "the bare engine ended with {}", output.status);
+        bare = String::from_utf8(output.stdout)?.trim().parse()?;
+        let served = Served::start(None, &["--model", model])?;
+        service = rate(&served.url(), 64, SEQUENCE, 64, scale.rounds_of).await?;
+        ratios.push(100.0 * (1.0 - service / bare));
+    }
+    ratios.sort_by(f64::total_cmp);
+    Ok(vec![
+        Figure::told("bare engine, 64 sequences at a time", bare, "tokens/s"),
+        Figure::told("through the service", service, "tokens/s"),
+        Figure::at_most("overhead, median of the rounds", ratios[ratios.len() / 2], 3.0, "%")
+            .timed(),
+    ])
+}
+
+/// Tokens of a sequence where speed is measured with a model.
+pub(crate) const SEQUENCE: usize = 128;
+
+/// Tokens a second over one stream, the first answers not counted.
+pub(crate) async fn rate(
+    url: &str,
+    at_once: usize,
+    length: usize,
+    k: usize,
+    time: Duration,
+) -> Result<f64> {
+    let (mut stream, classes, in_flight) = ask::stream(url).await?;
+    let at_once = at_once.min(in_flight);
+    let job = |id| ask::job(id, length, k.min(classes), classes, Codec::Packed);
+    let warm = at_once as u64 * 2;
+    ask::all(&mut stream, at_once, warm, job, |_| Ok(())).await?;
+    let (begin, mut tokens) = (Instant::now(), 0);
+    while begin.elapsed() < time {
+        ask::all(&mut stream, at_once, warm * 4, job, |scored| {
+            tokens += scored.signal.rows();
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(tokens as f64 / begin.elapsed().as_secs_f64())
+}
+
+/// Signal a second where the device costs nothing: one core each side.
+pub(crate) fn wire(scale: &Scale) -> Result<Vec<Figure>> {
+    let served = Served::start(Some(0), &[])?;
+    let seconds = scale.rounds_of.as_secs().to_string();
+    let words = ["ask", "--url", &served.url(), "--seconds", &seconds];
+    let output = again(Some(1), &words)?.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "the asking side ended with {}", output.status);
+    let rate: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
+    Ok(vec![
+        Figure::at_least("top-64 of 151,936 encoded, sent and decoded", rate, 1.5e6, "tokens/s")
+            .timed(),
+    ])
+}
