@@ -235,10 +235,58 @@ pub fn repeated(ids: &[u32], k: usize, classes: usize) -> Option<(usize, u32)> {
 }
 
 fn repeated_below(ids: &[u32], k: usize, bound: usize) -> Option<(usize, u32)> {
-    // One bit a class, few enough bytes for the nearest cache, and cleaned row by row.
-    let mut seen = vec![0u64; bound.div_ceil(64)];
-    let twice = |(_, ids): &(usize, &[u32])| {
-        let mut twice = 0;
+    let mut rows = ids.chunks_exact(k).enumerate();
+    let mut exact = Seen { words: Vec::new(), bound };
+    let (row, ids) = if k <= MOST_MARKED {
+        let mut marks = Marks { of: vec![0; MARKS], mark: 0 };
+        rows.find(|(_, ids)| marks.meet(ids) && exact.twice(ids))?
+    } else {
+        rows.find(|(_, ids)| exact.twice(ids))?
+    };
+    let mut before = BTreeSet::new();
+    ids.iter().find(|&&id| !before.insert(id)).map(|&id| (row, id))
+}
+
+/// Places for marks, so many that they stay in the nearest cache.
+const MARKS: usize = 1 << 14;
+/// Longest row for which [`Marks`] say no more often than they leave it open.
+const MOST_MARKED: usize = 128;
+
+/// Which ids of a row may be the same: those that meet at a place. Each row has a mark of its own, so
+/// that nothing need be cleaned after it.
+struct Marks {
+    of: Vec<u8>,
+    mark: u8,
+}
+
+impl Marks {
+    fn meet(&mut self, ids: &[u32]) -> bool {
+        self.mark = self.mark.wrapping_add(1);
+        if self.mark == 0 {
+            self.of.fill(0);
+            self.mark = 1;
+        }
+        let (mark, mut met) = (self.mark, false);
+        let of = &mut self.of[..MARKS];
+        by_fours(ids, |id| {
+            let place = &mut of[id as usize % MARKS];
+            met |= *place == mark;
+            *place = mark;
+        });
+        met
+    }
+}
+
+/// Which ids a row has: one bit a class below `bound`, made when first needed.
+struct Seen {
+    words: Vec<u64>,
+    bound: usize,
+}
+
+impl Seen {
+    fn twice(&mut self, ids: &[u32]) -> bool {
+        self.words.resize(self.bound.div_ceil(64), 0);
+        let (seen, mut twice) = (&mut self.words, 0);
         by_fours(ids, |id| {
             let word = &mut seen[id as usize / 64];
             twice |= *word >> (id % 64);
@@ -246,13 +294,11 @@ fn repeated_below(ids: &[u32], k: usize, bound: usize) -> Option<(usize, u32)> {
         });
         by_fours(ids, |id| seen[id as usize / 64] = 0);
         twice & 1 != 0
-    };
-    let (row, ids) = ids.chunks_exact(k).enumerate().find(twice)?;
-    let mut before = BTreeSet::new();
-    ids.iter().find(|&&id| !before.insert(id)).map(|&id| (row, id))
+    }
 }
 
 /// One after another, in a loop unrolled.
+#[inline]
 fn by_fours(ids: &[u32], mut each: impl FnMut(u32)) {
     let (groups, rest) = ids.as_chunks::<4>();
     for group in groups {

@@ -114,6 +114,8 @@ fn value<T: std::str::FromStr>(words: &[String], name: &str, default: T) -> Resu
 }
 
 fn main() -> Result<()> {
+    // As the programs do.
+    model::malloc::tune();
     // Cargo adds --bench.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let model = value(&words, "--model", String::new())?;

@@ -199,6 +199,17 @@ fn repeated_ids_are_found_wherever_they_stand() {
             assert_eq!(repeated(&ids, k, 151_936), Some((1, ids[k + first])), "{first} {second}");
         }
     }
+    // Rows so long that the other way of looking is taken, and so many that marks come again.
+    for (k, count) in [(128, 3), (129, 3), (1000, 2), (64, 700), (3, 1000)] {
+        let row: Vec<u32> = (0..k as u32).map(|n| n * 2_371 % 151_936).collect();
+        let mut ids = row.repeat(count);
+        assert_eq!(repeated(&ids, k, 151_936), None, "{k}");
+        // 16,384 apart: the same place, other ids.
+        ids[k * (count - 1) + 1] = ids[0] + 16_384;
+        assert_eq!(repeated(&ids, k, 151_936), None, "{k}");
+        ids[k * count - 1] = ids[0];
+        assert_eq!(repeated(&ids, k, 151_936), Some((count - 1, ids[0])), "{k}");
+    }
     // Of several, the one whose second place comes first.
     assert_eq!(repeated(&[7, 9, 8, 9, 7, 7], 6, 10), Some((0, 9)));
 }
