@@ -82,7 +82,7 @@ pub(crate) async fn stream(scale: &Scale) -> Result<Vec<Figure>> {
 pub(crate) async fn overload(scale: &Scale) -> Result<Vec<Figure>> {
     // 500 calls of 100 tokens a second.
     let served = Served::start(None, &["--rate", "50000"])?;
-    let clients = ask::clients(&served.url(), 8).await?;
+    let clients = ask::clients(&served.url(), 32).await?;
     let text = "x".repeat(100);
     let peak = ask::closed(&clients, 48, scale.overload, &text).await;
     let begin = Instant::now();
@@ -102,6 +102,16 @@ pub(crate) async fn overload(scale: &Scale) -> Result<Vec<Figure>> {
         .timed(),
         Figure::at_most("failures that are no refusal", over.failed.len() as f64, 0.0, ""),
         Figure::told("refusals", over.refused.len() as f64, ""),
+        Figure::told(
+            "time to a refusal, median",
+            ms(Calls::quantile(&mut over.refused, 0.5)),
+            "ms",
+        ),
+        Figure::told(
+            "time to a refusal, 90th percentile",
+            ms(Calls::quantile(&mut over.refused, 0.9)),
+            "ms",
+        ),
         Figure::at_most("time to a refusal, 99th percentile", p99, 10.0, "ms").timed(),
     ])
 }
