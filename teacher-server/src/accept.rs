@@ -19,6 +19,7 @@ use crate::client::{Client, Peer};
 use crate::connection::{Connection, CutSignal, Open, Wire};
 use crate::idle::IdleDeadline;
 use crate::metrics::{Metrics, PortLabels};
+use crate::seldom::Seldom;
 use crate::tls::Tls;
 
 /// How long a connection may stay silent after it was accepted.
@@ -54,7 +55,7 @@ pub struct Acceptor {
     listener: TcpListener,
     port: Port,
     room: Arc<Semaphore>,
-    refusals: Refusals,
+    refusals: Seldom,
     cut: CutSignal,
     metrics: Metrics,
 }
@@ -63,7 +64,7 @@ impl Acceptor {
     /// Accepts from `listener` within the port's own bounds.
     pub fn new(listener: TcpListener, port: Port, cut: CutSignal, metrics: Metrics) -> Self {
         let room = Arc::new(Semaphore::new(port.connections));
-        Self { listener, port, room, refusals: Refusals::default(), cut, metrics }
+        Self { listener, port, room, refusals: Seldom::every(REFUSALS_TOLD_EVERY), cut, metrics }
     }
 
     /// Begins to accept, in a task of its own, so that nobody's handshake keeps others waiting.
@@ -234,41 +235,5 @@ impl axum::serve::Listener for Incoming {
 impl axum::extract::connect_info::Connected<IncomingStream<'_, Incoming>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Incoming>) -> Self {
         Connected::connect_info(stream.io())
-    }
-}
-
-/// When to say that connections are refused: at once, then how many there were now and then, so
-/// that a flood of them is none of the log's.
-#[derive(Debug, Default)]
-struct Refusals {
-    untold: u64,
-    told: Option<Instant>,
-}
-
-impl Refusals {
-    /// Counts one; gives the number there were since the last time when it is time to say it.
-    fn count(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
-        if self.told.is_some_and(|told| now < told + REFUSALS_TOLD_EVERY) {
-            return None;
-        }
-        self.told = Some(now);
-        Some(std::mem::take(&mut self.untold))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_are_told_at_once_and_then_counted_for_a_while() {
-        let (mut refusals, begin) = (Refusals::default(), Instant::now());
-        assert_eq!(refusals.count(begin), Some(1));
-        for _ in 0..5000 {
-            assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY / 2), None);
-        }
-        assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY), Some(5001));
-        assert_eq!(refusals.count(begin + REFUSALS_TOLD_EVERY), None);
     }
 }

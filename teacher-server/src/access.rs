@@ -13,6 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq as _;
 use tonic::Status;
+use tracing::Span;
 
 use crate::client::{Client, Peer};
 use crate::error::TeacherError;
@@ -189,19 +190,26 @@ pub async fn ask(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if OPEN.contains(&request.uri().path()) {
-        return next.run(request).await;
-    }
     let extensions = request.extensions();
     let of_axum = || extensions.get::<ConnectInfo<Peer>>().map(|info| &info.0);
     let peer = extensions.get::<Peer>().or_else(of_axum).cloned().unwrap_or_default();
+    let tell = |client: &Client| {
+        Span::current().record("client", client.name());
+    };
+    if OPEN.contains(&request.uri().path()) {
+        tell(&peer.client);
+        return next.run(request).await;
+    }
     match access.check(request.headers(), &peer.client, peer.certified) {
         Ok(client) => {
+            tell(&client);
             request.extensions_mut().insert(Peer { client, ..peer });
             next.run(request).await
         }
         Err(denied) => {
             metrics.refused("unauthenticated");
+            tell(&peer.client);
+            tracing::debug!(error = denied.to_string(), "refused");
             deny(&request, denied)
         }
     }

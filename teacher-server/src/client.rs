@@ -27,6 +27,11 @@ impl Client {
         Self(name.into())
     }
 
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
     /// Who sent a request, by what was found out on its way in.
     pub fn of(extensions: &Extensions) -> Self {
         extensions.get::<Peer>().map_or_else(Self::unknown, |peer| peer.client.clone())

@@ -13,6 +13,7 @@ pub use bounds::BoundArgs;
 
 use crate::Guard;
 use crate::access::{Access, TokensError};
+use crate::telemetry;
 use crate::tls::{Tls, TlsError, TlsFiles};
 use bounds::at_least_1;
 
@@ -79,6 +80,11 @@ pub struct ServeArgs {
     /// Threads for computing [default: one a processor].
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_THREADS", value_parser = at_least_1)]
     pub threads: Option<u32>,
+    /// Export a span of every call to this OpenTelemetry collector, by OTLP over gRPC. Without the
+    /// flag OTEL_EXPORTER_OTLP_ENDPOINT says where. For builds with the feature `otel`.
+    #[arg(long, value_name = "URL", env = "TEACHER_SERVER_OTLP_ENDPOINT")]
+    #[arg(value_parser = telemetry::endpoint)]
+    pub otlp_endpoint: Option<String>,
     /// Stop, as on SIGTERM, when standard input ends: for a program that holds the other end of a
     /// pipe, and whose server must not outlive it.
     #[arg(long, env = "TEACHER_SERVER_UNTIL_STDIN_ENDS", hide = true)]

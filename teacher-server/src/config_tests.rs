@@ -36,7 +36,7 @@ fn the_flags_of_serve_are_frozen() {
     assert_eq!(
         flags.join(" "),
         "model revision listen http-listen tls-cert tls-key tls-client-ca auth-tokens \
-             insecure-allow-remote device dtype threads \
+             insecure-allow-remote device dtype threads otlp-endpoint \
          until-stdin-ends \
          max-sequence-tokens max-batch-tokens max-top-k max-queued-sequences \
          max-queued-tokens max-in-flight-per-stream max-reply-bytes max-request-bytes \
@@ -106,4 +106,23 @@ fn addresses_others_reach_need_the_flag_that_says_so() {
     let http = "teacher-server --model m --listen [::1]:1 --http-listen 10.0.0.1:2";
     let refused = serve(http).check_exposure().unwrap_err().to_string();
     assert!(refused.contains("--http-listen 10.0.0.1:2"), "{refused}");
+}
+
+#[test]
+fn a_collector_is_named_by_a_url_in_a_build_that_can_export() {
+    let line = |endpoint| format!("teacher-server --model m --otlp-endpoint {endpoint}");
+    let refused = |endpoint| read(&line(endpoint)).unwrap_err();
+    let (code, says) = match cfg!(feature = "otel") {
+        true => {
+            assert_eq!(serve(&line("http://x:4317")).otlp_endpoint.unwrap(), "http://x:4317");
+            assert!(read(&line("https://x")).is_ok());
+            (2, "wanted http://HOST:PORT")
+        }
+        false => (2, "--features otel"),
+    };
+    for wrong in ["x:4317", "ftp://x:4317", "4317"] {
+        let error = refused(wrong);
+        assert_eq!(error.exit_code(), code);
+        assert!(error.to_string().contains(says), "{wrong}: {error}");
+    }
 }

@@ -21,9 +21,11 @@ use axum::extract::Request;
 use axum::response::Response;
 use axum::routing::{get, post};
 use tonic::Code;
+use tracing::Span;
 
 use crate::client::Client;
 use crate::desk::{Desk, without_panic};
+use crate::spans;
 use crate::state::Serving;
 use crate::unfinished::Unfinished;
 
@@ -65,7 +67,9 @@ impl Counter {
             let limits = serving.facts.limits;
             let body = self.unfinished.whole(request, limits.max_http_body_bytes).await?;
             let (asked, write) = question(body, client.clone(), serving).await?;
+            spans::asks(&Span::current(), asked.jobs());
             let scored = asked.score(&self.desk, &client, limits.max_in_flight_per_stream).await?;
+            spans::took(&Span::current(), scored.times);
             let (times, patience) = (scored.times, limits.reader_timeout);
             Ok(Answer::start(times, patience, call, |answer| write.write(scored, answer)))
         };
@@ -79,6 +83,7 @@ impl Counter {
             Err(problem) => {
                 metrics.answered(method, problem.code);
                 metrics.refused(problem.reason);
+                tracing::debug!(error = problem.message, "refused");
             }
         }
         answered

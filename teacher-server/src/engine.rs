@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use distill::queue::{FairQueue, QueueBounds, pause};
 use proto::convert::ScoreJob;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use crate::client::Client;
 use crate::error::TeacherError;
@@ -90,6 +91,8 @@ struct Work {
     job: ScoreJob,
     reply: oneshot::Sender<Result<Answer, TeacherError>>,
     since: Instant,
+    /// Of whom it is, so that what the log says of it names them.
+    span: Span,
 }
 
 impl Engine {
@@ -133,7 +136,7 @@ impl Engine {
             inner.queue.admits(client, tokens).map_err(full)?;
         }
         let priority = job.priority;
-        let work = Work { job, reply, since: Instant::now() };
+        let work = Work { job, reply, since: Instant::now(), span: Span::current() };
         inner.queue.push(client.clone(), priority, tokens, work);
         self.shared.gauge(&inner);
         self.shared.metrics.admitted.inc();

@@ -6,7 +6,8 @@
 //! in the words of other trainers ([`dialects`]) goes the same way from the [`desk`] on. Around it:
 //! [`config`] and [`settings`] (what was asked of the server), [`accept`], [`tls`], [`access`] and
 //! [`client`] (who comes in), [`connection`], [`idle`], [`deadline`] and [`shutdown`] (how it ends),
-//! [`unfinished`] and [`room`] (how much one may hold), [`metrics`] and [`http`] (what it shows),
+//! [`unfinished`] and [`room`] (how much one may hold), [`metrics`], [`http`], [`spans`] with their
+//! [`request_id`], [`telemetry`] and [`seldom`] (what it shows),
 //! [`error`], [`protocol`] and [`unreadable`] (what it refuses).
 
 pub mod config;
@@ -32,9 +33,13 @@ pub mod http;
 pub mod idle;
 pub mod metrics;
 pub mod protocol;
+pub mod request_id;
 pub mod room;
+pub mod seldom;
 pub mod shutdown;
+pub mod spans;
 pub mod state;
+pub mod telemetry;
 pub mod tls;
 pub mod unfinished;
 pub mod unreadable;

@@ -1,17 +1,17 @@
 //! The teacher server's program: flags, logging, signals; the service is in the library.
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use teacher_server::config::{Cli, Command, HealthArgs, ServeArgs};
 use teacher_server::qwen3_scorer::ModelSource;
+use teacher_server::telemetry::{self, TelemetryError};
 use teacher_server::{Guard, Listeners, ServeError, banner, health, output, serve, shutdown};
 
-/// What is logged unless `RUST_LOG` says otherwise. h2 warns of what its peers do wrong, a line for
-/// every frame: whoever likes could fill the log.
-const DEFAULT_LOG: &str = "info,h2=error";
+/// Longest time for the last spans to be sent when the server ends.
+const LAST_SPANS: Duration = Duration::from_secs(5);
 /// Exit status for flags that cannot be followed; clap uses the same.
 const BAD_USAGE: u8 = 2;
 
@@ -26,7 +26,6 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Health(args) => end(probe(&args)),
         Command::Serve(args) => {
-            start_log();
             if let Err(error) = args.check_exposure() {
                 output::complain(&format!("error: {error}"));
                 return ExitCode::from(BAD_USAGE);
@@ -47,19 +46,13 @@ fn end(result: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&format!("error: {error:#}"));
-            match error.downcast_ref() {
-                Some(ServeError::Settings(_)) => ExitCode::from(BAD_USAGE),
-                _ => ExitCode::FAILURE,
+            let settings = matches!(error.downcast_ref(), Some(ServeError::Settings(_)));
+            match settings || error.is::<TelemetryError>() {
+                true => ExitCode::from(BAD_USAGE),
+                false => ExitCode::FAILURE,
             }
         }
     }
-}
-
-fn start_log() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -74,13 +67,26 @@ fn run(args: ServeArgs, guard: Guard) -> anyhow::Result<()> {
         pool.build_global().context("starting the threads for computing")?;
     }
     let runtime = runtime()?;
-    let result = runtime.block_on(serve_model(args, guard));
+    let telemetry = {
+        let _runtime = runtime.enter();
+        telemetry::start(args.otlp_endpoint.as_deref())?
+    };
+    let (drain, told) = (Duration::from_secs(args.bounds.drain_timeout.into()), OnceLock::new());
+    let result = runtime.block_on(serve_model(args, guard, &told));
+    // What is left of the time for the drain.
+    let left = told.get().map_or(drain, |told: &Instant| drain.saturating_sub(told.elapsed()));
+    telemetry.end(left.min(LAST_SPANS));
     // Connections that were cut, and the device in the middle of a batch, are not waited for.
     runtime.shutdown_background();
     result
 }
 
-async fn serve_model(args: ServeArgs, guard: Guard) -> anyhow::Result<()> {
+/// Serves; `told_at` gets the time when the server was told to stop.
+async fn serve_model(
+    args: ServeArgs,
+    guard: Guard,
+    told_at: &OnceLock<Instant>,
+) -> anyhow::Result<()> {
     let began = Instant::now();
     let told = shutdown::signals().context("listening for signals")?;
     let stop = async move {
@@ -88,6 +94,7 @@ async fn serve_model(args: ServeArgs, guard: Guard) -> anyhow::Result<()> {
             () = told => {}
             () = shutdown::stdin_ends(), if args.until_stdin_ends => {}
         }
+        told_at.get_or_init(Instant::now);
     };
     let listeners = Listeners::bind(args.listen, args.http_listen).await?;
     let (grpc, http) = (listeners.grpc.local_addr()?, listeners.http.local_addr()?);

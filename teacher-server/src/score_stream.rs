@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use distill::codec::{Codec, Layout};
 use futures::stream::{FuturesUnordered, Stream, StreamExt};
-use proto::convert::{self, ScoreJob, Stamp};
+use proto::convert::{self, ScoreJob, Stamp, Times};
 use proto::v1::{ScoreReply, ScoreRequest};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Status};
+use tracing::{Instrument as _, Span};
 
 use crate::client::Client;
 use crate::engine::{Answer, Engine, Reply};
 use crate::error::TeacherError;
 use crate::metrics::Metrics;
+use crate::request_id::RequestId;
+use crate::spans;
 use crate::state::{Serving, State};
 use crate::unreadable;
 
@@ -40,6 +43,8 @@ pub struct ScoreStream {
     pub metrics: Metrics,
     /// Who asks.
     pub client: Client,
+    /// The call's name.
+    pub id: RequestId,
     /// How long it may take.
     pub times: StreamTimes,
     /// When it has to be over, if its client says so.
@@ -53,6 +58,7 @@ struct Admitted {
     job: ScoreJob,
     reply: Reply,
     since: Instant,
+    span: Span,
 }
 
 /// What the unanswered requests of a stream take.
@@ -97,7 +103,10 @@ impl ScoreStream {
         requests: impl Stream<Item = Result<ScoreRequest, Status>> + Unpin,
         state: watch::Receiver<State>,
     ) -> Result<(), TeacherError> {
-        match self.serve(requests, state).await {
+        let mut read = 0;
+        let served = self.serve(requests, state, &mut read).await;
+        Span::current().record("sequences", read);
+        match served {
             Ok(end) => end,
             Err(Stop::Gone) => Ok(()),
             Err(Stop::Cut(error)) => Err(error),
@@ -108,6 +117,7 @@ impl ScoreStream {
         &self,
         mut requests: impl Stream<Item = Result<ScoreRequest, Status>> + Unpin,
         mut state: watch::Receiver<State>,
+        read: &mut u64,
     ) -> Result<Result<(), TeacherError>, Stop> {
         let mut pending = FuturesUnordered::new();
         let mut held = Held::default();
@@ -125,9 +135,9 @@ impl ScoreStream {
             tokio::select! {
                 () = self.out.closed() => return Err(Stop::Gone),
                 () = until(self.deadline) => return Err(Stop::Cut(TeacherError::Deadline)),
-                Some((job, since, result)) = pending.next(), if !pending.is_empty() => {
+                Some((job, since, span, result)) = pending.next(), if !pending.is_empty() => {
                     held.remove(&job);
-                    self.answer(&job, since, result).await?;
+                    self.answer(&job, since, &span, result).instrument(span.clone()).await?;
                     idle_since = Instant::now();
                 }
                 () = draining(&mut state), if end.is_none() => {
@@ -140,13 +150,17 @@ impl ScoreStream {
                     end = Some(Err(TeacherError::StreamIdle { seconds: idle.as_secs() }));
                 }
                 request = requests.next(), if room => match request {
-                    Some(Ok(request)) => match self.admit(&request, &mut held) {
-                        Ok(admitted) => pending.push(wait(admitted)),
-                        Err(error) => {
-                            self.refuse(request.id, &error).await?;
-                            idle_since = Instant::now();
+                    Some(Ok(request)) => {
+                        *read += 1;
+                        let span = spans::of_sequence(&self.id, &request);
+                        match self.admit(&request, &mut held, &span) {
+                            Ok(admitted) => pending.push(wait(admitted)),
+                            Err(error) => {
+                                self.refuse(request.id, &error, &span).await?;
+                                idle_since = Instant::now();
+                            }
                         }
-                    },
+                    }
                     Some(Err(status)) => end = Some(Err(unreadable::of_stream(status))),
                     None => end = Some(Ok(())),
                 },
@@ -156,37 +170,51 @@ impl ScoreStream {
     }
 
     /// Checks a request and puts it into the queue.
-    fn admit(&self, request: &ScoreRequest, held: &mut Held) -> Result<Admitted, TeacherError> {
+    fn admit(
+        &self,
+        request: &ScoreRequest,
+        held: &mut Held,
+        span: &Span,
+    ) -> Result<Admitted, TeacherError> {
         if held.ids.contains(&request.id) {
             return Err(TeacherError::DuplicateId { id: request.id });
         }
         let job = convert::score_job(request, &self.serving.facts)?;
-        let reply = self.engine.submit(&self.client, job.clone())?;
+        span.record("positions", job.rows());
+        let reply = span.in_scope(|| self.engine.submit(&self.client, job.clone()))?;
         held.add(&job);
-        Ok(Admitted { job, reply, since: Instant::now() })
+        Ok(Admitted { job, reply, since: Instant::now(), span: span.clone() })
     }
 
     async fn answer(
         &self,
         job: &ScoreJob,
         since: Instant,
+        span: &Span,
         result: Result<Answer, TeacherError>,
     ) -> Result<(), Stop> {
-        let replies = result.and_then(|answer| self.replies(job, &answer));
+        let replies = result.and_then(|answer| {
+            spans::took(span, Times { queued: answer.queued, computed: answer.computed });
+            self.replies(job, &answer)
+        });
         let replies = match replies {
             Ok(replies) => replies,
-            Err(error) => return self.refuse(job.id, &error).await,
+            Err(error) => return self.refuse(job.id, &error, span).await,
         };
+        let mut sent = 0;
         for (index, reply) in replies.into_iter().enumerate() {
             self.metrics.positions.inc_by(u64::from(reply.rows));
             let bytes = reply.signal.len() + reply.next_logprob.len();
             self.metrics.payload_bytes.inc_by(bytes as u64);
             self.send(reply).await?;
+            sent += bytes;
             if index == 0 {
                 self.metrics.first_reply_seconds.observe(since.elapsed().as_secs_f64());
             }
         }
         self.metrics.answered("Score", Code::Ok);
+        spans::sequence_ends(span, Code::Ok, sent);
+        tracing::debug!(parent: span, "answered");
         Ok(())
     }
 
@@ -203,8 +231,9 @@ impl ScoreStream {
         Ok(convert::score_replies(job, &scores.signal, &scores.next_logprob, &stamp)?)
     }
 
-    async fn refuse(&self, id: u64, error: &TeacherError) -> Result<(), Stop> {
-        tracing::debug!(id, %error, "refused");
+    async fn refuse(&self, id: u64, error: &TeacherError, span: &Span) -> Result<(), Stop> {
+        spans::sequence_ends(span, error.code(), 0);
+        tracing::debug!(parent: span, error = error.to_string(), "refused");
         self.metrics.answered("Score", error.code());
         self.metrics.refused(error.reason());
         let reply = convert::refusal(id, error.code(), error.to_string(), error.pause());
@@ -224,11 +253,11 @@ impl ScoreStream {
 }
 
 /// Waits for the device's answer to one request.
-async fn wait(admitted: Admitted) -> (ScoreJob, Instant, Result<Answer, TeacherError>) {
-    let Admitted { job, reply, since } = admitted;
+async fn wait(admitted: Admitted) -> (ScoreJob, Instant, Span, Result<Answer, TeacherError>) {
+    let Admitted { job, reply, since, span } = admitted;
     // A sender dropped without an answer: the thread ended or forgot its queue.
     let result = reply.await.unwrap_or(Err(TeacherError::Stopped));
-    (job, since, result)
+    (job, since, span, result)
 }
 
 /// Completes at the deadline; never without one.

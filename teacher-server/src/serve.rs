@@ -34,6 +34,7 @@ use crate::scorer::{LoadError, Loaded};
 use crate::service::TeacherService;
 use crate::settings::{Settings, SettingsError};
 use crate::shutdown::Calls;
+use crate::spans;
 use crate::state::{Serving, State};
 use crate::tls::{Tls, TlsError};
 use crate::unfinished::Unfinished;
@@ -295,7 +296,8 @@ impl House {
             .layer(map_request(move |request| ready(unfinished.bound(request))))
             .layer(from_fn(protocol::check))
             .layer(from_fn_with_state(asked, access::ask))
-            .layer(from_fn(idle::count_request));
+            .layer(from_fn(idle::count_request))
+            .layer(from_fn(spans::follow));
         let streams = u32::try_from(limits.max_streams_per_connection).unwrap_or(u32::MAX);
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -326,7 +328,8 @@ impl House {
         let routes = routes
             .merge(dialects)
             .layer(from_fn_with_state(asked, access::ask))
-            .layer(from_fn(idle::count_request));
+            .layer(from_fn(idle::count_request))
+            .layer(from_fn(spans::follow));
         let routes = crate::http::on_plain_paths(routes);
         let routes = routes.into_make_service_with_connect_info::<Peer>();
         let idle = self.settings.limits.idle_timeout.min(HTTP_IDLE_TIMEOUT);

@@ -14,11 +14,13 @@ use proto::v1::{
 };
 use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::desk::{Desk, without_panic};
 use crate::error::TeacherError;
+use crate::request_id::RequestId;
 use crate::score_stream::{ScoreStream, StreamTimes};
 use crate::shutdown::Call;
 use crate::text::score_text;
@@ -40,6 +42,11 @@ impl TeacherService {
         Self { desk, times }
     }
 
+    fn refused(&self, error: &TeacherError) {
+        self.desk.metrics.refused(error.reason());
+        tracing::debug!(error = error.to_string(), "refused");
+    }
+
     /// Counts how a unary call ended.
     fn counted<T>(
         &self,
@@ -49,7 +56,7 @@ impl TeacherService {
         let code = result.as_ref().map_or_else(TeacherError::code, |_| Code::Ok);
         self.desk.metrics.answered(method, code);
         if let Err(error) = &result {
-            self.desk.metrics.refused(error.reason());
+            self.refused(error);
         }
         result.map(Response::new).map_err(Status::from)
     }
@@ -74,10 +81,11 @@ impl Teacher for TeacherService {
     ) -> Result<Response<Replies>, Status> {
         let entered = self.desk.enter().inspect_err(|error| {
             self.desk.metrics.answered("Score", error.code());
-            self.desk.metrics.refused(error.reason());
+            self.refused(error);
         });
         let (serving, call) = entered?;
         let client = Client::of(request.extensions());
+        let id = request.extensions().get::<RequestId>().cloned();
         let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
         // One message waits here while the next one is packed; the rest of the results wait as
         // they came from the device.
@@ -87,6 +95,7 @@ impl Teacher for TeacherService {
             engine: self.desk.engine.clone(),
             metrics: self.desk.metrics.clone(),
             client,
+            id: id.unwrap_or_else(RequestId::fresh),
             times: self.times,
             deadline,
             out: sender,
@@ -95,16 +104,18 @@ impl Teacher for TeacherService {
         let told = Arc::clone(&ending);
         let state = self.desk.state.clone();
         let metrics = self.desk.metrics.clone();
-        tokio::spawn(async move {
+        let answering = async move {
             metrics.streams.inc();
             let run = stream.run(request.into_inner(), state);
             if let Err(error) = without_panic(&metrics, run).await.and_then(|ended| ended) {
                 metrics.refused(error.reason());
+                tracing::debug!(error = error.to_string(), "the stream ends");
                 // Without this the stream would seem to have ended well.
                 let _ = told.set(error);
             }
             metrics.streams.dec();
-        });
+        };
+        tokio::spawn(answering.in_current_span());
         Ok(Response::new(Replies { replies, ending, _call: call }))
     }
 

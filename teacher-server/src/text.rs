@@ -10,12 +10,14 @@ use proto::convert::{self, ScoreJob, Times};
 use proto::v1::{ScoreTextReply, ScoreTextRequest};
 
 use tokio::sync::Semaphore;
+use tracing::Span;
 
 use crate::client::Client;
 use crate::desk::Desk;
 use crate::error::TeacherError;
 use crate::room::Room;
 use crate::scorer::all_positions;
+use crate::spans;
 use crate::state::Serving;
 
 /// Candidates of one reply, over all positions. About 30 bytes each: a reply stays below the 4 MiB
@@ -51,8 +53,10 @@ pub async fn score_text(
         entries: Entries::Top,
         priority: Priority::Normal,
     };
+    spans::asks(&Span::current(), std::iter::once(&score));
     let answer = desk.score(client, score).await?;
     let times = Times { queued: answer.queued, computed: answer.computed };
+    spans::took(&Span::current(), times);
     let scores = (&answer.scores.signal, &answer.scores.next_logprob[..]);
     let text_of = |id| serving.text.text_of(id);
     Ok(convert::text_reply(&job, &tokens, scores, times, facts, text_of))

@@ -80,6 +80,11 @@ impl Asked {
         Ok(Self(jobs))
     }
 
+    /// What is asked of those of which something is.
+    pub fn jobs(&self) -> impl Iterator<Item = &ScoreJob> {
+        self.0.iter().flatten()
+    }
+
     /// Queues the sequences one after another, at most `window` unanswered at a time, and waits for
     /// all scores. A full queue refuses a request of which nothing has been computed; later the rest
     /// waits for room.

@@ -31,11 +31,12 @@ pub(super) fn score(scorer: &mut dyn Scorer, mut batch: Vec<Work>, shared: &Shar
         }
         Err(error) => {
             metrics.failed_batches.inc();
-            tracing::error!(%error, sequences = batch.len(), "a batch failed");
-            if batch.len() == 1 {
+            if let [alone] = batch.as_slice() {
+                alone.span.in_scope(|| tracing::error!(%error, "a sequence failed"));
                 batch.into_iter().for_each(|work| drop(work.reply.send(Err(error.clone()))));
                 return;
             }
+            tracing::error!(%error, sequences = batch.len(), "a batch failed");
             let second = batch.split_off(batch.len() / 2);
             score(scorer, batch, shared);
             score(scorer, second, shared);
@@ -86,7 +87,9 @@ fn answer(
         Ok(scores) => Ok(Answer { scores, queued, computed }),
         Err(error) => {
             metrics.non_finite.inc();
-            tracing::error!(%error, tokens = work.job.tokens.len(), "a sequence was not answered");
+            let tokens = work.job.tokens.len();
+            let tell = || tracing::error!(%error, tokens, "a sequence was not answered");
+            work.span.in_scope(tell);
             Err(TeacherError::NotFinite(error))
         }
     };

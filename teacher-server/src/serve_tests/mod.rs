@@ -13,4 +13,5 @@ mod life;
 mod replies;
 mod security;
 mod slow;
+mod spans;
 mod text;

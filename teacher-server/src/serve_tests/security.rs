@@ -27,7 +27,7 @@ use crate::testing::FakeScorer;
 use crate::tls::{Tls, TlsFiles};
 use crate::{Guard, ServeError};
 
-const TOKEN: &str = "alice-0123456789abcdef";
+pub(super) const TOKEN: &str = "alice-0123456789abcdef";
 
 /// An authority, and the files of certificates made by it.
 struct Authority {
@@ -75,7 +75,7 @@ impl Authority {
     }
 }
 
-async fn start(guard: Guard, settings: Settings) -> Server {
+pub(super) async fn start(guard: Guard, settings: Settings) -> Server {
     let load = || Ok(FakeScorer::new(CLASSES).loaded());
     let mut server = Server::start_guarded(load, settings, guard).await;
     server.ready().await;
@@ -88,7 +88,7 @@ async fn encrypted(files: TlsFiles) -> (Server, Tls) {
     (start(Guard { access, tls: Some(tls.clone()) }, Settings::DEFAULT).await, tls)
 }
 
-fn tokens(dir: &Path) -> Guard {
+pub(super) fn tokens(dir: &Path) -> Guard {
     let file = dir.join("tokens");
     std::fs::write(&file, format!("alice {TOKEN}\n")).unwrap();
     Guard { access: Access::new(Some(&file), false).unwrap(), tls: None }
