@@ -10,6 +10,8 @@ mod flow;
 pub(crate) mod harness;
 mod idle;
 mod life;
+#[cfg(feature = "otel")]
+mod otel;
 mod replies;
 mod security;
 mod slow;

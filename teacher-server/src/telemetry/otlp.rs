@@ -58,7 +58,7 @@ impl Export {
     ///
     /// # Errors
     /// [`TelemetryError`].
-    pub(super) fn open(
+    pub(crate) fn open(
         origin: &'static str,
         endpoint: &str,
         variable: impl Fn(&str) -> Option<String>,
@@ -85,7 +85,7 @@ impl Export {
 
     /// The layer that hands spans on, those for each sequence included, whatever is logged. What
     /// other crates do, the export itself among them, is not told.
-    pub(super) fn layer<S>(&self) -> impl Layer<S> + use<S>
+    pub(crate) fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'span> LookupSpan<'span>,
     {
@@ -99,7 +99,7 @@ impl Export {
     }
 
     /// Sends what is left, as far as that can be done in this time.
-    pub(super) fn end(self, within: Duration) {
+    pub(crate) fn end(self, within: Duration) {
         if let Err(error) = self.0.shutdown_with_timeout(within) {
             tracing::warn!(%error, "the last spans were not sent");
         }
