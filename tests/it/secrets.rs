@@ -39,8 +39,8 @@ fn tokens_do_not_reach_the_log_even_when_everything_is_logged() {
     for (token, status) in [(good, "200"), (wrong, "401")] {
         let mut connection = TcpStream::connect(&server.http).expect("a connection");
         let request = format!(
-            "GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\
-             Connection: close\r\n\r\n"
+            "GET /metrics?token={token} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\
+             X-Request-Id: name-of-{status}\r\nConnection: close\r\n\r\n"
         );
         connection.write_all(request.as_bytes()).expect("a request");
         let mut answer = String::new();
@@ -52,6 +52,9 @@ fn tokens_do_not_reach_the_log_even_when_everything_is_logged() {
     let log = std::fs::read_to_string(&log).expect("the log");
     // Down to the transport, whose frames carry the tokens.
     assert!(log.contains("TRACE") && log.contains("Headers"), "nothing much was logged");
+    for told in ["name-of-200\" method=\"/metrics\" client=\"alice\"", "name-of-401"] {
+        assert!(log.contains(told), "{told} is not in the log");
+    }
     // What both tokens have in common.
     assert!(!log.contains("0123456789"), "a token is in the log");
 }

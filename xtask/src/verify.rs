@@ -17,6 +17,10 @@ pub(crate) fn verify() -> Result<()> {
     run(cargo().args(["build", "--release", "--workspace", "--bins"]))?;
     run(cargo().args(["test", "--release", "--workspace"]))?;
     load(&["--short"])?;
+    // The one feature that needs nothing a machine may lack.
+    let otel = ["--release", "--package", "teacher-server", "--features", "otel"];
+    run(cargo().arg("clippy").args(otel).arg("--all-targets").args(deny))?;
+    run(cargo().arg("test").args(otel).args(["--lib", "--", "otel"]))?;
     say("\nverify: all checks passed");
     Ok(())
 }
