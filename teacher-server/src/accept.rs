@@ -11,7 +11,7 @@ use axum::serve::IncomingStream;
 use futures::Stream;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Connected;
 
@@ -19,6 +19,7 @@ use crate::client::{Client, Peer};
 use crate::connection::{Connection, CutSignal, Open, Wire};
 use crate::idle::IdleDeadline;
 use crate::metrics::{Metrics, PortLabels};
+use crate::room::{Room, Taken};
 use crate::seldom::Seldom;
 use crate::tls::Tls;
 
@@ -38,8 +39,10 @@ const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// What the connections of one port may do and how they speak.
 #[derive(Clone)]
 pub struct Port {
-    /// Open at a time.
+    /// Open at a time; a client may have as many as are still free.
     pub connections: usize,
+    /// Whose a connection is, before anything was said on it.
+    pub whose: fn(SocketAddr) -> Client,
     /// How long one may be without an open request.
     pub idle: Duration,
     /// How long an answer may be left unread and its request still count as open.
@@ -54,7 +57,7 @@ pub struct Port {
 pub struct Acceptor {
     listener: TcpListener,
     port: Port,
-    room: Arc<Semaphore>,
+    room: Room,
     refusals: Seldom,
     cut: CutSignal,
     metrics: Metrics,
@@ -63,7 +66,7 @@ pub struct Acceptor {
 impl Acceptor {
     /// Accepts from `listener` within the port's own bounds.
     pub fn new(listener: TcpListener, port: Port, cut: CutSignal, metrics: Metrics) -> Self {
-        let room = Arc::new(Semaphore::new(port.connections));
+        let room = Room::new(port.connections);
         Self { listener, port, room, refusals: Seldom::every(REFUSALS_TOLD_EVERY), cut, metrics }
     }
 
@@ -93,8 +96,9 @@ impl Acceptor {
         Ok(Incoming { connections, local })
     }
 
-    /// The next connection that there is room for. One over the limit is closed at once and counted.
-    async fn next(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    /// The next connection that there is room for. One over the limit, or over its client's share, is
+    /// closed at once and counted.
+    async fn next(&mut self) -> (TcpStream, SocketAddr, Taken) {
         loop {
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
@@ -104,15 +108,16 @@ impl Acceptor {
                     continue;
                 }
             };
-            match Arc::clone(&self.room).try_acquire_owned() {
-                Ok(room) => return (stream, peer, room),
-                Err(_) => {
+            match self.room.take(&(self.port.whose)(peer), 1) {
+                Some(room) => return (stream, peer, room),
+                None => {
                     self.metrics.refused_connections.inc();
                     if let Some(refused) = self.refusals.count(Instant::now()) {
                         let limit = self.port.connections;
                         tracing::warn!(
                             refused, limit, last = %peer,
-                            "refused connections: as many are open as may be (--max-connections)"
+                            "refused connections: as many are open as may be (--max-connections), of \
+                             which a client may have as many as are still free"
                         );
                     }
                 }
@@ -126,7 +131,7 @@ impl Acceptor {
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-        room: OwnedSemaphorePermit,
+        room: Taken,
     ) -> impl Future<Output = Option<Connection>> + use<> {
         // Replies are small at the end of a sequence; waiting to fill a packet only delays them.
         if let Err(error) = stream.set_nodelay(true) {
@@ -235,5 +240,63 @@ impl axum::serve::Listener for Incoming {
 impl axum::extract::connect_info::Connected<IncomingStream<'_, Incoming>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Incoming>) -> Self {
         Connected::connect_info(stream.io())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpSocket;
+
+    use super::*;
+    use crate::connection::Cut;
+
+    /// Connects from an address of this machine's.
+    async fn connect(from: &str, to: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_address_cannot_keep_others_from_connecting() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let port = Port {
+            connections: 8,
+            whose: |peer| Client::named(&peer.ip().to_string()),
+            idle: Duration::from_secs(60),
+            reader: Duration::from_secs(60),
+            tls: None,
+            protocol: b"h2",
+        };
+        let ((_cut, cut), metrics) = (Cut::new(), Metrics::default());
+        let acceptor = Acceptor::new(listener, port, cut, metrics.clone());
+        let mut incoming = acceptor.start().unwrap();
+        let (mut open, mut opened) = (Vec::new(), [0; 5]);
+        // Half of what there is, half of what is left, and so on.
+        for (host, opened) in (2..7).zip(&mut opened) {
+            for _ in 0..10 {
+                let mut byte = [0];
+                let refused = metrics.refused_connections.get();
+                let mut stream = connect(&format!("127.0.0.{host}"), at).await;
+                tokio::select! {
+                    Some((connection, _)) = incoming.connections.recv() => {
+                        *opened += 1;
+                        open.push((stream, connection));
+                    }
+                    closed = stream.read(&mut byte) => {
+                        assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+                        assert_eq!(metrics.refused_connections.get(), refused + 1);
+                    }
+                }
+            }
+        }
+        assert_eq!(opened, [4, 2, 1, 1, 0]);
+        // What has come free is for those who have least.
+        open.drain(..4);
+        let fifth = connect("127.0.0.6", at).await;
+        assert!(incoming.connections.recv().await.is_some());
+        drop(fifth);
     }
 }

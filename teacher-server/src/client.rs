@@ -1,7 +1,7 @@
 //! Who asks: what shares are counted by.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::http::Extensions;
@@ -9,7 +9,8 @@ use axum::http::Extensions;
 use crate::idle::OpenRequests;
 
 /// A client's name. Processes of this machine are told apart by their connections, those of others
-/// by their addresses: who could open many connections would otherwise have as many shares.
+/// by their addresses: who could open many connections would otherwise have as many shares. Of IPv6 the
+/// network of 64 bits counts, all of whose addresses one machine may have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Client(Arc<str>);
 
@@ -18,7 +19,11 @@ impl Client {
     pub fn at(peer: SocketAddr) -> Self {
         match peer.ip().to_canonical() {
             ip if ip.is_loopback() => Self(peer.to_string().into()),
-            ip => Self(ip.to_string().into()),
+            IpAddr::V4(ip) => Self(ip.to_string().into()),
+            IpAddr::V6(ip) => {
+                let network = Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64);
+                Self(format!("{network}/64").into())
+            }
         }
     }
 
@@ -77,7 +82,8 @@ mod tests {
         let name = |peer: &str| Client::at(peer.parse().unwrap()).to_string();
         assert_eq!(name("10.0.0.7:5000"), "10.0.0.7");
         assert_eq!(name("[::ffff:10.0.0.7]:5000"), "10.0.0.7");
-        assert_eq!(name("[2001:db8::1]:5000"), "2001:db8::1");
+        assert_eq!(name("[2001:db8:0:7::1]:5000"), "2001:db8:0:7::/64");
+        assert_eq!(name("[2001:db8:0:7:ffff::2]:6000"), "2001:db8:0:7::/64");
         assert_eq!(name("127.0.0.1:5000"), "127.0.0.1:5000");
         assert_eq!(name("[::1]:5000"), "[::1]:5000");
     }

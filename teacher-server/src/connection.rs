@@ -13,11 +13,12 @@ use std::task::{Context, Poll};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tonic::transport::server::Connected;
 
 use crate::client::{Client, Peer};
 use crate::idle::IdleDeadline;
+use crate::room::Taken;
 
 /// Draws the cut of all connections that hold its other end. Dropping it draws it too.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ pub struct Connection {
     idle: IdleDeadline,
     sent: Counter,
     _open: Open,
-    _room: OwnedSemaphorePermit,
+    _room: Taken,
 }
 
 impl Connection {
@@ -91,7 +92,7 @@ impl Connection {
         cut: CutSignal,
         idle: IdleDeadline,
         sent: Counter,
-        (open, room): (Open, OwnedSemaphorePermit),
+        (open, room): (Open, Taken),
     ) -> Self {
         let cut = Box::pin(cut.drawn());
         Self { wire, client, certified, cut, idle, sent, _open: open, _room: room }

@@ -79,6 +79,18 @@ pub enum TeacherError {
         /// When to come again.
         pause: Duration,
     },
+    /// As many streams only listen as may.
+    #[error(
+        "as many streams of health's Watch and of reflection are open as may be, {limit} in all \
+         (max_connections), of which a client may have as many as are still free; close one, or ask \
+         again later"
+    )]
+    Watches {
+        /// Streams allowed.
+        limit: usize,
+        /// When to come again.
+        pause: Duration,
+    },
     /// The stream has been open for as long as one may.
     #[error(
         "this stream has been open for {seconds} s, as long as one may (--stream-timeout); what it \
@@ -187,6 +199,7 @@ impl TeacherError {
             | Self::BodyBytes { .. } => Code::InvalidArgument,
             Self::Full { .. }
             | Self::Encoding { .. }
+            | Self::Watches { .. }
             | Self::Unfinished { .. }
             | Self::OutOfMemory { .. } => Code::ResourceExhausted,
             Self::NotFinite(_) | Self::Scorer(_) | Self::Answer(_) | Self::Panicked(_) => {
@@ -213,6 +226,7 @@ impl TeacherError {
             Self::Full { full: QueueFull::Sequences { .. }, .. } => "queued_sequences",
             Self::Full { full: QueueFull::Tokens { .. }, .. } => "queued_tokens",
             Self::Encoding { .. } => "encoding_texts",
+            Self::Watches { .. } => "watches",
             Self::StreamTime { .. } => "stream_time",
             Self::StreamIdle { .. } => "stream_idle",
             Self::Unfinished { .. } => "unfinished_bytes",
@@ -231,6 +245,7 @@ impl TeacherError {
     pub fn pause(&self) -> Option<Duration> {
         if let Self::Full { pause, .. }
         | Self::Encoding { pause, .. }
+        | Self::Watches { pause, .. }
         | Self::Unfinished { pause, .. }
         | Self::OutOfMemory { pause, .. } = self
         {

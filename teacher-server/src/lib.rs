@@ -4,9 +4,9 @@
 //! [`distill::queue`] admits it, [`engine`] packs it with others on the thread that owns the device, [`scorer`] is the model
 //! ([`qwen3_scorer`]) behind a trait, and the service sends the answer in chunks. What comes over HTTP
 //! in the words of other trainers ([`dialects`]) goes the same way from the [`desk`] on. Around it:
-//! [`config`] and [`settings`] (what was asked of the server), [`accept`], [`tls`], [`access`] and
-//! [`client`] (who comes in), [`connection`], [`idle`], [`deadline`] and [`shutdown`] (how it ends),
-//! [`unfinished`] and [`room`] (how much one may hold), [`metrics`], [`http`], [`spans`] with their
+//! [`config`] and [`settings`] (what was asked of the server), [`accept`], [`guard`] with [`tls`] and
+//! [`access`], and [`client`] (who comes in), [`connection`], [`idle`], [`deadline`] and [`shutdown`] (how it ends),
+//! [`unfinished`], [`watches`] and [`room`] (how much one may hold), [`metrics`], [`http`], [`spans`] with their
 //! [`request_id`], [`telemetry`] and [`seldom`] (what it shows),
 //! [`error`], [`protocol`] and [`unreadable`] (what it refuses).
 
@@ -29,6 +29,7 @@ pub mod access;
 pub mod client;
 pub mod connection;
 pub mod deadline;
+pub mod guard;
 pub mod http;
 pub mod idle;
 pub mod metrics;
@@ -43,6 +44,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod unfinished;
 pub mod unreadable;
+pub mod watches;
 
 pub mod banner;
 pub mod error;
@@ -52,7 +54,8 @@ pub mod testing;
 
 mod serve;
 
-pub use serve::{Guard, Listeners, ServeError, serve};
+pub use guard::Guard;
+pub use serve::{Listeners, ServeError, serve};
 
 #[cfg(test)]
 mod serve_tests;

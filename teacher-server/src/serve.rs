@@ -20,13 +20,14 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::accept::{Acceptor, Incoming, Port};
-use crate::access::{self, Access};
-use crate::client::Peer;
+use crate::access;
+use crate::client::{Client, Peer};
 use crate::connection::{Cut, CutSignal};
 use crate::deadline;
 use crate::desk::Desk;
 use crate::dialects;
 use crate::engine::{Batching, Engine, Ready, Started};
+use crate::guard::Guard;
 use crate::idle;
 use crate::metrics::Metrics;
 use crate::protocol;
@@ -36,9 +37,9 @@ use crate::settings::{Settings, SettingsError};
 use crate::shutdown::Calls;
 use crate::spans;
 use crate::state::{Serving, State};
-use crate::tls::{Tls, TlsError};
 use crate::unfinished::Unfinished;
 use crate::unreadable;
+use crate::watches::{self, Watches};
 
 /// HTTP/2 flow-control windows: what a client may have in flight to us, and so what its slow
 /// handling can make us hold. h2 ends a connection whose DATA frames wait unread and are small: each
@@ -110,29 +111,6 @@ pub enum ServeError {
         /// Why.
         reason: String,
     },
-}
-
-/// Who may call, and how the ports are encrypted.
-#[derive(Clone, Default)]
-pub struct Guard {
-    /// Who may call.
-    pub access: Access,
-    /// Encryption; none is plaintext.
-    pub tls: Option<Tls>,
-}
-
-impl Guard {
-    /// Reads tokens and certificates again, each for itself; what cannot be used is told and
-    /// changes nothing.
-    pub fn reload(&self) {
-        let tls: Result<(), TlsError> = self.tls.as_ref().map_or(Ok(()), Tls::reload);
-        if let Err(error) = tls {
-            tracing::error!(%error, "the certificate stays as it was");
-        }
-        if let Err(error) = self.access.reload() {
-            tracing::error!(%error, "the tokens stay as they were");
-        }
-    }
 }
 
 impl Listeners {
@@ -260,7 +238,8 @@ impl House {
     ) -> Result<Incoming, ServeError> {
         let connections = self.settings.limits.max_connections;
         let reader = self.settings.limits.reader_timeout;
-        let port = Port { connections, idle, reader, tls: self.guard.tls.clone(), protocol };
+        let (whose, tls) = (Client::at, self.guard.tls.clone());
+        let port = Port { connections, whose, idle, reader, tls, protocol };
         let (cut, metrics) = (self.cut_signal.clone(), self.metrics.clone());
         let failed =
             |error: io::Error| ServeError::Listener { what: "a port", reason: error.to_string() };
@@ -285,6 +264,7 @@ impl House {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let unfinished = self.unfinished.clone();
+        let watches = Watches::new(&limits, self.metrics.clone());
         let asked = (self.guard.access.clone(), self.metrics.clone());
         let routes = Routes::new(teacher)
             .add_service(health)
@@ -292,6 +272,7 @@ impl House {
             .add_service(reflection().build_v1alpha()?)
             .into_axum_router()
             .layer(from_fn(unreadable::blame_sender))
+            .layer(from_fn_with_state(watches, watches::bound))
             .layer(from_fn(deadline::keep))
             .layer(map_request(move |request| ready(unfinished.bound(request))))
             .layer(from_fn(protocol::check))

@@ -93,7 +93,8 @@ pub struct BoundArgs {
     #[arg(default_value_t = DEFAULT_LIMITS.reader_timeout.as_secs() as u32)]
     #[arg(value_parser = at_least_1)]
     pub reader_timeout: u32,
-    /// Connections open at a time, on each of the two ports.
+    /// Connections open at a time, on each of the two ports; an address may have as many as are still
+    /// free, alone half of them.
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_MAX_CONNECTIONS")]
     #[arg(default_value_t = DEFAULT_LIMITS.max_connections as u32, value_parser = at_least_1)]
     pub max_connections: u32,

@@ -4,8 +4,13 @@
 use std::time::{Duration, Instant};
 
 use proto::convert::{ScoreJob, score_request};
+use proto::v1::teacher_client::TeacherClient;
 use proto::v1::{GetInfoRequest, ScoreRequest, ScoreTextRequest};
 use tonic::{Code, Request, Status};
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_types::StatusExt as _;
 
 use super::by_hand::{DATA, Hand, frame, open};
@@ -96,6 +101,53 @@ async fn the_deadline_a_client_sets_holds_for_the_whole_stream() {
     // The one on the device was computed for nobody, the other not at all.
     server.until_metric("teacher_abandoned_total", 2.0).await;
     assert_eq!(server.metric("teacher_batches_total").await, 1.0);
+}
+
+/// Opens a stream of health's.
+async fn watch(
+    channel: tonic::transport::Channel,
+) -> Result<tonic::Streaming<HealthCheckResponse>, Status> {
+    let request = HealthCheckRequest { service: String::new() };
+    Ok(HealthClient::new(channel).watch(request).await?.into_inner())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watching_health_or_reflecting_has_an_end() {
+    let server = served(Settings::with(|limits| limits.stream_timeout = SHORT)).await;
+    let begin = Instant::now();
+    let mut replies = watch(server.channel().await).await.unwrap();
+    assert!(replies.message().await.unwrap().is_some(), "the state as it is");
+    let status = tokio::time::timeout(PATIENCE, replies.message()).await.expect("it goes on");
+    let status = status.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains("--stream-timeout") && begin.elapsed() >= SHORT, "{status}");
+    let open = tokio_stream::pending::<ServerReflectionRequest>();
+    let mut client = ServerReflectionClient::new(server.channel().await);
+    let mut replies = client.server_reflection_info(open).await.unwrap().into_inner();
+    let status = tokio::time::timeout(PATIENCE, replies.message()).await.expect("it goes on");
+    assert_eq!(status.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(server.metric("teacher_refusals_total{reason=\"stream_time\"}").await, 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_are_as_many_as_connections_and_share_that() {
+    let server = served(Settings::with(|limits| limits.max_connections = 4)).await;
+    let (one, other) = (server.channel().await, server.channel().await);
+    let mut open = Vec::new();
+    for (channel, most) in [(&one, 2), (&other, 1)] {
+        for _ in 0..most {
+            open.push(watch(channel.clone()).await.unwrap());
+        }
+        let status = watch(channel.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        assert!(status.message().contains("max_connections"), "{status}");
+        assert!(status.get_details_retry_info().is_some(), "{status:?}");
+    }
+    // Other calls have their own room, and what is closed is free.
+    TeacherClient::new(other.clone()).get_info(GetInfoRequest {}).await.unwrap();
+    open.pop();
+    let again = async { while watch(other.clone()).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, again).await.expect("room again");
 }
 
 /// A call on a connection of its own, and the first bytes of its body.

@@ -1,7 +1,7 @@
 //! A running server, its clients, and the shortest way to score something.
 
 use std::net::SocketAddr;
-use std::sync::mpsc;
+use std::sync::{LazyLock, mpsc};
 use std::time::Duration;
 
 use distill::codec::Codec;
@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::Streaming;
 use tonic::transport::Channel;
+use tracing::dispatcher::{DefaultGuard, Dispatch};
 
 use crate::scorer::{LoadError, Loaded, all_positions};
 use crate::settings::Settings;
@@ -179,6 +180,17 @@ async fn http(server: SocketAddr, request: String) -> (String, Value) {
     connection.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.to_owned(), serde_json::from_str(body).unwrap())
+}
+
+/// Has this thread tell a subscriber of its own what it does, while the guard lives.
+pub(crate) fn tell(to: &Dispatch) -> DefaultGuard {
+    // With one subscriber in the process, `tracing` asks it once for all, on whichever thread comes
+    // first; and on the others' threads there is none.
+    static ANOTHER: LazyLock<Dispatch> =
+        LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
+    LazyLock::force(&ANOTHER);
+    tracing::callsite::rebuild_interest_cache();
+    tracing::dispatcher::set_default(to)
 }
 
 /// Both directions of a `Score` call.

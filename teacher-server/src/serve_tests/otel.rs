@@ -14,10 +14,10 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::transport::Server as Transport;
 use tonic::{Request, Response, Status};
-use tracing::dispatcher::DefaultGuard;
+use tracing::dispatcher::{DefaultGuard, Dispatch};
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use super::harness::{CLASSES, PATIENCE, Server, assert_right, job};
+use super::harness::{CLASSES, PATIENCE, Server, assert_right, job, tell};
 use crate::settings::Settings;
 use crate::telemetry::Export;
 use crate::testing::FakeScorer;
@@ -141,7 +141,7 @@ fn export_to(at: SocketAddr) -> (Export, DefaultGuard) {
     let opened = Export::open("--otlp-endpoint", &format!("http://{at}"), |_| None);
     let export = opened.unwrap().unwrap();
     let subscriber = tracing_subscriber::registry().with(export.layer());
-    let guard = tracing::subscriber::set_default(subscriber);
+    let guard = tell(&Dispatch::new(subscriber));
     (export, guard)
 }
 

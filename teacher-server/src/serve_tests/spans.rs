@@ -15,7 +15,7 @@ use tracing::dispatcher::{DefaultGuard, Dispatch};
 use tracing_subscriber::EnvFilter;
 
 use super::by_hand::{HEADERS, Hand, RESET, frame, open};
-use super::harness::{CLASSES, PATIENCE, Server, assert_right, job};
+use super::harness::{CLASSES, PATIENCE, Server, assert_right, job, tell};
 use super::security;
 use crate::settings::Settings;
 use crate::telemetry::DEFAULT_LOG;
@@ -54,7 +54,7 @@ impl Log {
             .with_ansi(false)
             .with_writer(move || Writer(Arc::clone(&writer)));
         let dispatch = Dispatch::new(lines.finish());
-        let _guard = tracing::dispatcher::set_default(&dispatch);
+        let _guard = tell(&dispatch);
         Self { written, dispatch, _guard }
     }
 
@@ -184,7 +184,7 @@ async fn a_line_for_each_call_and_each_sequence_says_what_it_was() {
     let inbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
     let mut client = server.client().await;
     let mut replies = client.score(named(inbound, "c-1")).await.unwrap().into_inner();
-    let good = ScoreJob { ranges: vec![1..3], ..job(7, vec![1, 2, 3, 4, 5]) };
+    let good = ScoreJob { ranges: vec![1..2, 2..3], ..job(7, vec![1, 2, 3, 4, 5]) };
     for request in [score_request(&good), score_request(&job(8, vec![99]))] {
         requests.send(request).await.unwrap();
         replies.message().await.unwrap().unwrap();
@@ -256,7 +256,7 @@ async fn by_default_refusals_leave_no_line_and_faults_leave_one_with_the_calls_n
     let dispatch = log.dispatch.clone();
     let load = move || {
         // This runs on the device's thread, which logs here too from now on.
-        std::mem::forget(tracing::dispatcher::set_default(&dispatch));
+        std::mem::forget(tell(&dispatch));
         Ok(FakeScorer { nan_at: Some(3), fail_at: Some(4), ..FakeScorer::new(CLASSES) }.loaded())
     };
     let mut server = Server::start_loading(load, Settings::DEFAULT).await;
