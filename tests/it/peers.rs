@@ -93,6 +93,22 @@ fn the_client_of_trls_trainers_has_the_numbers_of_transformers() {
 }
 
 #[test]
+fn the_worker_of_trls_asynchronous_distillation_has_the_numbers_of_transformers() {
+    let test = "the_worker_of_trls_asynchronous_distillation_has_the_numbers_of_transformers";
+    // TRL 1.10 has no such worker yet, 1.16 has.
+    let trl = ["trl", "trl.experimental.async_distillation"];
+    let modules = [&trl[..], &["aiohttp", "accelerate", "datasets", "torch", "transformers"]];
+    let Some(python) = python(&modules.concat(), test) else { return };
+    let model = root().join("student-trainer/demo/teacher");
+    let teacher = Teacher::start(&model, &["--dtype", "f32"]);
+    let url = format!("http://{}", teacher.http);
+    let output = run(python.script("trl_async_teacher.py").arg(url).arg(&model));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said.lines().filter(|line| line.starts_with("ok: ")).count(), 2, "{said}");
+}
+
+#[test]
 fn transformers_loads_what_we_save_and_computes_the_same_logits() {
     let test = "transformers_loads_what_we_save_and_computes_the_same_logits";
     let modules = ["grpc", "grpc_tools", "grpc_reflection", "numpy", "torch", "transformers"];
