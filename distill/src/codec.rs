@@ -77,8 +77,8 @@ pub enum Ids<'a> {
 ///
 /// # Errors
 /// [`CodecError`] when the arrays do not belong together, a number is not finite (`log_rest` may be
-/// -inf), or an id does not fit into three bytes of the packed codec. Row numbers count within
-/// `rows`.
+/// -inf) or would not be once read (the packed codec's, at -3.4e38), or an id does not fit into three
+/// bytes of the packed codec. Row numbers count within `rows`.
 ///
 /// # Panics
 /// When `rows` lies outside the signal.
@@ -101,7 +101,7 @@ pub fn encode(signal: &TopK, rows: Range<usize>, layout: Layout) -> Result<Vec<u
 /// # Errors
 /// [`CodecError`] when the length is not exactly that of such a signal, an id is no class or comes
 /// twice in a row, or a number is not finite (`log_rest` may be -inf). No bytes make it panic, and
-/// it reserves no more than the length of `bytes` warrants.
+/// it reserves no more than the length of `bytes` warrants, and a bit a class.
 pub fn decode(
     bytes: &[u8],
     rows: usize,

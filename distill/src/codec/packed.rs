@@ -18,7 +18,8 @@ const NO_FRACTION: f64 = 4_503_599_627_370_496.0;
 /// The three lower bytes of an id.
 const ID: u32 = MAX_PACKED_CLASSES as u32 - 1;
 
-/// Every number is finite (`log_rest` may be -inf).
+/// Every number is finite (`log_rest` may be -inf). A row whose smallest value is the smallest float32,
+/// or nearly, is refused: the step being rounded up, its last step would end beyond.
 pub(super) fn encode(
     k: usize,
     ids: &[u32],
@@ -38,8 +39,13 @@ pub(super) fn encode(
     put_floats(mass, log_rest);
     let scales = top.as_chunks_mut::<4>().0.iter_mut().zip(step.as_chunks_mut::<4>().0);
     let rows = values.chunks_exact(k).zip(code.chunks_exact_mut(2 * k));
-    for ((values, codes), (top, step)) in rows.zip(scales) {
+    for (row, ((values, codes), (top, step))) in rows.zip(scales).enumerate() {
         let scale = Scale::of(values);
+        let found = scale.value(u16::MAX);
+        if !found.is_finite() {
+            let what = "the smallest value, in steps from the largest,";
+            return Err(CodecError::NotFinite { row, what, found });
+        }
         *top = scale.top.to_le_bytes();
         *step = scale.step.to_le_bytes();
         scale.put_codes(codes, values);

@@ -1,0 +1,5 @@
+//! libFuzzer's program for `fuzz::bodies`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| drop(fuzz::bodies::run(input)));

@@ -1,0 +1,5 @@
+//! libFuzzer's program for `fuzz::request`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| drop(fuzz::request::run(input)));
