@@ -157,6 +157,6 @@ pub fn seeds() -> Vec<Vec<u8>> {
         of(1, &vllm.replace("[[1,2,3],[4]]", "[\"ab\",\"c\"]")),
         of(1, echo),
         vec![2],
-        vec![3],
+        vec![3, 0, 0, 5, 10, 0],
     ]
 }

@@ -275,13 +275,13 @@ fn bits(signal: &TopK) -> [Vec<u32>; 4] {
 /// Inputs to begin with.
 pub fn seeds() -> Vec<Vec<u8>> {
     let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
-    // Decisions: way, codec, known, rows, k, classes, whole, distinct; 0 where the first will do.
+    // Way, codec, known, rows, k (2 bytes each), classes, whole, distinct; 0 is the first of each.
     let packed = [
-        vec![0, 0, 0, 0, 1, 0, 2, 0, 0, 0, 0],
+        vec![0, 0, 0, 0, 1, 0, 2, 0, 0, 0],
         floats(&[2.0, -0.25, 1.0 / 65_536.0, 0.0, 3.0, 0.5, -1.0, f32::NEG_INFINITY]),
         vec![1, 0, 0, 2, 0, 0, 3, 0, 0, 4, 0, 0, 5, 0, 0, 6, 0, 0, 0, 0, 255, 255, 255, 127, 1],
     ];
-    let raw = [vec![0, 1, 0, 0, 1, 0, 2, 0, 0, 0, 0], floats(&[3.0, 0.5, -1.0, -2.0, 0.0, 1.0])];
+    let raw = [vec![0, 1, 0, 0, 1, 0, 2, 0, 0, 0], floats(&[3.0, 0.5, -1.0, -2.0, 0.0, 1.0])];
     let known = [vec![0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0], vec![7, 0, 0, 0, 9, 0, 0, 0]];
     vec![
         packed.concat(),

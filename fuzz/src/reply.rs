@@ -22,7 +22,7 @@ use tonic::Code;
 use crate::answers::{agreement, answer, assert_sound, stamp};
 use crate::draw::Draw;
 use crate::memory::peak;
-use crate::request::drawn;
+use crate::request::{SIMPLEST, drawn};
 use crate::teachers::{MODEL, TEACHERS, TOKENIZER, numbered};
 
 /// Bytes that reading may take for each byte of a message.
@@ -285,7 +285,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         [vec![INFO], facts].concat()
     };
     let mut seeds = vec![messages(4096), messages(1), info(0), info(1), info(2), info(3)];
-    // One token of the fourth teacher; two faults; a fault of each kind.
-    seeds.extend((0..18).map(|fault| vec![DRAWN, 3, 0, 0, 2, 1, 2, 0, 0, 1, 0, 1, 0, 0, fault]));
+    // A message for each of two tokens, and a fault of each kind in the first.
+    let decisions = &SIMPLEST[..SIMPLEST.len() - 1];
+    seeds.extend((0..18).map(|fault| [&[DRAWN, 3], decisions, &[0, 1, 0, 1, fault]].concat()));
     seeds
 }

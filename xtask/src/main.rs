@@ -1,8 +1,9 @@
-//! The commands of the repository: `cargo xtask verify | fix | oracle DIR | load | bench`.
+//! The commands of the repository: `cargo xtask verify | fix | oracle DIR | load | bench | fuzz`.
 //!
 //! `verify` is everything CI checks and writes nothing but build artefacts; `fix` rewrites.
 
 mod bench;
+mod fuzz;
 mod run;
 mod tidy;
 mod verify;
@@ -25,7 +26,10 @@ usage: cargo xtask COMMAND
   bench [engine] [job] [start] [--rounds N] [--rows N] [--top-k K] [--python PROGRAM]
                 beside PyTorch in one alternating run: training steps and scoring on random
                 weights, the notebook's whole job; and the time a start takes. All three by
-                default";
+                default
+  fuzz [TARGET…] [--runs N] [--keep]
+                libFuzzer on the targets of fuzz/, all by default, 1,000,000 times each; --keep
+                puts the fewest inputs that reach as much into fuzz/corpus";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -37,6 +41,7 @@ fn main() -> Result<()> {
         ["oracle", rest @ ..] if !rest.is_empty() => verify::oracle(rest),
         ["load", rest @ ..] => verify::load(rest),
         ["bench", rest @ ..] => bench::bench(rest),
+        ["fuzz", rest @ ..] => fuzz::fuzz(rest),
         ["help" | "--help" | "-h"] => {
             run::say(USAGE);
             Ok(())

@@ -22,6 +22,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("teacher-server", &["distill", "proto", "model", "hub"]),
     ("student-trainer", &["distill", "proto", "model", "hub", "client"]),
     ("tests", &["distill", "proto", "model", "hub", "client", "teacher-server", "student-trainer"]),
+    ("fuzz", &["distill", "proto", "teacher-server"]),
     ("test-support", &[]),
     ("xtask", &[]),
 ];

@@ -1,0 +1,216 @@
+//! `cargo xtask fuzz`: libFuzzer on the targets of the crate `fuzz`, each a number of times (see its
+//! README).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::run::{cargo, read, root, run};
+
+/// Executions of a target where nobody says how many.
+const RUNS: &str = "1000000";
+/// Longest input, in bytes: larger ones reach nothing more and take longer.
+const MOST_BYTES: u32 = 3000;
+/// Longest time for one input, in seconds.
+const PATIENCE: u32 = 10;
+
+/// How code is compiled that libFuzzer can follow: it counts edges, sees what is compared, and the
+/// address sanitizer watches the memory.
+const INSTRUMENTED: [&str; 6] = [
+    "-Zsanitizer=address",
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+];
+
+/// What is asked for.
+struct Settings<'a> {
+    targets: Vec<&'a str>,
+    runs: &'a str,
+    keep: bool,
+}
+
+/// Runs targets, all where none is named.
+pub(crate) fn fuzz(words: &[&str]) -> Result<()> {
+    let known = targets()?;
+    let Settings { targets, runs, keep } = settings(words, &known)?;
+    let machine = machine()?;
+    let programs = build(&machine)?;
+    for target in targets {
+        let corpus = Corpus::of(target)?;
+        one(&programs, target, runs, &corpus)?;
+        if keep {
+            corpus.keep(&programs.join(target))?;
+        }
+    }
+    Ok(())
+}
+
+/// The names of the targets: of their programs.
+fn targets() -> Result<Vec<String>> {
+    let folder = root().join("fuzz/targets");
+    let mut names = Vec::new();
+    for file in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        names.extend(file?.path().file_stem().map(|name| name.to_string_lossy().into_owned()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn settings<'a>(words: &[&'a str], known: &'a [String]) -> Result<Settings<'a>> {
+    let mut settings = Settings { targets: vec![], runs: RUNS, keep: false };
+    let mut words = words.iter();
+    while let Some(&word) = words.next() {
+        match word {
+            "--runs" => settings.runs = words.next().context("--runs needs a number")?,
+            "--keep" => settings.keep = true,
+            name if known.iter().any(|known| known == name) => settings.targets.push(name),
+            other => bail!("no target {other}; there are {}", known.join(", ")),
+        }
+    }
+    let number = settings.runs.parse::<u64>();
+    ensure!(number.is_ok(), "--runs {}: wanted a number", settings.runs);
+    if settings.targets.is_empty() {
+        settings.targets = known.iter().map(String::as_str).collect();
+    }
+    Ok(settings)
+}
+
+/// This machine as rustc names it; an error where something is missing.
+fn machine() -> Result<String> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let found = Command::new(&compiler).arg("--version").output().is_ok();
+    ensure!(
+        found,
+        "libFuzzer is compiled by a C++ compiler and there is no {compiler}: install g++ or set CXX"
+    );
+    let rustc = |print: &[&str]| read(Command::new("rustc").current_dir(root()).args(print));
+    let libraries = PathBuf::from(rustc(&["--print", "target-libdir"])?.trim());
+    let listed = std::fs::read_dir(&libraries)?.flatten();
+    let sanitizer = listed.map(|file| file.file_name().to_string_lossy().contains("_rt.asan"));
+    ensure!(
+        sanitizer.into_iter().any(|found| found),
+        "this toolchain has no address sanitizer (rustc-*_rt.asan in {}): rustup's for x86_64 and \
+         aarch64 Linux have",
+        libraries.display()
+    );
+    let version = rustc(&["-vV"])?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.to_owned())
+}
+
+/// Builds the programs; the folder they are in.
+fn build(machine: &str) -> Result<PathBuf> {
+    let folder = root().join("target/fuzz");
+    // The flags are nightly's; the toolchain's own compiler knows them, and needs to be allowed. With a
+    // target named, programs that run during the build are left as they are.
+    run(cargo()
+        .args(["build", "--profile", "fuzz", "--package", "fuzz", "--bins"])
+        .args(["--features", "libfuzzer", "--target", machine])
+        .env("CARGO_TARGET_DIR", &folder)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", INSTRUMENTED.join(" ")))?;
+    Ok(folder.join(machine).join("fuzz"))
+}
+
+/// Where a target's inputs are.
+struct Corpus {
+    /// Those found here, which may go.
+    found: PathBuf,
+    /// Those that are kept in the repository.
+    kept: PathBuf,
+    /// Those it begins with.
+    seeds: PathBuf,
+}
+
+impl Corpus {
+    /// Makes the folders, and writes the seeds.
+    fn of(target: &str) -> Result<Self> {
+        let beside = |what: &str| root().join("target/fuzz").join(what).join(target);
+        let kept = root().join("fuzz/corpus").join(target);
+        let corpus = Self { found: beside("found"), kept, seeds: beside("seeds") };
+        for folder in [&corpus.found, &corpus.kept, &corpus.seeds] {
+            std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        let program = ["run", "--quiet", "--release", "--package", "fuzz", "--bin", "seeds", "--"];
+        run(cargo().args(program).arg(target).arg(&corpus.seeds))?;
+        Ok(corpus)
+    }
+
+    fn folders(&self) -> [&Path; 3] {
+        [&self.found, &self.kept, &self.seeds]
+    }
+
+    /// Puts in the place of what is kept the fewest inputs that reach as much as all together.
+    fn keep(&self, program: &Path) -> Result<()> {
+        let fewest = self.found.with_extension("fewest");
+        let gone = |folder: &Path| match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        gone(&fewest)?;
+        std::fs::create_dir_all(&fewest)?;
+        run(Command::new(program)
+            .args(["-set_cover_merge=1", &format!("-max_len={MOST_BYTES}")])
+            .arg(&fewest)
+            .args(self.folders()))?;
+        gone(&self.kept)?;
+        std::fs::rename(&fewest, &self.kept)
+            .context("cannot put the kept inputs in their place")?;
+        Ok(())
+    }
+}
+
+/// Runs one target. An input that breaks a law is left in `target/fuzz/faults`.
+fn one(programs: &Path, target: &str, runs: &str, corpus: &Corpus) -> Result<()> {
+    let faults = root().join("target/fuzz/faults");
+    std::fs::create_dir_all(&faults)?;
+    let mut command = Command::new(programs.join(target));
+    command
+        .arg(format!("-runs={runs}"))
+        .arg(format!("-max_len={MOST_BYTES}"))
+        .arg(format!("-timeout={PATIENCE}"))
+        .arg(format!("-artifact_prefix={}/{target}-", faults.display()))
+        .args(["-print_final_stats=1", "-use_value_profile=0"]);
+    let dictionary = root().join(format!("fuzz/dictionaries/{target}.dict"));
+    if dictionary.exists() {
+        command.arg(format!("-dict={}", dictionary.display()));
+    }
+    let ran = run(command.args(corpus.folders()));
+    ran.with_context(|| {
+        format!(
+            "{target} broke a law, see above. Copy the input from {} to fuzz/corpus/{target}: then \
+             `cargo test --release -p fuzz` shows it without libFuzzer",
+            faults.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_named_or_all_and_the_rest_is_refused() {
+        let known = ["bodies".to_owned(), "packed".to_owned()];
+        let read = |words: &[&'static str]| {
+            let settings = settings(words, &known).map_err(|error| error.to_string())?;
+            Ok((settings.targets.join(" "), settings.runs.to_owned(), settings.keep))
+        };
+        let all = Ok(("bodies packed".to_owned(), RUNS.to_owned(), false));
+        assert_eq!(read(&[]), all);
+        let one = Ok(("packed".to_owned(), "7".to_owned(), true));
+        assert_eq!(read(&["packed", "--runs", "7", "--keep"]), one);
+        let refused: [(&[&str], &str); 3] = [
+            (&["other"], "no target other; there are bodies, packed"),
+            (&["--runs"], "--runs needs a number"),
+            (&["--runs", "many"], "--runs many: wanted a number"),
+        ];
+        for (words, says) in refused {
+            assert_eq!(read(words), Err(says.to_owned()));
+        }
+    }
+}
