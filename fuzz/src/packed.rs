@@ -44,7 +44,7 @@ fn read(mut draw: Draw<'_>) -> bool {
     let classes = draw.of(&[151_936, k, 40, 1 << 24, (1 << 24) + 1, 0]);
     let whole = !draw.once_in(8);
     let distinct = !draw.once_in(4);
-    let few = rows.saturating_mul(k) <= 512;
+    let few = rows.max(1).saturating_mul(k.max(1)) <= 512 && rows <= 512;
     let ids: Vec<u32> = match known && few {
         true => (0..rows * k + usize::from(draw.once_in(16))).map(|_| draw.any()).collect(),
         false => vec![],
@@ -108,8 +108,8 @@ impl Question<'_> {
         let &Self { bytes, rows, k, codec, ids } = self;
         let entries = rows.checked_mul(k).filter(|_| k > 0)?;
         let a_row = match codec {
-            Codec::Packed => 16 + k.checked_mul(2)?,
-            Codec::Raw => 8 + k.checked_mul(4)?,
+            Codec::Packed => k.saturating_mul(2).saturating_add(16),
+            Codec::Raw => k.saturating_mul(4).saturating_add(8),
         };
         let width = if codec == Codec::Packed { 3 } else { 4 };
         let mut signal = TopK::new(k);
@@ -120,10 +120,10 @@ impl Question<'_> {
             }
             Ids::Sent { classes } => {
                 let may = k <= classes && (codec == Codec::Raw || classes <= 1 << 24);
-                may.then_some(entries.checked_mul(width)?)?
+                may.then_some(entries.saturating_mul(width))?
             }
         };
-        (rows.checked_mul(a_row)?.checked_add(of_ids)? == bytes.len()).then_some(())?;
+        (rows.saturating_mul(a_row).saturating_add(of_ids) == bytes.len()).then_some(())?;
         let number = |at: usize, width: usize| {
             bytes[at..at + width].iter().rev().fold(0u32, |sum, &byte| sum << 8 | u32::from(byte))
         };

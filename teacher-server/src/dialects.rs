@@ -7,6 +7,7 @@
 
 pub mod ask;
 pub mod body;
+pub mod by_hand;
 pub mod problem;
 pub mod prompt;
 pub mod trl;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::run::{cargo, read, root, run};
+use crate::run::{cargo, root, run};
 
 /// Executions of a target where nobody says how many.
 const RUNS: &str = "1000000";
@@ -15,16 +15,22 @@ const MOST_BYTES: u32 = 3000;
 /// Longest time for one input, in seconds.
 const PATIENCE: u32 = 10;
 
-/// How code is compiled that libFuzzer can follow: it counts edges, sees what is compared, and the
-/// address sanitizer watches the memory.
-const INSTRUMENTED: [&str; 6] = [
-    "-Zsanitizer=address",
+/// Set for the compiler's calls that this program stands before.
+const AS_COMPILER: &str = "LIMBECK_FUZZ_COMPILER";
+/// How code is compiled that libFuzzer can follow, edge by edge and comparison by comparison; a number
+/// that overflows is a fault to be found. There is no unsafe code in it, so no sanitizer watches.
+const INSTRUMENTED: [&str; 7] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Cdebug-assertions=yes",
+    "-Coverflow-checks=yes",
 ];
+/// The crates that are compiled so: what reads foreign bytes, and the targets. What they use of others'
+/// generic code, serde's and prost's for the most part, is compiled with them.
+const FOLLOWED: [&str; 4] = ["distill", "proto", "teacher_server", "fuzz"];
 
 /// What is asked for.
 struct Settings<'a> {
@@ -37,8 +43,7 @@ struct Settings<'a> {
 pub(crate) fn fuzz(words: &[&str]) -> Result<()> {
     let known = targets()?;
     let Settings { targets, runs, keep } = settings(words, &known)?;
-    let machine = machine()?;
-    let programs = build(&machine)?;
+    let programs = build(&targets)?;
     for target in targets {
         let corpus = Corpus::of(target)?;
         one(&programs, target, runs, &corpus)?;
@@ -79,41 +84,41 @@ fn settings<'a>(words: &[&'a str], known: &'a [String]) -> Result<Settings<'a>> 
     Ok(settings)
 }
 
-/// This machine as rustc names it; an error where something is missing.
-fn machine() -> Result<String> {
+/// Builds the programs of targets; the folder they are in.
+fn build(targets: &[&str]) -> Result<PathBuf> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let found = Command::new(&compiler).arg("--version").output().is_ok();
     ensure!(
         found,
         "libFuzzer is compiled by a C++ compiler and there is no {compiler}: install g++ or set CXX"
     );
-    let rustc = |print: &[&str]| read(Command::new("rustc").current_dir(root()).args(print));
-    let libraries = PathBuf::from(rustc(&["--print", "target-libdir"])?.trim());
-    let listed = std::fs::read_dir(&libraries)?.flatten();
-    let sanitizer = listed.map(|file| file.file_name().to_string_lossy().contains("_rt.asan"));
-    ensure!(
-        sanitizer.into_iter().any(|found| found),
-        "this toolchain has no address sanitizer (rustc-*_rt.asan in {}): rustup's for x86_64 and \
-         aarch64 Linux have",
-        libraries.display()
-    );
-    let version = rustc(&["-vV"])?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc -vV names no host")?.to_owned())
+    let folder = root().join("target");
+    // Cargo asks this program to compile the workspace's crates and keeps them apart from the others.
+    run(cargo()
+        .args(["build", "--release", "--package", "fuzz", "--features", "libfuzzer"])
+        .args(targets.iter().flat_map(|target| ["--bin", target]))
+        .env("CARGO_TARGET_DIR", &folder)
+        .env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?)
+        .env(AS_COMPILER, "1"))?;
+    Ok(folder.join("release"))
 }
 
-/// Builds the programs; the folder they are in.
-fn build(machine: &str) -> Result<PathBuf> {
-    let folder = root().join("target/fuzz");
-    // The flags are nightly's; the toolchain's own compiler knows them, and needs to be allowed. With a
-    // target named, programs that run during the build are left as they are.
-    run(cargo()
-        .args(["build", "--profile", "fuzz", "--package", "fuzz", "--bins"])
-        .args(["--features", "libfuzzer", "--target", machine])
-        .env("CARGO_TARGET_DIR", &folder)
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", INSTRUMENTED.join(" ")))?;
-    Ok(folder.join(machine).join("fuzz"))
+/// Where cargo asks for it, compiles a crate of the workspace, instrumented if it is to be followed.
+pub(crate) fn as_compiler(words: &[&str]) -> Option<Result<()>> {
+    let [rustc, rest @ ..] = words else { return None };
+    std::env::var_os(AS_COMPILER)?;
+    let mut command = Command::new(rustc);
+    command.args(rest);
+    let name = rest.iter().skip_while(|word| **word != "--crate-name").nth(1);
+    let is_target = rest.iter().any(|word| word.contains("fuzz/targets/"));
+    if name.is_some_and(|name| FOLLOWED.contains(name) || is_target) {
+        command.args(INSTRUMENTED);
+    }
+    let status = command.status().with_context(|| format!("cannot start {rustc}"));
+    Some(status.and_then(|status| {
+        ensure!(status.success(), "{rustc}: {status}");
+        Ok(())
+    }))
 }
 
 /// Where a target's inputs are.
@@ -174,7 +179,7 @@ fn one(programs: &Path, target: &str, runs: &str, corpus: &Corpus) -> Result<()>
         .arg(format!("-max_len={MOST_BYTES}"))
         .arg(format!("-timeout={PATIENCE}"))
         .arg(format!("-artifact_prefix={}/{target}-", faults.display()))
-        .args(["-print_final_stats=1", "-use_value_profile=0"]);
+        .arg("-print_final_stats=1");
     let dictionary = root().join(format!("fuzz/dictionaries/{target}.dict"));
     if dictionary.exists() {
         command.arg(format!("-dict={}", dictionary.display()));

@@ -34,6 +34,9 @@ usage: cargo xtask COMMAND
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let Some(compiled) = fuzz::as_compiler(&words) {
+        return compiled;
+    }
     match words.as_slice() {
         ["verify"] => verify::verify(),
         ["fix"] => verify::fix(),

@@ -1,43 +1,36 @@
 //! A model that costs next to nothing, since millions of bodies are answered by it: what it expects
 //! after a token depends on that token alone.
 
-use std::sync::Arc;
-
 use distill::signal::{TopK, log_sum_exp};
 use proto::convert::ScoreJob;
-use teacher_server::scorer::{Loaded, NotFinite, Scorer, ScorerError, Scores};
-use teacher_server::testing::{FakeText, facts};
+use teacher_server::scorer::Scores;
 
 use super::CLASSES;
 
-struct Table {
+/// The model.
+pub(super) struct Table {
     /// Logits after each token.
     logits: Vec<Vec<f64>>,
     /// The ids after each, the most probable first.
     best: Vec<Vec<u32>>,
 }
 
-/// The model, with a tokenizer of bytes.
-pub(super) fn loaded() -> Loaded {
-    let logit = |token: usize, id: usize| ((token * 37 + id * 11) % 101) as f64 / 8.0 - 6.0;
-    let row = |token| (0..CLASSES).map(|id| logit(token, id)).collect::<Vec<f64>>();
-    let logits: Vec<_> = (0..CLASSES).map(row).collect();
-    let order = |row: &Vec<f64>| {
-        let mut ids: Vec<u32> = (0..CLASSES as u32).collect();
-        ids.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
-        ids
-    };
-    let best = logits.iter().map(order).collect();
-    let vocab_size = CLASSES as u32;
-    Loaded {
-        scorer: Box::new(Table { logits, best }),
-        text: Arc::new(FakeText { vocab_size }),
-        facts: facts(vocab_size),
-    }
-}
-
 impl Table {
-    fn scores(&self, job: &ScoreJob) -> Scores {
+    pub(super) fn new() -> Self {
+        let logit = |token: usize, id: usize| ((token * 37 + id * 11) % 101) as f64 / 8.0 - 6.0;
+        let row = |token| (0..CLASSES).map(|id| logit(token, id)).collect::<Vec<f64>>();
+        let logits: Vec<_> = (0..CLASSES).map(row).collect();
+        let order = |row: &Vec<f64>| {
+            let mut ids: Vec<u32> = (0..CLASSES as u32).collect();
+            ids.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
+            ids
+        };
+        let best = logits.iter().map(order).collect();
+        Self { logits, best }
+    }
+
+    /// What a job is answered.
+    pub(super) fn scores(&self, job: &ScoreJob) -> Scores {
         let mut signal = TopK::new(job.k);
         let (mut next_logprob, mut next_logprob_t) = (vec![], vec![]);
         let t = f64::from(job.temperature);
@@ -57,11 +50,5 @@ impl Table {
             next_logprob_t.push(realised(t, log_z));
         }
         Scores { signal, next_logprob, next_logprob_t }
-    }
-}
-
-impl Scorer for Table {
-    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError> {
-        Ok(jobs.iter().map(|job| Ok(self.scores(job))).collect())
     }
 }

@@ -126,6 +126,14 @@ impl Asked {
     }
 }
 
+impl Asked {
+    /// The same by `scores`, at once.
+    pub(super) fn score_by(self, scores: impl Fn(&ScoreJob) -> Scores) -> Scored {
+        let scores = self.0.iter().map(|job| job.as_ref().map(&scores)).collect();
+        Scored { scores, times: Times::default() }
+    }
+}
+
 /// A request under way.
 struct Run {
     waiting: VecDeque<Option<Reply>>,

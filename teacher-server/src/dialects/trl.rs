@@ -106,13 +106,17 @@ impl Question {
         let asked = Asked::of(rows, temperature, k.clamp(1, facts.vocab_size), facts)?;
         Ok(Self { asked, shape })
     }
+
+    /// What is to be scored, and how it is written.
+    pub(super) fn parts(self) -> (Asked, impl Write) {
+        (self.asked, self.shape)
+    }
 }
 
 /// The handler.
 pub async fn answer(State(counter): State<Counter>, request: Request) -> Response {
     let question = async |body: Bytes, _, serving: Arc<Serving>| {
-        let Question { asked, shape } = Question::read(&body, &serving.facts)?;
-        Ok((asked, shape))
+        Ok(Question::read(&body, &serving.facts)?.parts())
     };
     let answered = counter.answer(METHOD, request, question).await;
     answered.unwrap_or_else(Problem::into_trl)

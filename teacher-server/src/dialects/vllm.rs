@@ -20,9 +20,10 @@ use serde_json::json;
 use super::prompt::Prompt;
 use super::{Asked, Counter, Problem};
 use crate::client::Client;
-use crate::desk::Desk;
 use crate::error::TeacherError;
 use crate::state::Serving;
+
+pub(super) use write::Completion;
 
 /// Name in the metrics.
 const METHOD: &str = "v1/completions";
@@ -161,33 +162,50 @@ fn count(
 pub async fn answer(State(counter): State<Counter>, request: Request) -> Response {
     let desk = counter.desk.clone();
     let question = async move |body: Bytes, client: Client, serving: Arc<Serving>| {
-        let Question { prompt, temperature, k, style } = Question::read(&body, &serving.facts)?;
+        let question = Question::read(&body, &serving.facts)?;
         drop(body);
-        let prompts = encoded(prompt, &desk, &client, &serving).await?;
-        // Without the token after the prompt nothing of the last position is wanted.
-        let rows = |tokens: &Vec<u32>| 0..tokens.len().saturating_sub(usize::from(!style.next));
-        let sequences = prompts.iter().map(|tokens| (tokens.clone(), rows(tokens)));
-        let asked = Asked::of(sequences, temperature, k, &serving.facts)?;
-        Ok((asked, write::Completion { prompts, style, serving }))
+        let encode = |text| desk.encoders.encode(&client, text, &serving);
+        question.asked(encode, &serving).await
     };
     let answered = counter.answer(METHOD, request, question).await;
     answered.unwrap_or_else(Problem::into_vllm)
 }
 
-/// The ids of what is asked.
-async fn encoded(
+impl Question {
+    /// What is to be scored, once `encode` has made ids of the texts, and how it is written.
+    pub(super) async fn asked<F>(
+        self,
+        encode: impl Fn(String) -> F,
+        serving: &Arc<Serving>,
+    ) -> Result<(Asked, Completion), Problem>
+    where
+        F: Future<Output = Result<Vec<u32>, TeacherError>>,
+    {
+        let Self { prompt, temperature, k, style } = self;
+        let prompts = encoded(prompt, encode, serving.facts.limits.max_text_bytes).await?;
+        // Without the token after the prompt nothing of the last position is wanted.
+        let rows = |tokens: &Vec<u32>| 0..tokens.len().saturating_sub(usize::from(!style.next));
+        let sequences = prompts.iter().map(|tokens| (tokens.clone(), rows(tokens)));
+        let asked = Asked::of(sequences, temperature, k, &serving.facts)?;
+        Ok((asked, Completion { prompts, style, serving: Arc::clone(serving) }))
+    }
+}
+
+/// The ids of what is asked; a text has at most `limit` bytes.
+async fn encoded<F>(
     prompt: Prompt,
-    desk: &Desk,
-    client: &Client,
-    serving: &Arc<Serving>,
-) -> Result<Vec<Vec<u32>>, Problem> {
+    encode: impl Fn(String) -> F,
+    limit: usize,
+) -> Result<Vec<Vec<u32>>, Problem>
+where
+    F: Future<Output = Result<Vec<u32>, TeacherError>>,
+{
     let texts = match prompt {
         Prompt::Ids(ids) => return Ok(vec![ids]),
         Prompt::ManyIds(all) => return Ok(all),
         Prompt::Text(text) => vec![text],
         Prompt::ManyTexts(texts) => texts,
     };
-    let limit = serving.facts.limits.max_text_bytes;
     let mut prompts = Vec::with_capacity(texts.len());
     for text in texts {
         let found = text.len();
@@ -195,7 +213,7 @@ async fn encoded(
             let message = format!("a text of {found} bytes, more than the {limit} of this server");
             return Err(Problem::field("prompt", message));
         }
-        prompts.push(desk.encoders.encode(client, text, serving).await?);
+        prompts.push(encode(text).await?);
     }
     Ok(prompts)
 }

@@ -31,7 +31,7 @@ struct Choice<'a> {
 }
 
 /// An answer to be written.
-pub(super) struct Completion {
+pub(crate) struct Completion {
     pub(super) prompts: Vec<Vec<u32>>,
     pub(super) style: Style,
     pub(super) serving: Arc<Serving>,
