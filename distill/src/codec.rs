@@ -84,6 +84,9 @@ pub enum Ids<'a> {
 /// When `rows` lies outside the signal.
 pub fn encode(signal: &TopK, rows: Range<usize>, layout: Layout) -> Result<Vec<u8>, CodecError> {
     check_shape(signal)?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
     let k = signal.k;
     let ids = if layout.ids { &signal.ids[rows.start * k..rows.end * k] } else { &[] };
     let values = &signal.scaled[rows.start * k..rows.end * k];
@@ -116,6 +119,10 @@ pub fn decode(
     let wanted = rows.saturating_mul(Layout { codec, ids: sent }.row_bytes(k));
     if bytes.len() != wanted {
         return Err(CodecError::Length { codec, rows, k, wanted, found: bytes.len() });
+    }
+    if rows == 0 {
+        // Entries of no row may be more than any arithmetic bears.
+        return Ok(TopK::new(k));
     }
     let mut signal = match codec {
         Codec::Raw => raw::decode(bytes, rows, k, sent),

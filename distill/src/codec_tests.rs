@@ -152,6 +152,21 @@ fn signals_that_cannot_travel_are_refused() {
 }
 
 #[test]
+fn no_rows_are_no_bytes_however_many_entries_each_would_have() {
+    for (codec, k) in [(Codec::Packed, 1 << 63), (Codec::Raw, 1 << 63), (Codec::Packed, 1)] {
+        for ids in [true, false] {
+            let none = TopK::new(k);
+            assert!(encode(&none, 0..0, Layout { codec, ids }).unwrap().is_empty());
+            let known = if ids { Ids::Sent { classes: 1 << 24 } } else { Ids::Known(&[]) };
+            match decode(&[], 0, k, codec, known) {
+                Ok(read) => assert_eq!(read, none),
+                Err(error) => assert!(ids, "{error}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_that_could_not_be_read_is_not_written() {
     let row = |scaled: &[f32]| TopK {
         k: 2,

@@ -2,4 +2,6 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| drop(fuzz::bodies::run(input)));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    fuzz::bodies::run(input);
+});
