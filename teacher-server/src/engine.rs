@@ -117,6 +117,14 @@ impl Engine {
         Ok(Started { engine: Self { shared }, ready, ended })
     }
 
+    /// Whether a job of so many tokens would be admitted now.
+    ///
+    /// # Errors
+    /// Those of [`Engine::submit`].
+    pub fn has_room(&self, client: &Client, tokens: usize) -> Result<(), TeacherError> {
+        self.shared.admits(&mut self.shared.lock(), client, tokens)
+    }
+
     /// Admits a job of a client.
     ///
     /// # Errors
@@ -124,17 +132,8 @@ impl Engine {
     pub fn submit(&self, client: &Client, job: ScoreJob) -> Result<Reply, TeacherError> {
         let (reply, receiver) = oneshot::channel();
         let mut inner = self.shared.lock();
-        if inner.closed {
-            return Err(TeacherError::Stopped);
-        }
         let tokens = job.tokens.len();
-        if inner.queue.admits(client, tokens).is_err() {
-            // Callers that left must not keep others out.
-            self.shared.drop_abandoned(&mut inner);
-            let pause = pause(inner.queue.tokens() + tokens, inner.rate);
-            let full = |full| TeacherError::Full { full, pause };
-            inner.queue.admits(client, tokens).map_err(full)?;
-        }
+        self.shared.admits(&mut inner, client, tokens)?;
         let priority = job.priority;
         let work = Work { job, reply, since: Instant::now(), span: Span::current() };
         inner.queue.push(client.clone(), priority, tokens, work);
@@ -157,6 +156,24 @@ impl Engine {
 }
 
 impl Shared {
+    fn admits(
+        &self,
+        inner: &mut Inner,
+        client: &Client,
+        tokens: usize,
+    ) -> Result<(), TeacherError> {
+        if inner.closed {
+            return Err(TeacherError::Stopped);
+        }
+        if inner.queue.admits(client, tokens).is_ok() {
+            return Ok(());
+        }
+        // Callers that left must not keep others out.
+        self.drop_abandoned(inner);
+        let pause = pause(inner.queue.tokens() + tokens, inner.rate);
+        inner.queue.admits(client, tokens).map_err(|full| TeacherError::Full { full, pause })
+    }
+
     /// A panic elsewhere leaves the queue whole (nothing panics between its updates), so a
     /// poisoned lock is taken over.
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -9,7 +9,7 @@ use distill::signal::Entries;
 use proto::convert::{self, ScoreJob, Times};
 use proto::v1::{ScoreTextReply, ScoreTextRequest};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Span;
 
 use crate::client::Client;
@@ -36,6 +36,8 @@ pub async fn score_text(
 ) -> Result<ScoreTextReply, TeacherError> {
     let facts = &serving.facts;
     let job = convert::text_job(request, facts)?;
+    // What no text has room for is refused before one is encoded.
+    desk.engine.has_room(client, 1)?;
     let tokens = desk.encoders.encode(client, job.text.clone(), serving).await?;
     job.check_tokens(tokens.len(), facts)?;
     if tokens.len() * job.k > MAX_CANDIDATES {
@@ -58,6 +60,7 @@ pub async fn score_text(
     let times = Times { queued: answer.queued, computed: answer.computed };
     spans::took(&Span::current(), times);
     let scores = (&answer.scores.signal, &answer.scores.next_logprob[..]);
+    let _turn = desk.encoders.turn().await;
     let text_of = |id| serving.text.text_of(id);
     Ok(convert::text_reply(&job, &tokens, scores, times, facts, text_of))
 }
@@ -75,13 +78,23 @@ pub struct Encoders {
     room: Room,
     limit: usize,
     running: Arc<Semaphore>,
+    writing: Arc<Semaphore>,
 }
 
 impl Encoders {
     /// For at most `limit` texts, those that wait included.
     pub fn new(limit: usize) -> Self {
         let running = Arc::new(Semaphore::new(ENCODERS));
-        Self { room: Room::new(limit), limit, running }
+        let writing = Arc::new(Semaphore::new(1));
+        Self { room: Room::new(limit), limit, running, writing }
+    }
+
+    /// Waits for its turn to write an answer. A batch ends a hundred texts at once: written side by
+    /// side they would keep the network's threads from everybody else for as long as all of them
+    /// take, refusals too.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // Never closed, so never an error.
+        Arc::clone(&self.writing).acquire_owned().await.ok()
     }
 
     /// The ids of a text.

@@ -107,11 +107,6 @@ pub(crate) async fn overload(scale: &Scale) -> Result<Vec<Figure>> {
             ms(Calls::quantile(&mut over.refused, 0.5)),
             "ms",
         ),
-        Figure::told(
-            "time to a refusal, 90th percentile",
-            ms(Calls::quantile(&mut over.refused, 0.9)),
-            "ms",
-        ),
         Figure::at_most("time to a refusal, 99th percentile", p99, 10.0, "ms").timed(),
     ])
 }

@@ -137,3 +137,43 @@ async fn texts_are_encoded_a_few_at_a_time_and_those_whose_callers_left_count() 
     (0..3).for_each(|_| let_go.send(()).unwrap());
     assert!(other.await.unwrap().is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_text_is_encoded_that_the_queue_has_no_room_for() {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    // Its end is dropped: nothing waits.
+    let (_, leave) = std::sync::mpsc::channel();
+    let running = std::sync::Arc::new(AtomicUsize::new(0));
+    let text = SlowText { leave: leave.into(), running: running.clone() };
+    let (let_go, gate) = std::sync::mpsc::channel();
+    let load = move || {
+        let loaded = FakeScorer { gate: Some(gate), ..FakeScorer::new(CLASSES) }.loaded();
+        Ok(crate::scorer::Loaded { text: std::sync::Arc::new(text), ..loaded })
+    };
+    let settings = Settings::with(|limits| {
+        (limits.max_batch_tokens, limits.max_queued_sequences) = (1, 4);
+    });
+    let mut server = Server::start_loading(load, settings).await;
+    server.ready().await;
+    let client = server.client().await;
+    let mut waiting = tokio::task::JoinSet::new();
+    let refused = loop {
+        let mut client = client.clone();
+        waiting.spawn(async move { client.score_text(ask("a", 1.0, 1)).await });
+        let ended = tokio::time::timeout(SHORT, waiting.join_next()).await;
+        if let Ok(Some(ended)) = ended {
+            break ended.unwrap().unwrap_err();
+        }
+        assert!(waiting.len() < 8, "the queue never fills");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let encoded = running.load(SeqCst);
+    assert_eq!(encoded, waiting.len());
+    let again = client.clone().score_text(ask("a", 1.0, 1)).await.unwrap_err();
+    assert!(again.get_details_retry_info().is_some(), "{again}");
+    assert_eq!(running.load(SeqCst), encoded);
+    (0..8).for_each(|_| drop(let_go.send(())));
+    while let Some(ended) = waiting.join_next().await {
+        ended.unwrap().unwrap();
+    }
+}
