@@ -58,6 +58,8 @@ pub struct Limits {
     pub max_streams_per_connection: usize,
     /// Bytes of answers one stream may have the teacher hold before it is read no further.
     pub max_held_bytes_per_stream: usize,
+    /// Bytes of answers that are not computed or not read yet, over all clients.
+    pub max_held_bytes: usize,
     /// Bytes of unfinished request messages held, over all clients.
     pub max_unfinished_bytes: usize,
     /// Largest body of a request over HTTP, in bytes.

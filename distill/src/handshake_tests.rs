@@ -23,6 +23,7 @@ fn teacher() -> TeacherFacts {
             max_connections: 256,
             max_streams_per_connection: 128,
             max_held_bytes_per_stream: 1 << 20,
+            max_held_bytes: 1 << 20,
             max_unfinished_bytes: 1 << 20,
             max_http_body_bytes: 100,
             max_encoding_texts: 2,

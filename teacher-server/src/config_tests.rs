@@ -40,7 +40,7 @@ fn the_flags_of_serve_are_frozen() {
          until-stdin-ends \
          max-sequence-tokens max-batch-tokens max-top-k max-queued-sequences \
          max-queued-tokens max-in-flight-per-stream max-reply-bytes max-request-bytes \
-         max-text-bytes batch-wait max-streams-per-connection max-held-bytes-per-stream \
+         max-text-bytes batch-wait max-streams-per-connection max-held-bytes-per-stream max-held-bytes \
          max-unfinished-bytes max-http-body-bytes max-encoding-texts stream-timeout stream-idle-timeout \
          message-timeout reader-timeout max-connections idle-timeout drain-timeout help"
     );

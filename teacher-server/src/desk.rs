@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::client::Client;
 use crate::engine::{Answer, Engine};
 use crate::error::{TeacherError, panic_text};
+use crate::held::Held;
 use crate::metrics::Metrics;
 use crate::shutdown::{Call, Calls};
 use crate::state::{Serving, State};
@@ -26,6 +27,8 @@ pub struct Desk {
     pub state: watch::Receiver<State>,
     /// The threads for encoding texts.
     pub encoders: Encoders,
+    /// Room for answers.
+    pub held: Held,
     /// What is counted.
     pub metrics: Metrics,
     calls: Calls,
@@ -41,7 +44,8 @@ impl Desk {
         metrics: Metrics,
     ) -> Self {
         let encoders = Encoders::new(limits.max_encoding_texts);
-        Self { engine, state, encoders, metrics, calls }
+        let held = Held::new(limits.max_held_bytes);
+        Self { engine, state, encoders, held, metrics, calls }
     }
 
     /// Lets a call in: what it needs to be served, and its mark among the running calls.

@@ -26,6 +26,7 @@ use tracing::Span;
 
 use crate::client::Client;
 use crate::desk::{Desk, without_panic};
+use crate::held::answer_bytes;
 use crate::spans;
 use crate::state::Serving;
 use crate::unfinished::Unfinished;
@@ -69,10 +70,15 @@ impl Counter {
             let body = self.unfinished.whole(request, limits.max_http_body_bytes).await?;
             let (asked, write) = question(body, client.clone(), serving).await?;
             spans::asks(&Span::current(), asked.jobs());
+            let held = self.desk.held.take(&client, asked.jobs().map(answer_bytes).sum())?;
             let scored = asked.score(&self.desk, &client, limits.max_in_flight_per_stream).await?;
             spans::took(&Span::current(), scored.times);
             let (times, patience) = (scored.times, limits.reader_timeout);
-            Ok(Answer::start(times, patience, call, |answer| write.write(scored, answer)))
+            let write = async move |answer| {
+                let _held = held;
+                write.write(scored, answer).await
+            };
+            Ok(Answer::start(times, patience, call, write))
         };
         let answered = without_panic(metrics, answered).await.map_err(Problem::from);
         let answered = answered.and_then(|answered| answered);

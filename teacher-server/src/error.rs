@@ -121,6 +121,18 @@ pub enum TeacherError {
         /// When to come again.
         pause: Duration,
     },
+    /// No room for one more answer.
+    #[error(
+        "answers that are not computed or not read yet take as many bytes as they may, {limit} in all \
+         (max_held_bytes), of which a client may have as many as are still free; read what was \
+         answered, and send it again later"
+    )]
+    Held {
+        /// Bytes allowed.
+        limit: usize,
+        /// When to come again.
+        pause: Duration,
+    },
     /// A body over HTTP that is too large, or ended early.
     #[error(
         "a body has at most {limit} bytes (--max-http-body-bytes), and all that it announces; send \
@@ -201,6 +213,7 @@ impl TeacherError {
             | Self::Encoding { .. }
             | Self::Watches { .. }
             | Self::Unfinished { .. }
+            | Self::Held { .. }
             | Self::OutOfMemory { .. } => Code::ResourceExhausted,
             Self::NotFinite(_) | Self::Scorer(_) | Self::Answer(_) | Self::Panicked(_) => {
                 Code::Internal
@@ -230,6 +243,7 @@ impl TeacherError {
             Self::StreamTime { .. } => "stream_time",
             Self::StreamIdle { .. } => "stream_idle",
             Self::Unfinished { .. } => "unfinished_bytes",
+            Self::Held { .. } => "held_bytes",
             Self::MessageTime { .. } => "message_time",
             Self::Unread { .. } => "unread",
             Self::Deadline => "deadline",
@@ -247,6 +261,7 @@ impl TeacherError {
         | Self::Encoding { pause, .. }
         | Self::Watches { pause, .. }
         | Self::Unfinished { pause, .. }
+        | Self::Held { pause, .. }
         | Self::OutOfMemory { pause, .. } = self
         {
             return Some(*pause);

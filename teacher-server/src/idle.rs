@@ -20,6 +20,7 @@ use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::client::Peer;
+use crate::room::KeptRoom;
 
 /// The requests open on one connection; clones share the count.
 #[derive(Clone, Debug)]
@@ -137,14 +138,17 @@ pub async fn count_request(request: Request, next: Next) -> Response {
     let of_axum = || extensions.get::<ConnectInfo<Peer>>().map(|info| &info.0);
     let peer = extensions.get::<Peer>().or_else(of_axum);
     let open = peer.map(|peer| peer.requests.begin());
-    let response = next.run(request).await;
-    response.map(|body| Body::new(Counted { body, open }))
+    let mut response = next.run(request).await;
+    let held = response.extensions_mut().remove::<KeptRoom>();
+    response.map(|body| Body::new(Counted { body, open, _held: held }))
 }
 
-/// The body of an answer, and the mark of its request among the open ones.
+/// The body of an answer, the mark of its request among the open ones, and the room that the answer
+/// takes where its handler says so.
 struct Counted {
     body: Body,
     open: Option<OpenRequest>,
+    _held: Option<KeptRoom>,
 }
 
 impl HttpBody for Counted {

@@ -6,7 +6,7 @@
 //! in the words of other trainers ([`dialects`]) goes the same way from the [`desk`] on. Around it:
 //! [`config`] and [`settings`] (what was asked of the server), [`accept`], [`guard`] with [`tls`] and
 //! [`access`], and [`client`] (who comes in), [`connection`], [`idle`], [`deadline`] and [`shutdown`] (how it ends),
-//! [`unfinished`], [`watches`] and [`room`] (how much one may hold), [`metrics`], [`http`], [`spans`] with their
+//! [`unfinished`], [`held`], [`watches`] and [`room`] (how much one may hold), [`metrics`], [`http`], [`spans`] with their
 //! [`request_id`], [`telemetry`] and [`seldom`] (what it shows),
 //! [`error`], [`protocol`] and [`unreadable`] (what it refuses).
 
@@ -30,6 +30,7 @@ pub mod client;
 pub mod connection;
 pub mod deadline;
 pub mod guard;
+pub mod held;
 pub mod http;
 pub mod idle;
 pub mod metrics;

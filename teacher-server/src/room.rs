@@ -19,6 +19,10 @@ pub struct Taken {
     amount: usize,
 }
 
+/// What a handler puts among the extensions of its answer, to be given back when that has been read.
+#[derive(Clone, Debug)]
+pub struct KeptRoom(pub Arc<Taken>);
+
 impl Room {
     /// Room for so many.
     pub fn new(limit: usize) -> Self {

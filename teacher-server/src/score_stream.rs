@@ -4,20 +4,21 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use distill::codec::{Codec, Layout};
 use futures::stream::{FuturesUnordered, Stream, StreamExt};
 use proto::convert::{self, ScoreJob, Stamp, Times};
 use proto::v1::{ScoreReply, ScoreRequest};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Status};
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 
 use crate::client::Client;
 use crate::engine::{Answer, Engine, Reply};
 use crate::error::TeacherError;
+use crate::held::{Held, answer_bytes};
 use crate::metrics::Metrics;
 use crate::request_id::RequestId;
+use crate::room::Taken;
 use crate::spans;
 use crate::state::{Serving, State};
 use crate::unreadable;
@@ -39,6 +40,8 @@ pub struct ScoreStream {
     pub serving: Arc<Serving>,
     /// Where jobs go.
     pub engine: Engine,
+    /// Room for answers, over all streams.
+    pub held: Held,
     /// What is counted.
     pub metrics: Metrics,
     /// Who asks.
@@ -57,18 +60,24 @@ pub struct ScoreStream {
 struct Admitted {
     job: ScoreJob,
     reply: Reply,
+    asked: Asked,
+}
+
+/// What is kept of it until its answer has been sent.
+struct Asked {
     since: Instant,
     span: Span,
+    _held: Taken,
 }
 
 /// What the unanswered requests of a stream take.
 #[derive(Default)]
-struct Held {
+struct Unanswered {
     ids: HashSet<u64>,
     bytes: usize,
 }
 
-impl Held {
+impl Unanswered {
     fn add(&mut self, job: &ScoreJob) {
         self.ids.insert(job.id);
         self.bytes += answer_bytes(job);
@@ -78,10 +87,6 @@ impl Held {
         self.ids.remove(&job.id);
         self.bytes -= answer_bytes(job);
     }
-}
-
-fn answer_bytes(job: &ScoreJob) -> usize {
-    job.rows() * Layout { codec: Codec::Raw, ids: true }.row_bytes(job.k)
 }
 
 /// Why a stream stops in the middle.
@@ -120,7 +125,7 @@ impl ScoreStream {
         read: &mut u64,
     ) -> Result<Result<(), TeacherError>, Stop> {
         let mut pending = FuturesUnordered::new();
-        let mut held = Held::default();
+        let mut held = Unanswered::default();
         let limits = &self.serving.facts.limits;
         let StreamTimes { total, idle, .. } = self.times;
         let opened = Instant::now();
@@ -135,9 +140,9 @@ impl ScoreStream {
             tokio::select! {
                 () = self.out.closed() => return Err(Stop::Gone),
                 () = until(self.deadline) => return Err(Stop::Cut(TeacherError::Deadline)),
-                Some((job, since, span, result)) = pending.next(), if !pending.is_empty() => {
+                Some((job, asked, result)) = pending.next(), if !pending.is_empty() => {
                     held.remove(&job);
-                    self.answer(&job, since, &span, result).instrument(span.clone()).await?;
+                    self.answer(&job, &asked, result).await?;
                     idle_since = Instant::now();
                 }
                 () = draining(&mut state), if end.is_none() => {
@@ -173,7 +178,7 @@ impl ScoreStream {
     fn admit(
         &self,
         request: &ScoreRequest,
-        held: &mut Held,
+        held: &mut Unanswered,
         span: &Span,
     ) -> Result<Admitted, TeacherError> {
         if held.ids.contains(&request.id) {
@@ -181,18 +186,20 @@ impl ScoreStream {
         }
         let job = convert::score_job(request, &self.serving.facts)?;
         span.record("positions", job.rows());
+        let _held = self.held.take(&self.client, answer_bytes(&job))?;
         let reply = span.in_scope(|| self.engine.submit(&self.client, job.clone()))?;
         held.add(&job);
-        Ok(Admitted { job, reply, since: Instant::now(), span: span.clone() })
+        let asked = Asked { since: Instant::now(), span: span.clone(), _held };
+        Ok(Admitted { job, reply, asked })
     }
 
     async fn answer(
         &self,
         job: &ScoreJob,
-        since: Instant,
-        span: &Span,
+        asked: &Asked,
         result: Result<Answer, TeacherError>,
     ) -> Result<(), Stop> {
+        let span = &asked.span;
         let replies = result.and_then(|answer| {
             spans::took(span, Times { queued: answer.queued, computed: answer.computed });
             self.replies(job, &answer)
@@ -209,7 +216,7 @@ impl ScoreStream {
             self.send(reply).await?;
             sent += bytes;
             if index == 0 {
-                self.metrics.first_reply_seconds.observe(since.elapsed().as_secs_f64());
+                self.metrics.first_reply_seconds.observe(asked.since.elapsed().as_secs_f64());
             }
         }
         self.metrics.answered("Score", Code::Ok);
@@ -253,11 +260,11 @@ impl ScoreStream {
 }
 
 /// Waits for the device's answer to one request.
-async fn wait(admitted: Admitted) -> (ScoreJob, Instant, Span, Result<Answer, TeacherError>) {
-    let Admitted { job, reply, since, span } = admitted;
+async fn wait(admitted: Admitted) -> (ScoreJob, Asked, Result<Answer, TeacherError>) {
+    let Admitted { job, reply, asked } = admitted;
     // A sender dropped without an answer: the thread ended or forgot its queue.
     let result = reply.await.unwrap_or(Err(TeacherError::Stopped));
-    (job, since, span, result)
+    (job, asked, result)
 }
 
 /// Completes at the deadline; never without one.

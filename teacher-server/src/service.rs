@@ -21,6 +21,7 @@ use crate::deadline::Deadline;
 use crate::desk::{Desk, without_panic};
 use crate::error::TeacherError;
 use crate::request_id::RequestId;
+use crate::room::KeptRoom;
 use crate::score_stream::{ScoreStream, StreamTimes};
 use crate::shutdown::Call;
 use crate::text::score_text;
@@ -93,6 +94,7 @@ impl Teacher for TeacherService {
         let stream = ScoreStream {
             serving,
             engine: self.desk.engine.clone(),
+            held: self.desk.held.clone(),
             metrics: self.desk.metrics.clone(),
             client,
             id: id.unwrap_or_else(RequestId::fresh),
@@ -135,7 +137,13 @@ impl Teacher for TeacherService {
         if reply.is_ok() {
             self.desk.metrics.first_reply_seconds.observe(since.elapsed().as_secs_f64());
         }
-        self.counted("ScoreText", reply)
+        let (reply, held) = reply.map_or_else(
+            |error| (Err(error), None),
+            |(reply, held)| (Ok(reply), Some(KeptRoom(Arc::new(held)))),
+        );
+        let mut response = self.counted("ScoreText", reply)?;
+        held.and_then(|held| response.extensions_mut().insert(held));
+        Ok(response)
     }
 }
 

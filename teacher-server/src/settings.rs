@@ -88,6 +88,17 @@ pub enum SettingsError {
         /// Largest request.
         request: usize,
     },
+    /// Less room for all answers than for those of one stream.
+    #[error(
+        "--max-held-bytes {all} is less than --max-held-bytes-per-stream {stream}; raise it or lower \
+         that"
+    )]
+    HeldBytes {
+        /// What was set for all.
+        all: usize,
+        /// What was set for a stream.
+        stream: usize,
+    },
     /// A reply size clients do not accept.
     #[error("--max-reply-bytes {bytes}: clients accept {MIN_REPLY_BYTES} to {MAX_MESSAGE_BYTES}")]
     ReplyRange {
@@ -145,6 +156,10 @@ impl Settings {
             if unfinished < request {
                 return Err(SettingsError::UnfinishedBytes { unfinished, flag, request });
             }
+        }
+        let (all, stream) = (self.limits.max_held_bytes, self.limits.max_held_bytes_per_stream);
+        if all < stream {
+            return Err(SettingsError::HeldBytes { all, stream });
         }
         Ok(TeacherFacts {
             model: facts.model.clone(),
@@ -293,6 +308,23 @@ mod tests {
         assert!(refused.contains("4999 is less than --max-request-bytes 5000"), "{refused}");
         let refused = with(4999, 4000, 5000).unwrap_err();
         assert!(refused.contains("4999 is less than --max-http-body-bytes 5000"), "{refused}");
+    }
+
+    #[test]
+    fn what_a_stream_may_have_held_all_may() {
+        let with = |all, stream| {
+            let settings = Settings::with(|limits| {
+                limits.max_held_bytes = all;
+                limits.max_held_bytes_per_stream = stream;
+            });
+            settings.resolve(&facts(32)).map(|_| ()).map_err(|refused| refused.to_string())
+        };
+        assert_eq!(with(5000, 5000), Ok(()));
+        let refused = with(4999, 5000).unwrap_err();
+        assert!(
+            refused.contains("4999 is less than --max-held-bytes-per-stream 5000"),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -15,16 +15,18 @@ use tracing::Span;
 use crate::client::Client;
 use crate::desk::Desk;
 use crate::error::TeacherError;
-use crate::room::Room;
+use crate::room::{Room, Taken};
 use crate::scorer::all_positions;
 use crate::spans;
 use crate::state::Serving;
 
-/// Candidates of one reply, over all positions. About 30 bytes each: a reply stays below the 4 MiB
-/// that stock clients accept.
+/// Candidates of one reply, over all positions: a reply stays below the 4 MiB that stock clients
+/// accept.
 const MAX_CANDIDATES: usize = 65_536;
+/// About what each takes.
+const CANDIDATE_BYTES: usize = 32;
 
-/// Answers one request.
+/// Answers one request; the room that the answer takes is to be kept until it has been read.
 ///
 /// # Errors
 /// [`TeacherError`]: a bad request, a full queue, or a fault of the device.
@@ -33,7 +35,7 @@ pub async fn score_text(
     client: &Client,
     serving: &Arc<Serving>,
     desk: &Desk,
-) -> Result<ScoreTextReply, TeacherError> {
+) -> Result<(ScoreTextReply, Taken), TeacherError> {
     let facts = &serving.facts;
     let job = convert::text_job(request, facts)?;
     // What no text has room for is refused before one is encoded.
@@ -55,6 +57,7 @@ pub async fn score_text(
         entries: Entries::Top,
         priority: Priority::Normal,
     };
+    let held = desk.held.take(client, tokens.len() * job.k * CANDIDATE_BYTES)?;
     spans::asks(&Span::current(), std::iter::once(&score));
     let answer = desk.score(client, score).await?;
     let times = Times { queued: answer.queued, computed: answer.computed };
@@ -62,7 +65,7 @@ pub async fn score_text(
     let scores = (&answer.scores.signal, &answer.scores.next_logprob[..]);
     let _turn = desk.encoders.turn().await;
     let text_of = |id| serving.text.text_of(id);
-    Ok(convert::text_reply(&job, &tokens, scores, times, facts, text_of))
+    Ok((convert::text_reply(&job, &tokens, scores, times, facts, text_of), held))
 }
 
 /// Texts encoded side by side.

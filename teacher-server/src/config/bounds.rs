@@ -61,6 +61,11 @@ pub struct BoundArgs {
     #[arg(long, value_name = "BYTES", env = "TEACHER_SERVER_MAX_HELD_BYTES_PER_STREAM")]
     #[arg(default_value_t = DEFAULT_LIMITS.max_held_bytes_per_stream as u32, value_parser = bytes)]
     pub max_held_bytes_per_stream: u32,
+    /// Bytes of answers that are not computed or not read yet, over all clients; a client may have as
+    /// many as are still free.
+    #[arg(long, value_name = "BYTES", env = "TEACHER_SERVER_MAX_HELD_BYTES")]
+    #[arg(default_value_t = DEFAULT_LIMITS.max_held_bytes as u32, value_parser = bytes)]
+    pub max_held_bytes: u32,
     /// Bytes of request messages that have begun and are not complete, over all clients.
     #[arg(long, value_name = "BYTES", env = "TEACHER_SERVER_MAX_UNFINISHED_BYTES")]
     #[arg(default_value_t = DEFAULT_LIMITS.max_unfinished_bytes as u32, value_parser = bytes)]
@@ -124,6 +129,7 @@ impl From<&BoundArgs> for Settings {
             max_connections: args.max_connections as usize,
             max_streams_per_connection: args.max_streams_per_connection as usize,
             max_held_bytes_per_stream: args.max_held_bytes_per_stream as usize,
+            max_held_bytes: args.max_held_bytes as usize,
             max_unfinished_bytes: args.max_unfinished_bytes as usize,
             max_http_body_bytes: args.max_http_body_bytes as usize,
             max_encoding_texts: args.max_encoding_texts as usize,

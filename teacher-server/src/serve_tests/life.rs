@@ -84,7 +84,7 @@ async fn info_states_the_facts_and_every_limit() {
     assert_eq!((limits.max_encoding_texts, limits.message_seconds), (64, 30));
     assert_eq!((limits.max_stream_seconds, limits.idle_stream_seconds), (86_400, 600));
     assert_eq!((limits.stalled_reader_seconds, limits.batch_wait_ms), (60, 2));
-    assert_eq!(limits.max_http_body_bytes, 16 << 20);
+    assert_eq!((limits.max_http_body_bytes, limits.max_held_bytes), (16 << 20, 1 << 30));
     assert_eq!((limits.idle_connection_seconds, limits.drain_seconds), (60, 45));
 }
 

@@ -8,6 +8,7 @@ mod by_hand;
 mod dialects;
 mod flow;
 pub(crate) mod harness;
+mod held;
 mod idle;
 mod life;
 #[cfg(feature = "otel")]
