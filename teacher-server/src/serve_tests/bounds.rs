@@ -287,28 +287,6 @@ async fn a_flooding_client_makes_another_wait_for_two_batches_at_most() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tiny_sequences_without_number_are_answered_each() {
-    const MANY: u64 = 100_000;
-    let server = served(Settings::DEFAULT).await;
-    let mut stream = server.score().await;
-    let requests = stream.requests.clone();
-    let send = tokio::spawn(async move {
-        for id in 0..MANY {
-            let request = ScoreRequest { id, ..score_request(&job(id, vec![1])) };
-            requests.send(request).await.unwrap();
-        }
-    });
-    let mut seen = vec![false; MANY as usize];
-    for _ in 0..MANY {
-        let reply = stream.next().await;
-        assert!(reply.error.is_none(), "{:?}", reply.error);
-        assert!(!std::mem::replace(&mut seen[reply.id as usize], true), "{} twice", reply.id);
-    }
-    send.await.unwrap();
-    server.client().await.get_info(GetInfoRequest {}).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_has_so_many_calls_at_a_time_and_the_next_waits() {
     let server = served(Settings::with(|limits| limits.max_streams_per_connection = 2)).await;
     let mut client = server.client().await;
