@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::serve::IncomingStream;
@@ -33,7 +33,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const READY: usize = 16;
 /// Pause after an accept that failed (out of file descriptors, mostly), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two lines of the log about refused connections.
+/// Between two lines of the log about refused connections, or about failed handshakes.
 const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// What the connections of one port may do and how they speak.
@@ -59,6 +59,7 @@ pub struct Acceptor {
     port: Port,
     room: Room,
     refusals: Seldom,
+    failures: Arc<Mutex<Seldom>>,
     cut: CutSignal,
     metrics: Metrics,
 }
@@ -67,7 +68,9 @@ impl Acceptor {
     /// Accepts from `listener` within the port's own bounds.
     pub fn new(listener: TcpListener, port: Port, cut: CutSignal, metrics: Metrics) -> Self {
         let room = Room::new(port.connections);
-        Self { listener, port, room, refusals: Seldom::every(REFUSALS_TOLD_EVERY), cut, metrics }
+        let refusals = Seldom::every(REFUSALS_TOLD_EVERY);
+        let failures = Arc::new(Mutex::new(Seldom::every(REFUSALS_TOLD_EVERY)));
+        Self { listener, port, room, refusals, failures, cut, metrics }
     }
 
     /// Begins to accept, in a task of its own, so that nobody's handshake keeps others waiting.
@@ -141,7 +144,7 @@ impl Acceptor {
         let port = if self.port.protocol == b"h2" { "grpc" } else { "http" };
         let sent = self.metrics.sent_bytes.get_or_create(&PortLabels { port }).clone();
         let open = Open::count(&self.metrics.connections);
-        let metrics = self.metrics.clone();
+        let (metrics, failures) = (self.metrics.clone(), Arc::clone(&self.failures));
         let config = self.port.tls.as_ref().map(|tls| tls.config(self.port.protocol));
         async move {
             let (wire, client, certified) = match config {
@@ -154,7 +157,10 @@ impl Acceptor {
                     }
                     Err(reason) => {
                         metrics.refused("handshake");
-                        tracing::info!(%peer, reason, "a TLS handshake failed");
+                        let mut untold = failures.lock().unwrap_or_else(PoisonError::into_inner);
+                        if let Some(failed) = untold.count(Instant::now()) {
+                            tracing::info!(failed, last = %peer, reason, "TLS handshakes failed");
+                        }
                         return None;
                     }
                 },

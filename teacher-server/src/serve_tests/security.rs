@@ -30,14 +30,14 @@ use crate::{Guard, ServeError};
 pub(super) const TOKEN: &str = "alice-0123456789abcdef";
 
 /// An authority, and the files of certificates made by it.
-struct Authority {
+pub(super) struct Authority {
     dir: TempDir,
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -61,7 +61,7 @@ impl Authority {
     }
 
     /// The server's files with a certificate for a host.
-    fn files(&self, host: &str, expired: bool, client_ca: bool) -> TlsFiles {
+    pub(super) fn files(&self, host: &str, expired: bool, client_ca: bool) -> TlsFiles {
         let path = |name: &str| self.dir.path().join(name);
         let (cert, key) = self.certificate(host, expired);
         std::fs::write(path("cert.pem"), cert).unwrap();
@@ -82,7 +82,7 @@ pub(super) async fn start(guard: Guard, settings: Settings) -> Server {
     server
 }
 
-async fn encrypted(files: TlsFiles) -> (Server, Tls) {
+pub(super) async fn encrypted(files: TlsFiles) -> (Server, Tls) {
     let tls = Tls::new(files.clone()).unwrap();
     let access = Access::new(None, files.client_ca.is_some()).unwrap();
     (start(Guard { access, tls: Some(tls.clone()) }, Settings::DEFAULT).await, tls)

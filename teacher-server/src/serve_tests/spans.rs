@@ -281,3 +281,18 @@ async fn by_default_refusals_leave_no_line_and_faults_leave_one_with_the_calls_n
     }
     assert_eq!(log.lines().len(), 2, "{:#?}", log.lines());
 }
+
+#[tokio::test]
+async fn handshakes_that_fail_leave_one_line_for_many() {
+    let log = Log::start(DEFAULT_LOG);
+    let authority = security::Authority::new();
+    let (server, _) = security::encrypted(authority.files("teacher", false, false)).await;
+    for _ in 0..50 {
+        let mut stranger = TcpStream::connect(server.grpc).await.unwrap();
+        stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        // Closed, by a reset or not, when the handshake has failed.
+        let _ = stranger.read_to_end(&mut Vec::new()).await;
+    }
+    log.line(&["TLS handshakes failed", "failed=1", "reason"]).await;
+    assert_eq!(log.lines().len(), 1, "{:#?}", log.lines());
+}
