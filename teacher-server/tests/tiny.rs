@@ -105,7 +105,7 @@ async fn served(connections: usize) -> (oneshot::Sender<()>, Vec<Client>) {
     let (stop, stopped) = oneshot::channel::<()>();
     let (told, ready) = oneshot::channel();
     let load = || Ok(FakeScorer::new(CLASSES).loaded());
-    let ready_call = move |_: &_| drop(told.send(()));
+    let ready_call = move |_: &_| told.send(()).expect("somebody who waits");
     let shutdown = async { drop(stopped.await) };
     let guard = Guard::default();
     tokio::spawn(serve(listeners, load, Settings::DEFAULT, guard, ready_call, shutdown));

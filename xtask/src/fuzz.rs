@@ -11,9 +11,9 @@ use crate::run::{cargo, root, run};
 /// Executions of a target where nobody says how many.
 const RUNS: &str = "1000000";
 /// Longest input, in bytes: larger ones reach nothing more and take longer.
-const MOST_BYTES: u32 = 3000;
+const MOST_BYTES: u32 = 600;
 /// Longest time for one input, in seconds.
-const PATIENCE: u32 = 10;
+const PATIENCE: u32 = 60;
 
 /// Set for the compiler's calls that this program stands before.
 const AS_COMPILER: &str = "LIMBECK_FUZZ_COMPILER";

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::CLASSES;
@@ -12,16 +13,40 @@ use super::CLASSES;
 /// What probabilities of different tokens may sum to above 1: sums of exponentials of float32s.
 const ROUNDING: f64 = 1e-4;
 
+/// What was asked, as far as an answer depends on it. Other fields may hold what no [`Value`] can.
+#[derive(Deserialize)]
+struct Trl {
+    sequences: Vec<Vec<usize>>,
+    prompt_lengths: Vec<usize>,
+    top_logprobs: Option<usize>,
+    response_format: Option<String>,
+}
+
+/// The same of the other route.
+#[derive(Deserialize)]
+struct Vllm {
+    prompt: Value,
+    max_tokens: Option<usize>,
+    prompt_logprobs: Option<i64>,
+    logprobs: Option<i64>,
+    echo: Option<bool>,
+    return_token_ids: Option<bool>,
+}
+
 /// Tries an answer with status 200.
 ///
 /// # Panics
 /// When it is none to this question.
 pub(super) fn answered(route: usize, body: &[u8], answer: &Value) {
-    let asked: Value = serde_json::from_slice(body).expect("what the server could read");
     match route {
-        0 => trl(&asked, answer),
-        _ => vllm(&asked, answer),
+        0 => trl(&asked(body), answer),
+        _ => vllm(&asked(body), answer),
     }
+}
+
+fn asked<'a, T: Deserialize<'a>>(body: &'a [u8]) -> T {
+    let text = std::str::from_utf8(body).expect("JSON is UTF-8, and this was answered");
+    serde_json::from_str(text).expect("what the server could read")
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -46,18 +71,15 @@ fn assert_probable(ids: &[usize], logprobs: &[f64]) {
 }
 
 /// The tokens of each sequence that are predicted, and whether the first has nothing before it.
-fn completions(asked: &Value) -> Vec<(Vec<usize>, bool)> {
-    let lengths = list(&asked["prompt_lengths"]).iter().map(whole);
-    let sequences = list(&asked["sequences"]).iter().map(|ids| list(ids).iter().map(whole));
-    let parts =
-        sequences.zip(lengths).map(|(ids, prompt)| (ids.skip(prompt).collect(), prompt == 0));
-    parts.collect()
+fn completions(asked: &Trl) -> Vec<(Vec<usize>, bool)> {
+    let parts = asked.sequences.iter().zip(&asked.prompt_lengths);
+    parts.map(|(ids, &prompt)| (ids[prompt..].to_vec(), prompt == 0)).collect()
 }
 
-fn trl(asked: &Value, answer: &Value) {
+fn trl(asked: &Trl, answer: &Value) {
     let completions = completions(asked);
-    let k = asked.get("top_logprobs").map_or(100, whole);
-    if asked["response_format"] == "binary" {
+    let k = asked.top_logprobs.unwrap_or(100);
+    if asked.response_format.as_deref() == Some("binary") {
         return rectangle(&completions, k, answer);
     }
     let (logprobs, ids) = (list(&answer["logprobs"]), list(&answer["logprob_token_ids"]));
@@ -114,16 +136,17 @@ fn rectangle(completions: &[(Vec<usize>, bool)], k: usize, answer: &Value) {
     }
 }
 
-fn vllm(asked: &Value, answer: &Value) {
-    let prompts = prompts(&asked["prompt"]);
-    let next = asked.get("max_tokens").and_then(Value::as_u64).unwrap_or(1) == 1;
-    let count = |name: &str| match asked.get(name).and_then(Value::as_i64) {
+fn vllm(asked: &Vllm, answer: &Value) {
+    let prompts = prompts(&asked.prompt);
+    let next = asked.max_tokens.unwrap_or(1) == 1;
+    let count = |asked: Option<i64>| match asked {
         Some(-1) => Some(CLASSES),
         Some(k) => Some((k as usize).min(CLASSES)),
         None => None,
     };
-    let echo = asked["echo"] == true;
-    let entries = count("prompt_logprobs").or(count("logprobs").filter(|_| echo));
+    let echo = asked.echo == Some(true);
+    let logprobs = count(asked.logprobs);
+    let entries = count(asked.prompt_logprobs).or(logprobs.filter(|_| echo));
     let choices = list(&answer["choices"]);
     assert_eq!(choices.len(), prompts.len());
     for (choice, tokens) in choices.iter().zip(&prompts) {
@@ -131,13 +154,13 @@ fn vllm(asked: &Value, answer: &Value) {
             None => assert!(choice["prompt_logprobs"].is_null()),
             Some(k) => prompt_logprobs(list(&choice["prompt_logprobs"]), k, tokens),
         }
-        if count("logprobs").is_some() {
+        if logprobs.is_some() {
             let shown = if echo { tokens.len() } else { 0 } + usize::from(next);
             for name in ["text_offset", "token_logprobs", "tokens", "top_logprobs"] {
                 assert_eq!(list(&choice["logprobs"][name]).len(), shown, "{name} of {choice}");
             }
         }
-        if asked["return_token_ids"] == true {
+        if asked.return_token_ids == Some(true) {
             let listed = list(&choice["prompt_token_ids"]).iter().map(whole);
             assert!(listed.eq(tokens.iter().copied()), "{choice}");
         }

@@ -14,14 +14,26 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::Stream;
 use proto::convert::Times;
+use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use super::Problem;
 use crate::shutdown::Call;
 
 /// Bytes of a piece of an answer, about.
 const PIECE: usize = 64 << 10;
 /// How long a job took, by the W3C's recommendation of that name.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// What a request's body says.
+///
+/// # Errors
+/// [`Problem`]: not UTF-8, not JSON, or other JSON than this.
+pub fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    // First, since what is passed over would not be looked at.
+    let text = std::str::from_utf8(body).map_err(|error| Problem::invalid(error.to_string()))?;
+    serde_json::from_str(text).map_err(|error| Problem::invalid(error.to_string()))
+}
 
 /// The reader of an answer left, or read nothing for too long.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use axum::response::Response;
 use distill::handshake::TeacherFacts;
 use serde::Deserialize;
 
-use super::body::{Answer, Gone};
+use super::body::{self, Answer, Gone};
 use super::prompt::Sequences;
 use super::{Asked, Counter, Problem, Scored, Write};
 use crate::scorer::Scores;
@@ -66,8 +66,7 @@ impl Question {
     /// # Errors
     /// [`Problem`]: not the JSON wanted, or what this server cannot answer.
     pub fn read(body: &[u8], facts: &TeacherFacts) -> Result<Self, Problem> {
-        let body: Body =
-            serde_json::from_slice(body).map_err(|error| Problem::invalid(error.to_string()))?;
+        let body: Body = body::read(body)?;
         let Body { sequences: Sequences(sequences), prompt_lengths, .. } = body;
         if sequences.len() != prompt_lengths.len() {
             return Err(Problem::invalid(format!(

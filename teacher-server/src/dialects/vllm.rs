@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::prompt::Prompt;
-use super::{Asked, Counter, Problem};
+use super::{Asked, Counter, Problem, body};
 use crate::client::Client;
 use crate::error::TeacherError;
 use crate::state::Serving;
@@ -75,8 +75,7 @@ impl Question {
     /// # Errors
     /// [`Problem`]: not the JSON wanted, or what this server cannot answer.
     pub fn read(body: &[u8], facts: &TeacherFacts) -> Result<Self, Problem> {
-        let body: Body =
-            serde_json::from_slice(body).map_err(|error| Problem::invalid(error.to_string()))?;
+        let body: Body = body::read(body)?;
         check_model(body.model.as_deref(), facts)?;
         if body.n.is_some_and(|n| n != 1) {
             return Err(Problem::field("n", "this server scores, so that n can only be 1"));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use proto::convert::{ScoreJob, score_request};
 use proto::v1::teacher_client::TeacherClient;
-use proto::v1::{GetInfoRequest, ScoreRequest, ScoreTextRequest};
+use proto::v1::{GetInfoRequest, ScoreTextRequest};
 use tonic::{Code, Request, Status};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
