@@ -22,11 +22,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let classes = facts.vocab_size;
     println!("{} of {} parameters on {}", facts.model, facts.parameters, facts.device);
 
+    let all = 0..tokens.len() as u32;
     let mut stream = teacher.open(facts.terms(classes)).await?;
     stream.send(ScoreJob {
         id: 1,
-        ranges: vec![0..tokens.len() as u32],
         tokens,
+        ranges: vec![all],
         temperature: 1.0,
         entries: Entries::Top,
         k: K,
