@@ -3,6 +3,8 @@
 //!
 //! A program of its own, since it measures the memory of its process: client and server together.
 
+#![expect(clippy::print_stdout, reason = "the figures are what a run by hand is for")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -177,13 +177,15 @@ fn prompts(prompt: &Value) -> Vec<Vec<usize>> {
         Value::String(one) => vec![text(one)],
         Value::Array(all) if all[0].is_number() => vec![all.iter().map(whole).collect()],
         Value::Array(all) => {
-            let each = all.iter().map(|one| match one {
-                Value::String(one) => text(one),
-                ids => list(ids).iter().map(whole).collect(),
+            let each = all.iter().map(|one| match one.as_str() {
+                Some(one) => text(one),
+                None => list(one).iter().map(whole).collect(),
             });
             each.collect()
         }
-        other => panic!("{other} was answered"),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {
+            panic!("{prompt} was answered")
+        }
     }
 }
 
