@@ -172,7 +172,7 @@ async fn no_text_is_encoded_that_the_queue_has_no_room_for() {
     let again = client.clone().score_text(ask("a", 1.0, 1)).await.unwrap_err();
     assert!(again.get_details_retry_info().is_some(), "{again}");
     assert_eq!(running.load(SeqCst), encoded);
-    (0..8).for_each(|_| drop(let_go.send(())));
+    (0..8).for_each(|_| let_go.send(()).unwrap());
     while let Some(ended) = waiting.join_next().await {
         ended.unwrap().unwrap();
     }
