@@ -8,11 +8,11 @@ use super::*;
 /// To `[10, 20, 30, 40]`, `prompt_logprobs` 3.
 const ANSWER: &str = r#"{"id":"cmpl-9b37951f33102230","object":"text_completion","created":1795849690,"model":"teacher","choices":[{"index":0,"text":" are","logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null,"prompt_logprobs":[null,{"20":{"logprob":-2.525447130203247,"rank":6,"decoded_token":"5"},"16":{"logprob":-1.5431549549102783,"rank":1,"decoded_token":"1"},"17":{"logprob":-1.623047113418579,"rank":2,"decoded_token":"2"},"18":{"logprob":-2.0976831912994385,"rank":3,"decoded_token":"3"}},{"30":{"logprob":-11.533034324645996,"rank":142,"decoded_token":"?"},"28":{"logprob":-1.1794462203979492,"rank":1,"decoded_token":"="},"15":{"logprob":-1.5004711151123047,"rank":2,"decoded_token":"0"},"10":{"logprob":-2.3764333724975586,"rank":3,"decoded_token":"+"}},{"40":{"logprob":-13.797755241394043,"rank":3013,"decoded_token":"I"},"4095":{"logprob":-0.2525832951068878,"rank":1,"decoded_token":"<|im_end|>"},"15":{"logprob":-3.4273955821990967,"rank":2,"decoded_token":"0"},"17":{"logprob":-3.6179144382476807,"rank":3,"decoded_token":"2"}}],"prompt_token_ids":null,"routed_experts":null}],"service_tier":null,"system_fingerprint":"vllm-0.32.0-937d0ca2","usage":{"prompt_tokens":4,"total_tokens":5,"completion_tokens":1,"prompt_tokens_details":null,"completion_tokens_details":null},"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}"#;
 
-fn job<const N: usize>(temperature: f32, k: usize, ranges: [std::ops::Range<u32>; N]) -> ScoreJob {
+fn job(temperature: f32, k: usize, positions: std::ops::Range<u32>) -> ScoreJob {
     ScoreJob {
         id: 9,
         tokens: vec![10, 20, 30, 40],
-        ranges: ranges.to_vec(),
+        ranges: std::iter::once(positions).collect(),
         temperature,
         entries: Entries::Top,
         k,
@@ -28,7 +28,7 @@ fn near(found: f32, wanted: f64) {
 
 #[test]
 fn at_temperature_1_the_mass_of_the_others_is_what_is_missing_to_1() {
-    let scored = read(&job(1.0, 3, [0..3]), ANSWER.as_bytes()).unwrap();
+    let scored = read(&job(1.0, 3, 0..3), ANSWER.as_bytes()).unwrap();
     let signal = &scored.signal;
     assert_eq!(signal.ids, [16, 17, 18, 28, 15, 10, 4095, 15, 17]);
     near(signal.scaled[0], -1.543_154_954_910_278_3);
@@ -41,7 +41,7 @@ fn at_temperature_1_the_mass_of_the_others_is_what_is_missing_to_1() {
 
 #[test]
 fn at_another_temperature_the_others_have_none() {
-    let scored = read(&job(2.0, 2, [1..2]), ANSWER.as_bytes()).unwrap();
+    let scored = read(&job(2.0, 2, 1..2), ANSWER.as_bytes()).unwrap();
     let signal = &scored.signal;
     assert_eq!(signal.ids, [28, 15]);
     near(signal.scaled[0], -1.179_446_220_397_949_2 / 2.0);
@@ -55,22 +55,23 @@ fn at_another_temperature_the_others_have_none() {
 
 #[test]
 fn only_the_positions_asked_for_are_given() {
-    let scored = read(&job(1.0, 1, [0..1, 2..3]), ANSWER.as_bytes()).unwrap();
+    let apart = ScoreJob { ranges: vec![0..1, 2..3], ..job(1.0, 1, 0..1) };
+    let scored = read(&apart, ANSWER.as_bytes()).unwrap();
     assert_eq!(scored.signal.ids, [16, 4095]);
-    let last = read(&job(1.0, 1, [3..4]), ANSWER.as_bytes());
+    let last = read(&job(1.0, 1, 3..4), ANSWER.as_bytes());
     assert!(matches!(last, Err(AnswerError::Unsupported { .. })), "{last:?}");
 }
 
 #[test]
 fn what_is_no_answer_is_refused_with_both_values() {
-    let all = || job(1.0, 3, [0..3]);
+    let all = || job(1.0, 3, 0..3);
     let small = ScoreJob { classes: 4095, ..all() };
     let other = ScoreJob { tokens: vec![10, 20, 31, 40], ..all() };
     let longer = ScoreJob { tokens: vec![10, 20, 30, 40, 50], ..all() };
     let named = ScoreJob { entries: Entries::Named(vec![1, 2, 3]), ..all() };
     let changed = |from: &str, to: &str| ANSWER.replace(from, to);
     let cases = [
-        (job(1.0, 5, [0..3]), ANSWER.to_owned(), "4 entries where 5 were asked"),
+        (job(1.0, 5, 0..3), ANSWER.to_owned(), "4 entries where 5 were asked"),
         (small, ANSWER.to_owned(), "token 4095, but the student has 4095 classes"),
         (other, ANSWER.to_owned(), "next token 31"),
         (longer, ANSWER.to_owned(), "4 positions, wanted 5"),
