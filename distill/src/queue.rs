@@ -5,7 +5,8 @@
 //! Goyal, Vin and Cheng 1996). And every client may have as much waiting as is still free
 //! ([`crate::share`]).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use crate::share::may_have;
@@ -103,6 +104,17 @@ struct Waiting<T> {
     item: T,
 }
 
+/// A client's place: first the one that was served the fewest tokens, among equals the one that
+/// waits longest. An arrival is nobody else's.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Turn<C>(Reverse<(u64, u64)>, C);
+
+impl<C> Turn<C> {
+    fn client(self) -> C {
+        self.1
+    }
+}
+
 impl<T> Client<T> {
     fn new(clock: u64) -> Self {
         Self { served: clock, tokens: 0, waiting: [const { VecDeque::new() }; 3] }
@@ -115,6 +127,11 @@ impl<T> Client<T> {
     /// The first arrival of its highest priority.
     fn head(&self) -> Option<&Waiting<T>> {
         self.waiting.iter().rev().find_map(VecDeque::front)
+    }
+
+    /// When its turn is; none with nothing waiting.
+    fn turn<C: Clone>(&self, name: &C) -> Option<Turn<C>> {
+        Some(Turn(Reverse((self.served, self.head()?.arrival)), name.clone()))
     }
 
     /// Removes the first sequence of at most `most` tokens, not looking far.
@@ -194,40 +211,61 @@ impl<C: Ord + Clone, T> FairQueue<C, T> {
         let mut batch = Vec::new();
         let mut room = budget;
         let first = self.passed_over.take().filter(|client| self.head_of(client).is_some());
-        let mut next = first.or_else(|| self.next_client(|_| true));
-        let mut full: Vec<C> = Vec::new();
+        let mut turns: BinaryHeap<_> =
+            self.clients.iter().filter_map(|(name, client)| client.turn(name)).collect();
+        let mut next = first.or_else(|| turns.pop().map(Turn::client));
         while let Some(client) = next {
             let most = if batch.is_empty() { usize::MAX } else { room };
             if self.head_of(&client).is_some_and(|head| head.tokens > most) {
                 self.passed_over.get_or_insert_with(|| client.clone());
             }
-            match self.take(&client, most) {
-                Some(taken) => {
-                    room = room.saturating_sub(taken.tokens);
-                    batch.push(taken.item);
-                }
-                None => full.push(client),
+            // Who has nothing that fits has no further turn.
+            if let Some(taken) = self.take(&client, most) {
+                room = room.saturating_sub(taken.tokens);
+                batch.push(taken.item);
+                turns.extend(self.clients.get(&client).and_then(|waits| waits.turn(&client)));
             }
-            next = (room > 0).then(|| self.next_client(|client| !full.contains(client))).flatten();
+            next = if room > 0 { self.next_turn(&mut turns) } else { None };
+        }
+        self.forget();
+        batch
+    }
+
+    /// The client whose turn it is. One that had a turn before its time has an old entry as well.
+    fn next_turn(&self, turns: &mut BinaryHeap<Turn<C>>) -> Option<C> {
+        loop {
+            let turn = turns.pop()?;
+            let now = self.clients.get(&turn.1).and_then(|client| client.turn(&turn.1));
+            if now.is_some_and(|now| now == turn) {
+                return Some(turn.client());
+            }
+        }
+    }
+
+    /// Forgets clients with nothing waiting. Who is ahead of the clock is remembered, or coming anew
+    /// would be a way to jump the queue; while nothing waits nobody is behind, and all begin alike.
+    fn forget(&mut self) {
+        if self.is_empty() {
+            let ahead = self.clients.values().map(|client| client.served).max();
+            self.clock = ahead.unwrap_or(0).max(self.clock);
+            return self.clients.clear();
         }
         let clock = self.clock;
-        // Who is ahead of the clock is remembered, or coming anew would be a way to jump the queue.
         self.clients.retain(|_, client| client.tokens > 0 || client.served > clock);
-        batch
+        // Those that come once each are never behind the clock: the most served stay known.
+        let mut ahead: Vec<u64> = self.idle().map(|client| client.served).collect();
+        let Some(surplus) = ahead.len().checked_sub(self.bounds.sequences + 1) else { return };
+        let (_, most, _) = ahead.select_nth_unstable(surplus);
+        let most = *most;
+        self.clients.retain(|_, client| client.tokens > 0 || client.served > most);
+    }
+
+    fn idle(&self) -> impl Iterator<Item = &Client<T>> {
+        self.clients.values().filter(|client| client.tokens == 0)
     }
 
     fn head_of(&self, client: &C) -> Option<&Waiting<T>> {
         self.clients.get(client)?.head()
-    }
-
-    /// The client that was served the fewest tokens, of those with something waiting; among equals
-    /// the one that waits longest.
-    fn next_client(&self, may: impl Fn(&C) -> bool) -> Option<C> {
-        let waiting = self.clients.iter().filter(|(name, _)| may(name));
-        let turn = |(name, client): (&C, &Client<T>)| {
-            Some((client.served, client.head()?.arrival, name.clone()))
-        };
-        waiting.filter_map(turn).min_by_key(|&(served, arrival, _)| (served, arrival)).map(|t| t.2)
     }
 
     fn take(&mut self, client: &C, most: usize) -> Option<Waiting<T>> {

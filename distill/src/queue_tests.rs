@@ -192,3 +192,50 @@ proptest! {
         prop_assert_eq!(all, total);
     }
 }
+
+#[test]
+fn clients_that_come_once_each_are_not_remembered_for_ever() {
+    let bounds = QueueBounds { sequences: 8, tokens: 1_000_000 };
+    let mut queue: FairQueue<u32, u32> = FairQueue::new(bounds);
+    // One sequence waits all the while, so that the queue is never empty.
+    queue.push(0, Priority::Low, 1_000, 0);
+    for client in 1..1_000 {
+        queue.push(client, Priority::Normal, 10, client);
+        assert_eq!(queue.take_batch(10).len(), 1);
+        queue.push(0, Priority::Normal, 10, 0);
+        assert!(queue.clients.len() <= 2 + bounds.sequences, "{} remembered", queue.clients.len());
+    }
+    while !queue.take_batch(2_000).is_empty() {}
+    assert_eq!(queue.clients.len(), 0);
+}
+
+/// A name that counts how often names are compared.
+#[derive(Clone, PartialEq, Eq, PartialOrd)]
+struct Counted(u32);
+
+thread_local! {
+    static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+impl Ord for Counted {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        COMPARED.set(COMPARED.get() + 1);
+        self.0.cmp(&other.0)
+    }
+}
+
+#[test]
+fn a_batch_of_many_clients_takes_little_more_time_than_there_are_clients() {
+    const CLIENTS: u32 = 4_000;
+    let bounds = QueueBounds { sequences: 10_000, tokens: 1_000_000 };
+    let mut queue = FairQueue::new(bounds);
+    for client in 0..CLIENTS {
+        // The first fits, and no other into what it leaves.
+        queue.push(Counted(client), Priority::Normal, if client == 0 { 10 } else { 41 }, client);
+    }
+    COMPARED.set(0);
+    assert_eq!(queue.take_batch(40), [0]);
+    // 12 comparisons find a name, a few times for each client.
+    let most = 100 * CLIENTS as usize;
+    assert!(COMPARED.get() < most, "{} comparisons of {most}", COMPARED.get());
+}
