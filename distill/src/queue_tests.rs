@@ -210,11 +210,23 @@ fn clients_that_come_once_each_are_not_remembered_for_ever() {
 }
 
 /// A name that counts how often names are compared.
-#[derive(Clone, PartialEq, Eq, PartialOrd)]
+#[derive(Clone, Eq)]
 struct Counted(u32);
 
 thread_local! {
     static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+impl PartialEq for Counted {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl PartialOrd for Counted {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl Ord for Counted {
