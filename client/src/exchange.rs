@@ -69,6 +69,9 @@ pub enum Full {
     /// As many as the teacher reads ahead are under way: take answers first.
     #[error("{0} requests wait to be read by the teacher: take answers before you ask on")]
     Waiting(usize),
+    /// A request of this id is under way.
+    #[error("request {0} is under way already: ids are told apart until they are answered")]
+    Duplicate(u64),
     /// It has ended.
     #[error("the stream has ended")]
     Ended,
@@ -91,12 +94,14 @@ impl Exchange {
         Ok(Self { address, agreement, requests, replies, owed: HashMap::new() })
     }
 
-    /// Asks for one sequence. An id that is asked for again is asked anew: what came of it before
-    /// is forgotten.
+    /// Asks for one sequence, under an id that is not under way.
     ///
     /// # Errors
     /// [`Full`]; the request was not sent.
     pub fn send(&mut self, job: ScoreJob) -> Result<(), Full> {
+        if self.owed.contains_key(&job.id) {
+            return Err(Full::Duplicate(job.id));
+        }
         let request = score_request(&job);
         let (id, request_bytes) = (job.id, request.encoded_len());
         self.requests.try_send(request).map_err(|error| match error {

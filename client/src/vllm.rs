@@ -8,7 +8,7 @@ mod answer;
 
 use std::time::Duration;
 
-use proto::convert::{Reaction, ScoreJob, Scored};
+use proto::convert::{ScoreJob, Scored};
 use serde::Deserialize;
 use serde_json::json;
 use tonic::Code;
@@ -26,6 +26,8 @@ const INFO_TIMEOUT: Duration = Duration::from_secs(10);
 const SCORE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Longest answer about the server itself, in bytes.
 const MOST_INFO_BYTES: usize = 1 << 20;
+/// Longest pause that is kept, in seconds.
+const MOST_PAUSE: u64 = 60;
 /// Characters of foreign words that are shown.
 const SHOWN: usize = 500;
 
@@ -176,10 +178,14 @@ impl Server {
         let body = body.to_string();
         let request_bytes = body.len();
         let most = answer::most_bytes(job);
-        match self.call("POST /v1/completions", self.post("/v1/completions", body), most).await {
-            Ok(body) => Ok(answer::read(job, &body)
+        match self.reply("POST /v1/completions", self.post("/v1/completions", body), most).await {
+            Ok(Reply::Body(body)) => Ok(answer::read(job, &body)
                 .map(|scored| (scored, request_bytes))
                 .map_err(Fault::from)),
+            // The others that are under way are not touched by it.
+            Ok(Reply::Busy { message, pause }) => {
+                Ok(Err(AnswerError::Busy { id: job.id, message, pause }.into()))
+            }
             Err(Failure::Final(Error::Refused { code, message, .. })) => {
                 Ok(Err(AnswerError::Refused { id: job.id, code, message }.into()))
             }
@@ -199,6 +205,19 @@ impl Server {
         request: reqwest::RequestBuilder,
         most_bytes: usize,
     ) -> Result<Vec<u8>, Failure> {
+        match self.reply(call, request, most_bytes).await? {
+            Reply::Body(body) => Ok(body),
+            Reply::Busy { message, .. } => Err(Failure::Passing(message)),
+        }
+    }
+
+    /// What came of a call.
+    async fn reply(
+        &self,
+        call: &'static str,
+        request: reqwest::RequestBuilder,
+        most_bytes: usize,
+    ) -> Result<Reply, Failure> {
         let token = self.access.token.as_ref().and_then(Token::header);
         let request = match token {
             Some(token) => request.header("authorization", token),
@@ -206,6 +225,7 @@ impl Server {
         };
         let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
         let status = response.status();
+        let pause = pause(response.headers());
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreached(&error))? {
             if body.len() + chunk.len() > most_bytes {
@@ -214,7 +234,7 @@ impl Server {
             body.extend_from_slice(&chunk);
         }
         if status.is_success() {
-            return Ok(body);
+            return Ok(Reply::Body(body));
         }
         let message = words(&body);
         let code = match status.as_u16() {
@@ -222,7 +242,8 @@ impl Server {
             403 => Code::PermissionDenied,
             404 | 405 if call != "POST /v1/completions" => Code::Unimplemented,
             408 | 425 | 429 | 500.. => {
-                return Err(Failure::Passing(format!("{call}: {status}: {message}")));
+                let message = format!("{call}: {status}: {message}");
+                return Ok(Reply::Busy { message, pause });
             }
             _ => Code::InvalidArgument,
         };
@@ -243,6 +264,22 @@ impl Server {
     }
 }
 
+/// What a server says to a call.
+enum Reply {
+    Body(Vec<u8>),
+    /// It may have room, or be well, later.
+    Busy {
+        message: String,
+        pause: Duration,
+    },
+}
+
+/// The pause a server asks for, in seconds of `Retry-After`; zero where it asks for none.
+fn pause(headers: &reqwest::header::HeaderMap) -> Duration {
+    let seconds = headers.get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0).min(MOST_PAUSE))
+}
+
 /// What a refusal says, in vLLM's form, in FastAPI's, or as it is; safe to print.
 fn words(body: &[u8]) -> String {
     let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
@@ -251,11 +288,4 @@ fn words(body: &[u8]) -> String {
     let text = text.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned);
     let clean = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().take(SHOWN).map(clean).collect::<String>().trim().to_owned()
-}
-
-impl AnswerError {
-    /// What to do about it: the same request gives the same again.
-    pub fn reaction(&self) -> Reaction {
-        Reaction::Stop
-    }
 }

@@ -161,8 +161,11 @@ pub(crate) async fn at_pace(clients: &[Grpc], rate: f64, time: Duration, text: &
             calls.add(done);
         }
     }
-    while let Some(Ok(done)) = open.join_next().await {
-        calls.add(done);
+    while let Some(done) = open.join_next().await {
+        match done {
+            Ok(done) => calls.add(done),
+            Err(error) => calls.failed.push(error.to_string()),
+        }
     }
     calls
 }

@@ -31,7 +31,7 @@ pub(crate) async fn unary(scale: &Scale) -> Result<Vec<Figure>> {
     let p50 = ms(Calls::quantile(&mut calls.done, 0.5));
     Ok(vec![
         Figure::at_most("single calls at 1,000/s: failures", failures as f64, 0.0, ""),
-        Figure::told("answered", calls.done.len() as f64, ""),
+        Figure::at_least("answered", calls.done.len() as f64, scale.unary.as_secs_f64() * 1e3, ""),
         Figure::told("time, median", p50, "ms"),
         Figure::at_most("time, 99th percentile", p99, 50.0, "ms").timed(),
     ])
@@ -72,7 +72,7 @@ pub(crate) async fn stream(scale: &Scale) -> Result<Vec<Figure>> {
             "",
         ),
         Figure::told("sent, about", sent, "MiB"),
-        // What one stream may have the server hold (16 MiB), and as much again in flight.
+        // What one stream may have the server hold.
         Figure::at_most("server's memory, growth at its peak", grown, 64.0, "MiB"),
         Figure::told("positions a second", rate, ""),
     ])
@@ -101,7 +101,7 @@ pub(crate) async fn overload(scale: &Scale) -> Result<Vec<Figure>> {
         )
         .timed(),
         Figure::at_most("failures that are no refusal", over.failed.len() as f64, 0.0, ""),
-        Figure::told("refusals", over.refused.len() as f64, ""),
+        Figure::at_least("refusals", over.refused.len() as f64, 1.0, ""),
         Figure::told(
             "time to a refusal, median",
             ms(Calls::quantile(&mut over.refused, 0.5)),

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use distill::codec::repeated;
 use distill::signal::{Entries, TopK, log_sum_exp};
-use proto::convert::{ScoreJob, Scored};
+use proto::convert::{Reaction, ScoreJob, Scored};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use tonic::Code;
@@ -26,6 +27,16 @@ pub enum AnswerError {
         code: Code,
         /// The status and the server's words.
         message: String,
+    },
+    /// The server has no room now, or failed at this request.
+    #[error("request {id}: {message}")]
+    Busy {
+        /// The request.
+        id: u64,
+        /// The status and the server's words.
+        message: String,
+        /// The pause the server asked for (`Retry-After`); zero where it asked for none.
+        pause: Duration,
     },
     /// What this dialect cannot say.
     #[error("request {id}: a vLLM server cannot give {what}")]
@@ -95,6 +106,16 @@ pub enum AnswerError {
         /// Classes of the student.
         classes: usize,
     },
+    /// A token that counts twice.
+    #[error("request {id}, position {position}: token {token} comes twice")]
+    Repeated {
+        /// The request.
+        id: u64,
+        /// The position.
+        position: u32,
+        /// The token.
+        token: u32,
+    },
     /// No log-probabilities.
     #[error(
         "request {id}, position {position}: {found} where log-probabilities were wanted (start the \
@@ -111,9 +132,14 @@ pub enum AnswerError {
 }
 
 impl AnswerError {
-    /// The pause the server asked for: none of these passes.
+    /// What to do about it: a busy server may have room later, the others give the same again.
+    pub fn reaction(&self) -> Reaction {
+        if let Self::Busy { .. } = self { Reaction::Retry } else { Reaction::Stop }
+    }
+
+    /// The pause the server asked for.
     pub fn pause(&self) -> Duration {
-        Duration::ZERO
+        if let Self::Busy { pause, .. } = self { *pause } else { Duration::ZERO }
     }
 }
 
@@ -229,6 +255,10 @@ fn push(
     }
     if let Some(&(token, _)) = row.iter().find(|(token, _)| *token as usize >= job.classes) {
         return Err(AnswerError::Class { id, position, token, classes: job.classes });
+    }
+    let ids: Vec<u32> = row.iter().map(|(id, _)| *id).collect();
+    if let Some((_, token)) = repeated(&ids, ids.len(), job.classes) {
+        return Err(AnswerError::Repeated { id, position, token });
     }
     let mass: f64 = row.iter().map(|(_, l)| f64::from(*l).exp()).sum();
     // A sum that is no number is no mass.

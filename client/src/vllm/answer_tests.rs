@@ -80,6 +80,7 @@ fn what_is_no_answer_is_refused_with_both_values() {
         (all(), changed("-1.5431549549102783", "1e39"), "no completion"),
         (all(), changed("-1.5431549549102783", "null"), "null"),
         (all(), changed("-1.5431549549102783", "NaN"), "no completion"),
+        (all(), changed("\"18\":", "\"16\":"), "token 16 comes twice"),
         (all(), changed("\"16\":", "\"x\":"), "no completion"),
         (all(), changed("\"16\":", "\"-16\":"), "no completion"),
         (all(), changed("\"prompt_logprobs\":[null,", "\"x\":[null,"), "prompt_logprobs is null"),

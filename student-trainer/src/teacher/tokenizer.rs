@@ -23,7 +23,7 @@ impl Teacher {
     ) -> Result<Option<String>, TeacherError> {
         let Voice::Vllm(server) = &self.voice else { return Ok(None) };
         let url = self.url().to_owned();
-        let Ok(wanted) = ours.encode(PROBE) else { return Ok(None) };
+        let Ok(wanted) = ours.encode(PROBE) else { return Ok(Some(unknown(&url))) };
         let found = network.0.block_on(server.tokens(&self.facts.model, PROBE));
         match found {
             Ok(Some(found)) if found == wanted => Ok(None),
@@ -33,14 +33,19 @@ impl Teacher {
                 let (found, wanted) = (at(&found), at(&wanted));
                 Err(TeacherError::Tokens { url, place: same, found, wanted })
             }
-            Ok(None) => Ok(Some(format!(
-                "teacher {url} does not tell its tokenizer's ids (no /tokenize): whether it is the \
-                 student's could not be checked; ids of another would teach nonsense"
-            ))),
+            Ok(None) => Ok(Some(unknown(&url))),
             Err(Failure::Final(error)) => Err(error.into()),
             Err(Failure::Passing(reason) | Failure::Garbled(reason)) => {
                 Err(TeacherError::Silent { url, reason })
             }
         }
     }
+}
+
+fn unknown(url: &str) -> String {
+    format!(
+        "teacher {url} does not tell its tokenizer's ids (/tokenize), or the student's cannot encode \
+         the text they are compared by: whether both are the same could not be checked; ids of \
+         another would teach nonsense"
+    )
 }

@@ -93,7 +93,7 @@ impl Manners {
         let (answer, mut stream) = (answer.to_string(), stream);
         write!(
             stream,
-            "HTTP/1.1 {status} x\r\nserver: uvicorn\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{answer}",
+            "HTTP/1.1 {status} x\r\nretry-after: 1\r\nserver: uvicorn\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{answer}",
             answer.len()
         )
     }
@@ -246,8 +246,16 @@ fn a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_named() {
     for status in [429, 500, 503] {
         theirs.manners.status.store(status, Relaxed);
         theirs.manners.refusals.store(2, Relaxed);
+        let before = theirs.manners.scored.load(Relaxed);
         assert_eq!(all(&network, &teacher, &set, ask(1.0, 5)).len(), 9);
+        // Those that were under way beside a refused one were not asked again.
+        assert_eq!(theirs.manners.scored.load(Relaxed) - before, 9, "{status}");
     }
+    // The pause it asks for is kept.
+    theirs.manners.refusals.store(1, Relaxed);
+    let begin = Instant::now();
+    assert_eq!(all(&network, &teacher, &set, ask(1.0, 5)).len(), 9);
+    assert!(begin.elapsed() >= Duration::from_secs(1), "{:?}", begin.elapsed());
     theirs.manners.max_logprobs.store(3, Relaxed);
     let mut feed = Feed::start(&network, &teacher, Arc::clone(&set), 0..1, ask(1.0, 5));
     let error = feed.next(&Stop::default()).unwrap_err().to_string();
