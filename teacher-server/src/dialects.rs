@@ -10,14 +10,13 @@ pub mod body;
 pub mod by_hand;
 pub mod problem;
 pub mod prompt;
+pub mod reading;
 pub mod trl;
 pub mod vllm;
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::Request;
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -27,11 +26,12 @@ use tracing::Span;
 use crate::client::Client;
 use crate::desk::{Desk, without_panic};
 use crate::held::answer_bytes;
+use crate::room::Taken;
 use crate::spans;
-use crate::state::Serving;
 use crate::unfinished::Unfinished;
 
 use body::{Answer, Gone};
+use reading::{Readers, Received};
 
 pub use ask::{Asked, Scored};
 pub use problem::Problem;
@@ -44,6 +44,7 @@ pub const MAX_SEQUENCES: usize = 4096;
 pub struct Counter {
     desk: Desk,
     unfinished: Unfinished,
+    readers: Readers,
 }
 
 impl Counter {
@@ -56,7 +57,7 @@ impl Counter {
         &self,
         method: &'static str,
         request: Request,
-        question: impl FnOnce(Bytes, Client, Arc<Serving>) -> Q,
+        question: impl FnOnce(Received) -> Q,
     ) -> Result<Response, Problem>
     where
         Q: Future<Output = Result<(Asked, W), Problem>>,
@@ -67,12 +68,12 @@ impl Counter {
         let answered = async {
             let (serving, call) = self.desk.enter()?;
             let limits = serving.facts.limits;
-            let body = self.unfinished.whole(request, limits.max_http_body_bytes).await?;
-            let (asked, write) = question(body, client.clone(), serving).await?;
-            spans::asks(&Span::current(), asked.jobs());
-            let held = self.desk.held.take(&client, asked.jobs().map(answer_bytes).sum())?;
-            let scored = asked.score(&self.desk, &client, limits.max_in_flight_per_stream).await?;
-            spans::took(&Span::current(), scored.times);
+            let (body, room) = self.unfinished.whole(request, limits.max_http_body_bytes).await?;
+            // What the queue has no room for is refused before anything is made of it.
+            self.desk.engine.has_room(&client, 1)?;
+            let reading = self.readers.reading(room);
+            let received = Received { body, reading, client, serving };
+            let (scored, write, held) = self.scored(received, question).await?;
             let (times, patience) = (scored.times, limits.reader_timeout);
             let write = async move |answer| {
                 let _held = held;
@@ -95,6 +96,25 @@ impl Counter {
         }
         answered
     }
+
+    /// The scores that a request asks for, how they are to be written, and the room they take.
+    async fn scored<Q, W>(
+        &self,
+        received: Received,
+        question: impl FnOnce(Received) -> Q,
+    ) -> Result<(Scored, W, Taken), Problem>
+    where
+        Q: Future<Output = Result<(Asked, W), Problem>>,
+    {
+        let client = received.client.clone();
+        let window = received.serving.facts.limits.max_in_flight_per_stream;
+        let (asked, write) = question(received).await?;
+        spans::asks(&Span::current(), asked.jobs());
+        let held = self.desk.held.take(&client, asked.jobs().map(answer_bytes).sum())?;
+        let scored = asked.score(&self.desk, &client, window).await?;
+        spans::took(&Span::current(), scored.times);
+        Ok((scored, write, held))
+    }
 }
 
 /// How a dialect writes the scores it asked for.
@@ -112,5 +132,5 @@ pub fn routes(desk: Desk, unfinished: Unfinished) -> Router {
         .route("/get_sequence_logprobs", post(trl::answer))
         .route("/v1/completions", post(vllm::answer))
         .route("/v1/models", get(vllm::models))
-        .with_state(Counter { desk, unfinished })
+        .with_state(Counter { desk, unfinished, readers: Readers::new() })
 }

@@ -57,12 +57,16 @@ impl Unfinished {
 }
 
 impl Unfinished {
-    /// The whole body of a request that is not gRPC's, of at most `largest` bytes. It counts as
-    /// unfinished until it is there.
+    /// The whole body of a request that is not gRPC's, of at most `largest` bytes, and the room it
+    /// takes. It counts as unfinished until that is dropped: it may have to wait to be read.
     ///
     /// # Errors
     /// [`TeacherError`]: too large, no room for it, or not there in time.
-    pub async fn whole(&self, request: Request, largest: usize) -> Result<Bytes, TeacherError> {
+    pub async fn whole(
+        &self,
+        request: Request,
+        largest: usize,
+    ) -> Result<(Bytes, Taken), TeacherError> {
         let client = Client::of(request.extensions());
         let body = request.into_body();
         // One that does not say its length may have any.
@@ -72,12 +76,12 @@ impl Unfinished {
             return Err(large);
         }
         let full = TeacherError::Unfinished { limit: self.limit, pause: PAUSE };
-        let _held = self.room.take(&client, announced.unwrap_or(largest)).ok_or(full)?;
+        let held = self.room.take(&client, announced.unwrap_or(largest)).ok_or(full)?;
         let seconds = self.timeout.as_secs_f64();
         let read = tokio::time::timeout(self.timeout, axum::body::to_bytes(body, largest)).await;
         let read = read.map_err(|_| TeacherError::MessageTime { seconds })?;
         // It ended early, or it is longer than it may be.
-        read.map_err(|_| large)
+        read.map(|body| (body, held)).map_err(|_| large)
     }
 }
 

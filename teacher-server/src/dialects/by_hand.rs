@@ -43,7 +43,8 @@ pub async fn vllm(
     };
     let asked = async {
         let question = vllm::Question::read(body, &serving.facts)?;
-        question.asked(encode, serving).await
+        let limit = serving.facts.limits.max_text_bytes;
+        question.encoded(encode, limit).await?.asked(serving)
     };
     let answered = asked.await.map(|parts| written(parts, scores));
     answered.unwrap_or_else(Problem::into_vllm)

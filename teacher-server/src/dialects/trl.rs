@@ -2,9 +2,6 @@
 //!
 //! Entry t of a sequence is the distribution that predicts its token `prompt_length + t`.
 
-use std::sync::Arc;
-
-use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use distill::handshake::TeacherFacts;
@@ -12,9 +9,9 @@ use serde::Deserialize;
 
 use super::body::{self, Answer, Gone};
 use super::prompt::Sequences;
+use super::reading::Received;
 use super::{Asked, Counter, Problem, Scored, Write};
 use crate::scorer::Scores;
-use crate::state::Serving;
 
 /// Name in the metrics.
 const METHOD: &str = "get_sequence_logprobs";
@@ -114,8 +111,9 @@ impl Question {
 
 /// The handler.
 pub async fn answer(State(counter): State<Counter>, request: Request) -> Response {
-    let question = async |body: Bytes, _, serving: Arc<Serving>| {
-        Ok(Question::read(&body, &serving.facts)?.parts())
+    let question = async |received: Received| {
+        let Received { body, reading, serving, .. } = received;
+        reading.run(move || Ok(Question::read(&body, &serving.facts)?.parts())).await
     };
     let answered = counter.answer(METHOD, request, question).await;
     answered.unwrap_or_else(Problem::into_trl)

@@ -9,7 +9,6 @@ mod write;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -18,8 +17,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::prompt::Prompt;
+use super::reading::Received;
 use super::{Asked, Counter, Problem, body};
-use crate::client::Client;
 use crate::error::TeacherError;
 use crate::state::Serving;
 
@@ -51,6 +50,14 @@ pub struct Question {
     prompt: Prompt,
     temperature: f32,
     /// Entries a position of the device.
+    k: usize,
+    style: Style,
+}
+
+/// A request whose prompts are ids.
+pub(super) struct Encoded {
+    prompts: Vec<Vec<u32>>,
+    temperature: f32,
     k: usize,
     style: Style,
 }
@@ -160,28 +167,38 @@ fn count(
 /// The handler of completions.
 pub async fn answer(State(counter): State<Counter>, request: Request) -> Response {
     let desk = counter.desk.clone();
-    let question = async move |body: Bytes, client: Client, serving: Arc<Serving>| {
-        let question = Question::read(&body, &serving.facts)?;
-        drop(body);
+    let question = async move |received: Received| {
+        let Received { body, reading, client, serving } = received;
+        let of = Arc::clone(&serving);
+        let question = reading.run(move || Question::read(&body, &of.facts)).await?;
         let encode = |text| desk.encoders.encode(&client, text, &serving);
-        question.asked(encode, &serving).await
+        let encoded = question.encoded(encode, serving.facts.limits.max_text_bytes).await?;
+        reading.run(move || encoded.asked(&serving)).await
     };
     let answered = counter.answer(METHOD, request, question).await;
     answered.unwrap_or_else(Problem::into_vllm)
 }
 
 impl Question {
-    /// What is to be scored, once `encode` has made ids of the texts, and how it is written.
-    pub(super) async fn asked<F>(
+    /// The same once `encode` has made ids of the texts, of at most `limit` bytes each.
+    pub(super) async fn encoded<F>(
         self,
         encode: impl Fn(String) -> F,
-        serving: &Arc<Serving>,
-    ) -> Result<(Asked, Completion), Problem>
+        limit: usize,
+    ) -> Result<Encoded, Problem>
     where
         F: Future<Output = Result<Vec<u32>, TeacherError>>,
     {
         let Self { prompt, temperature, k, style } = self;
-        let prompts = encoded(prompt, encode, serving.facts.limits.max_text_bytes).await?;
+        let prompts = encoded(prompt, encode, limit).await?;
+        Ok(Encoded { prompts, temperature, k, style })
+    }
+}
+
+impl Encoded {
+    /// What is to be scored, and how it is written.
+    pub(super) fn asked(self, serving: &Arc<Serving>) -> Result<(Asked, Completion), Problem> {
+        let Self { prompts, temperature, k, style } = self;
         // Without the token after the prompt nothing of the last position is wanted.
         let rows = |tokens: &Vec<u32>| 0..tokens.len().saturating_sub(usize::from(!style.next));
         let sequences = prompts.iter().map(|tokens| (tokens.clone(), rows(tokens)));

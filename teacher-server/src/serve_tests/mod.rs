@@ -13,6 +13,7 @@ mod idle;
 mod life;
 #[cfg(feature = "otel")]
 mod otel;
+mod reading;
 mod replies;
 mod security;
 mod slow;

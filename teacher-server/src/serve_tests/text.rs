@@ -7,7 +7,7 @@ use proto::v1::ScoreTextRequest;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::harness::{CLASSES, PATIENCE, Server};
+use super::harness::{CLASSES, PATIENCE, Server, post_to};
 use crate::settings::Settings;
 use crate::testing::FakeScorer;
 
@@ -138,9 +138,11 @@ async fn texts_are_encoded_a_few_at_a_time_and_those_whose_callers_left_count() 
     assert!(other.await.unwrap().is_ok());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_text_is_encoded_that_the_queue_has_no_room_for() {
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+/// A server with a short queue whose model waits for leave before each sequence, and how many texts
+/// were encoded.
+async fn short_queue()
+-> (Server, std::sync::mpsc::Sender<()>, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    use std::sync::atomic::AtomicUsize;
     // Its end is dropped: nothing waits.
     let (_, leave) = std::sync::mpsc::channel();
     let running = std::sync::Arc::new(AtomicUsize::new(0));
@@ -155,6 +157,13 @@ async fn no_text_is_encoded_that_the_queue_has_no_room_for() {
     });
     let mut server = Server::start_loading(load, settings).await;
     server.ready().await;
+    (server, let_go, running)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_text_is_encoded_that_the_queue_has_no_room_for() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let (server, let_go, running) = short_queue().await;
     let client = server.client().await;
     let mut waiting = tokio::task::JoinSet::new();
     let refused = loop {
@@ -175,5 +184,40 @@ async fn no_text_is_encoded_that_the_queue_has_no_room_for() {
     (0..8).for_each(|_| let_go.send(()).unwrap());
     while let Some(ended) = waiting.join_next().await {
         ended.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_text_of_a_completion_is_encoded_that_the_queue_has_no_room_for() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let (server, let_go, running) = short_queue().await;
+    let http = server.http;
+    let post = move |body: &'static str| async move {
+        let body = serde_json::from_str(body).unwrap();
+        post_to(http, "/v1/completions", &body).await
+    };
+    let ask = r#"{"prompt":"a","prompt_logprobs":1}"#;
+    let mut waiting = tokio::task::JoinSet::new();
+    for admitted in 1.. {
+        waiting.spawn(post(ask));
+        let ended = tokio::time::timeout(SHORT, waiting.join_next()).await;
+        if let Ok(Some(ended)) = ended {
+            let (head, body) = ended.unwrap();
+            assert!(head.contains("503") && head.contains("retry-after"), "{head} {body}");
+            break;
+        }
+        assert!(admitted < 8, "the queue never fills");
+    }
+    let encoded = running.load(SeqCst);
+    assert_eq!(encoded, waiting.len());
+    let (head, body) = post(ask).await;
+    assert!(head.contains("503"), "{head} {body}");
+    assert!(body["error"]["message"].as_str().unwrap().contains("wait for the device"), "{body}");
+    // Nor is anything made of what is no request at all.
+    assert!(post("[1]").await.0.contains("503"));
+    assert_eq!(running.load(SeqCst), encoded);
+    (0..8).for_each(|_| let_go.send(()).unwrap());
+    while let Some(ended) = waiting.join_next().await {
+        assert!(ended.unwrap().0.contains("200 OK"));
     }
 }
