@@ -20,11 +20,13 @@ use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
 use axum::routing::{get, post};
+use tokio::time::timeout;
 use tonic::Code;
 use tracing::Span;
 
 use crate::client::Client;
 use crate::desk::{Desk, without_panic};
+use crate::error::TeacherError;
 use crate::held::answer_bytes;
 use crate::room::Taken;
 use crate::spans;
@@ -73,7 +75,11 @@ impl Counter {
             self.desk.engine.has_room(&client, 1)?;
             let reading = self.readers.reading(room);
             let received = Received { body, reading, client, serving };
-            let (scored, write, held) = self.scored(received, question).await?;
+            // A batch may take its time, a full queue too; nobody's request stays for ever.
+            let seconds = limits.stream_timeout.as_secs_f64();
+            let scored = timeout(limits.stream_timeout, self.scored(received, question)).await;
+            let (scored, write, held) =
+                scored.map_err(|_| TeacherError::RequestTime { seconds })??;
             let (times, patience) = (scored.times, limits.reader_timeout);
             let write = async move |answer| {
                 let _held = held;

@@ -100,6 +100,16 @@ pub enum TeacherError {
         /// Seconds allowed.
         seconds: u64,
     },
+    /// A request over HTTP took longer than a stream may be open.
+    #[error(
+        "the request was not answered within {seconds} s, as long as one may take \
+         (--stream-timeout); send fewer sequences at a time, or send it again when the server has \
+         less to do"
+    )]
+    RequestTime {
+        /// Seconds allowed.
+        seconds: f64,
+    },
     /// Nothing was asked on the stream for too long.
     #[error(
         "nothing was asked on this stream for {seconds} s (--stream-idle-timeout); open another \
@@ -199,7 +209,9 @@ impl TeacherError {
             | Self::Stopped
             | Self::StreamTime { .. }
             | Self::StreamIdle { .. } => Code::Unavailable,
-            Self::Deadline | Self::MessageTime { .. } => Code::DeadlineExceeded,
+            Self::Deadline | Self::MessageTime { .. } | Self::RequestTime { .. } => {
+                Code::DeadlineExceeded
+            }
             Self::Unread { .. } => Code::Aborted,
             Self::Denied(_) => Code::Unauthenticated,
             Self::Request(error) => error.code(),
@@ -241,6 +253,7 @@ impl TeacherError {
             Self::Encoding { .. } => "encoding_texts",
             Self::Watches { .. } => "watches",
             Self::StreamTime { .. } => "stream_time",
+            Self::RequestTime { .. } => "request_time",
             Self::StreamIdle { .. } => "stream_idle",
             Self::Unfinished { .. } => "unfinished_bytes",
             Self::Held { .. } => "held_bytes",

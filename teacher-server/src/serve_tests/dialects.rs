@@ -227,6 +227,28 @@ async fn bodies_under_way_share_the_room_for_unfinished_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_given_up_when_it_has_taken_as_long_as_one_may() {
+    let settings = Settings::with(|limits| limits.stream_timeout = SHORT);
+    let (server, leave) = Server::gated(settings).await;
+    let begun = Instant::now();
+    let ask = json!({ "prompt": [[1, 2], [3, 4]], "prompt_logprobs": 1 });
+    let asked = tokio::time::timeout(PATIENCE, server.post("/v1/completions", &ask)).await;
+    let (head, body) = asked.expect("an answer in time");
+    assert!(head.contains("504 Gateway Timeout") && begun.elapsed() >= SHORT, "{head}");
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("--stream-timeout") && message.contains("0.3 s"), "{message}");
+    let ask = json!({ "sequences": [[1, 2]], "prompt_lengths": [1] });
+    let asked = server.post("/get_sequence_logprobs/", &ask);
+    let (head, body) = tokio::time::timeout(PATIENCE, asked).await.expect("an answer in time");
+    assert!(head.contains("504") && body["detail"].to_string().contains("0.3 s"), "{head} {body}");
+    assert_eq!(server.metric("teacher_refusals_total{reason=\"request_time\"}").await, 2.0);
+    // What waited for the device behind the first is not computed.
+    (0..3).for_each(|_| leave.send(()).unwrap());
+    server.until_metric("teacher_abandoned_total", 3.0).await;
+    assert_eq!(server.metric("teacher_batches_total").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_leaves_is_not_computed_for() {
     let (server, leave) = Server::gated(Settings::DEFAULT).await;
     let ask = json!({ "prompt": vec![[1, 2]; 10], "prompt_logprobs": 1 });
