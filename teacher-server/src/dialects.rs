@@ -16,10 +16,8 @@ pub mod vllm;
 
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
-use axum::routing::{get, post};
 use tokio::time::timeout;
 use tonic::Code;
 use tracing::Span;
@@ -50,6 +48,11 @@ pub struct Counter {
 }
 
 impl Counter {
+    /// A counter of a desk, where requests come in by these bounds.
+    pub fn new(desk: Desk, unfinished: Unfinished) -> Self {
+        Self { desk, unfinished, readers: Readers::new() }
+    }
+
     /// Answers one request: lets it in, reads it whole, and has its sequences scored. `question`
     /// makes of the body what is asked, and how the scores are to be written.
     ///
@@ -130,13 +133,4 @@ trait Write: Send + 'static {
         scored: Scored,
         answer: Answer,
     ) -> impl Future<Output = Result<(), Gone>> + Send + 'static;
-}
-
-/// The routes.
-pub fn routes(desk: Desk, unfinished: Unfinished) -> Router {
-    Router::new()
-        .route("/get_sequence_logprobs", post(trl::answer))
-        .route("/v1/completions", post(vllm::answer))
-        .route("/v1/models", get(vllm::models))
-        .with_state(Counter { desk, unfinished, readers: Readers::new() })
 }

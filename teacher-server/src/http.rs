@@ -1,5 +1,5 @@
-//! The plain HTTP side: `/metrics` for Prometheus, `/health` for people and load balancers, and the
-//! paths on which all of HTTP is found.
+//! The HTTP port: `/metrics` for Prometheus, `/health` for people and load balancers, the dialects of
+//! other trainers, and the paths on which all of it is found.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -8,11 +8,12 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{MethodRouter, get, post};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tower::ServiceBuilder;
 
+use crate::dialects::{Counter, trl, vllm};
 use crate::metrics::{Metrics, render};
 use crate::state::State;
 
@@ -22,12 +23,26 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// What `/health` says while loading, serving and draining.
 pub(crate) const HEALTH: [&str; 3] = ["loading\n", "serving\n", "draining\n"];
 
-/// The routes.
-pub fn routes(metrics: Metrics, state: watch::Receiver<State>) -> Router {
+/// Every path of the port and what answers there: the one list, by which a test finds out whether a
+/// stranger is let in anywhere.
+pub(crate) fn paths(
+    metrics: Metrics,
+    state: watch::Receiver<State>,
+) -> [(&'static str, MethodRouter<Counter>); 5] {
     let registry = Arc::new(metrics.registry());
-    Router::new()
-        .route("/metrics", get(move || ready(page(&registry, &metrics))))
-        .route("/health", get(move || ready(health(&state.borrow()))))
+    [
+        ("/metrics", get(move || ready(page(&registry, &metrics)))),
+        ("/health", get(move || ready(health(&state.borrow())))),
+        ("/get_sequence_logprobs", post(trl::answer)),
+        ("/v1/completions", post(vllm::answer)),
+        ("/v1/models", get(vllm::models)),
+    ]
+}
+
+/// The routes.
+pub fn routes(metrics: Metrics, state: watch::Receiver<State>, counter: Counter) -> Router {
+    let add = |routes: Router<Counter>, (path, answer)| routes.route(path, answer);
+    paths(metrics, state).into_iter().fold(Router::new(), add).with_state(counter)
 }
 
 /// The same routes with slashes doubled or at the end: TRL's clients append `/health/` to whatever

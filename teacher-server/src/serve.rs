@@ -25,7 +25,7 @@ use crate::client::{Client, Peer};
 use crate::connection::{Cut, CutSignal};
 use crate::deadline;
 use crate::desk::Desk;
-use crate::dialects;
+use crate::dialects::Counter;
 use crate::engine::{Batching, Engine, Ready, Started};
 use crate::guard::Guard;
 use crate::idle;
@@ -303,11 +303,10 @@ impl House {
         &self,
         listener: TcpListener,
     ) -> Result<impl Future<Output = Result<(), ServeError>> + use<>, ServeError> {
-        let dialects = dialects::routes(self.desk.clone(), self.unfinished.clone());
-        let routes = crate::http::routes(self.metrics.clone(), self.state.subscribe());
+        let counter = Counter::new(self.desk.clone(), self.unfinished.clone());
+        let routes = crate::http::routes(self.metrics.clone(), self.state.subscribe(), counter);
         let asked = (self.guard.access.clone(), self.metrics.clone());
         let routes = routes
-            .merge(dialects)
             .layer(from_fn_with_state(asked, access::ask))
             .layer(from_fn(idle::count_request))
             .layer(from_fn(spans::follow));

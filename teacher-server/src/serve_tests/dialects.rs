@@ -163,7 +163,7 @@ async fn refusals_have_the_form_of_their_dialect() {
 }
 
 /// What is said over HTTP to these words, until the server closes.
-async fn said(server: &Server, words: &str) -> String {
+pub(super) async fn said(server: &Server, words: &str) -> String {
     let mut connection = TcpStream::connect(server.http).await.unwrap();
     connection.write_all(words.as_bytes()).await.unwrap();
     let mut answer = String::new();

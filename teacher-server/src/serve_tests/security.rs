@@ -14,18 +14,22 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 
 use super::bad_input::{Noise, answer};
+use super::dialects::said;
 use super::harness::{CLASSES, PATIENCE, Server, assert_right, job};
 use crate::access::Access;
 use crate::health::{ProbeTls, probe};
+use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::state::State;
 use crate::testing::FakeScorer;
 use crate::tls::{Tls, TlsFiles};
-use crate::{Guard, ServeError};
+use crate::{Guard, ServeError, http};
 
 pub(super) const TOKEN: &str = "alice-0123456789abcdef";
 
@@ -168,12 +172,34 @@ async fn no_call_of_any_service_lets_a_stranger_in_but_health() {
     // A method nobody has is no way to find out which there are.
     let status = answer::<Noise>(&server, "/distill.v1.Teacher/Secret", vec![]).await;
     assert_eq!(status.code(), Code::Unauthenticated);
-    for (path, wanted) in [("/metrics", "401"), ("/", "401"), ("/health", "200")] {
-        let (status, body) = server.get(path).await;
-        assert!(status.contains(wanted), "{path}: {status}");
-        assert!(wanted == "200" || body.contains("authorization: Bearer"), "{body}");
-    }
     probe(&server.grpc.to_string(), None, PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_path_of_http_lets_a_stranger_in_but_health() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(tokens(dir.path()), Settings::DEFAULT).await;
+    let (_state, states) = watch::channel(State::Loading);
+    let paths = http::paths(Metrics::default(), states).map(|(path, _)| path);
+    // A path nobody has is no way to find out which there are.
+    for path in paths.into_iter().chain(["/", "/secret"]) {
+        for path in [path.to_owned(), format!("{path}/"), format!("/{path}")] {
+            for method in ["GET", "POST", "PUT"] {
+                let request = format!("{method} {path} HTTP/1.0\r\nContent-Length: 2\r\n\r\n{{}}");
+                let answer = said(&server, &request).await;
+                let health = path.trim_matches('/') == "health";
+                let wanted = match method {
+                    "GET" if health => " 200 ",
+                    _ if health => " 405 ",
+                    _ => " 401 ",
+                };
+                let status = answer.lines().next().unwrap_or_default();
+                assert!(status.contains(wanted), "{method} {path}: {answer}");
+                let told = answer.contains("authorization: Bearer");
+                assert_eq!(told, !health, "{method} {path}: {answer}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
