@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use distill::handshake::Limits;
 use proto::v1::{GetInfoRequest, ScoreTextRequest};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -60,9 +61,40 @@ async fn nothing_is_served_before_the_model_is_there_and_everything_after() {
     probe(&server.grpc.to_string(), None, PATIENCE).await.unwrap();
 }
 
+/// Limits no two of which are the same number, so that none can stand where another should.
+fn distinct_limits() -> Settings {
+    let limits = Limits {
+        // These two are told once the model is known.
+        max_sequence_tokens: 0,
+        max_text_bytes: 0,
+        max_top_k: 33,
+        max_reply_bytes: 5000,
+        max_request_bytes: 6000,
+        max_in_flight_per_stream: 7,
+        max_batch_tokens: 108,
+        max_queued_sequences: 9,
+        max_queued_tokens: 110,
+        max_connections: 11,
+        max_streams_per_connection: 12,
+        max_held_bytes_per_stream: 13_000,
+        max_held_bytes: 14_000,
+        max_unfinished_bytes: 15_000,
+        max_http_body_bytes: 1600,
+        max_encoding_texts: 17,
+        stream_timeout: Duration::from_secs(18),
+        stream_idle_timeout: Duration::from_secs(19),
+        message_timeout: Duration::from_secs(20),
+        reader_timeout: Duration::from_secs(21),
+        batch_wait: Duration::from_millis(22),
+        idle_timeout: Duration::from_secs(23),
+        drain_timeout: Duration::from_secs(24),
+    };
+    Settings { max_sequence_tokens: Some(125), max_text_bytes: Some(2600), limits }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn info_states_the_facts_and_every_limit() {
-    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let server = Server::start(FakeScorer::new(CLASSES), distinct_limits()).await;
     let info = server.client().await.get_info(GetInfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.model.as_str(), info.revision.as_str()), ("fake", ""));
     assert_eq!(info.model_fingerprint, "a5".repeat(32));
@@ -70,22 +102,32 @@ async fn info_states_the_facts_and_every_limit() {
     assert_eq!((info.vocab_size, info.tokenizer_size, info.protocol_version), (32, 32, 1));
     assert_eq!((info.signals, info.codecs), (vec![1, 2], vec![1, 2]));
     assert_eq!((info.dtype.as_str(), info.device.as_str()), ("f32", "cpu"));
-    let limits = info.limits.unwrap();
-    assert_eq!(limits.max_sequence_tokens, 4096);
-    assert_eq!((limits.max_top_k, limits.max_in_flight_per_stream), (1024, 64));
-    assert_eq!((limits.max_reply_bytes, limits.max_request_bytes), (1 << 20, 4 << 20));
-    assert_eq!((limits.max_batch_tokens, limits.max_queued_tokens), (16_384, 65_536));
-    assert_eq!((limits.max_queued_sequences, limits.max_text_bytes), (512, 16 * 4096));
-    assert_eq!((limits.max_connections, limits.max_streams_per_connection), (256, 128));
-    assert_eq!(
-        (limits.max_held_bytes_per_stream, limits.max_unfinished_bytes),
-        (64 << 20, 64 << 20)
-    );
-    assert_eq!((limits.max_encoding_texts, limits.message_seconds), (64, 30));
-    assert_eq!((limits.max_stream_seconds, limits.idle_stream_seconds), (86_400, 600));
-    assert_eq!((limits.stalled_reader_seconds, limits.batch_wait_ms), (60, 2));
-    assert_eq!((limits.max_http_body_bytes, limits.max_held_bytes), (16 << 20, 1 << 30));
-    assert_eq!((limits.idle_connection_seconds, limits.drain_seconds), (60, 45));
+    let wanted = proto::v1::Limits {
+        max_sequence_tokens: 125,
+        max_text_bytes: 2600,
+        max_top_k: 33,
+        max_reply_bytes: 5000,
+        max_request_bytes: 6000,
+        max_in_flight_per_stream: 7,
+        max_batch_tokens: 108,
+        max_queued_sequences: 9,
+        max_queued_tokens: 110,
+        max_connections: 11,
+        max_streams_per_connection: 12,
+        max_held_bytes_per_stream: 13_000,
+        max_held_bytes: 14_000,
+        max_unfinished_bytes: 15_000,
+        max_http_body_bytes: 1600,
+        max_encoding_texts: 17,
+        max_stream_seconds: 18,
+        idle_stream_seconds: 19,
+        message_seconds: 20,
+        stalled_reader_seconds: 21,
+        batch_wait_ms: 22,
+        idle_connection_seconds: 23,
+        drain_seconds: 24,
+    };
+    assert_eq!(info.limits, Some(wanted));
 }
 
 #[tokio::test(flavor = "multi_thread")]
