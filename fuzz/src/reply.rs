@@ -115,16 +115,22 @@ fn with_faults(draw: &mut Draw<'_>) -> bool {
     }
     let job = &right.job;
     let mut assembler = ReplyAssembler::new(job.clone(), &agreement(job));
-    let mut all = None;
+    let (mut all, mut coming) = (None, job.positions());
     for reply in &replies {
         let pushed = assembler.push(reply);
-        let same = terms(reply) == terms(&right.replies[0]);
-        let envelope = same || pushed.is_err();
-        assert!(envelope, "{reply:?} was taken for an answer to {job:?}");
+        if pushed.is_ok() {
+            assert!(terms(reply) == terms(&right.replies[0]), "{reply:?} was taken for an answer");
+            assert_eq!(coming.next(), Some(reply.first_position), "{reply:?} has its turn later");
+            assert!(
+                (1..reply.rows).all(|_| coming.next().is_some()),
+                "{reply:?} has too many rows"
+            );
+        }
         match pushed {
             Ok(None) => assert!(all.is_none(), "a message after the last was taken"),
             Ok(Some(scored)) => {
                 assert_sound(&scored, job);
+                assert!(coming.next().is_none(), "the answer is not whole");
                 assert!(all.replace(scored).is_none(), "the answer came twice");
             }
             Err(error) => assert!(!error.to_string().is_empty()),
