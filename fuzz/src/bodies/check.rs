@@ -173,19 +173,13 @@ fn vllm(asked: &Vllm, answer: &Value) {
 /// The ids of what is asked; the model's tokenizer has one for each byte.
 fn prompts(prompt: &Value) -> Vec<Vec<usize>> {
     let text = |text: &str| text.bytes().map(|byte| usize::from(byte) % CLASSES).collect();
-    match prompt {
-        Value::String(one) => vec![text(one)],
-        Value::Array(all) if all[0].is_number() => vec![all.iter().map(whole).collect()],
-        Value::Array(all) => {
-            let each = all.iter().map(|one| match one.as_str() {
-                Some(one) => text(one),
-                None => list(one).iter().map(whole).collect(),
-            });
-            each.collect()
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {
-            panic!("{prompt} was answered")
-        }
+    let one = |value: &Value| match value.as_str() {
+        Some(one) => text(one),
+        None => list(value).iter().map(whole).collect(),
+    };
+    match prompt.as_array() {
+        Some(all) if !all[0].is_number() => all.iter().map(one).collect(),
+        _ => vec![one(prompt)],
     }
 }
 
