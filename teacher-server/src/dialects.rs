@@ -50,7 +50,7 @@ pub struct Counter {
 impl Counter {
     /// A counter of a desk, where requests come in by these bounds.
     pub fn new(desk: Desk, unfinished: Unfinished) -> Self {
-        Self { desk, unfinished, readers: Readers::new() }
+        Self { desk, unfinished, readers: Readers::default() }
     }
 
     /// Answers one request: lets it in, reads it whole, and has its sequences scored. `question`

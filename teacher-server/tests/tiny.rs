@@ -212,7 +212,6 @@ async fn over_many_calls(many: usize, client: Client) -> Memory {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::print_stdout, reason = "the figures, for who asks for a million")]
 async fn tiny_sequences_without_number_are_answered_each() {
     let asked = std::env::var(VARIABLE).ok();
     let many = asked.map_or(MANY, |number| number.parse().expect("a number of sequences"));

@@ -38,12 +38,14 @@ pub struct Reading {
     room: Arc<Taken>,
 }
 
-impl Readers {
+impl Default for Readers {
     /// All of them idle.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self(Arc::new(Semaphore::new(READERS)))
     }
+}
 
+impl Readers {
     /// For a body that takes this room.
     pub fn reading(&self, room: Taken) -> Reading {
         Reading { running: Arc::clone(&self.0), room: Arc::new(room) }
