@@ -2,7 +2,7 @@
 //!
 //! Its `/v1/completions` gives log-probabilities at T = 1 of the k most probable tokens of each
 //! position, and nothing of the others. At T = 1 their mass is what is missing to 1; at another T
-//! it cannot be known, and the signal is that of the k tokens alone ([`answer`]).
+//! it cannot be known, and the signal is that of the k tokens alone.
 
 mod answer;
 
