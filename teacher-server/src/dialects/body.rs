@@ -28,11 +28,16 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// What a request's body says.
 ///
 /// # Errors
-/// [`Problem`]: not UTF-8, not JSON, or other JSON than this.
+/// [`Problem`]: not UTF-8, not JSON, no object, or not the object wanted.
 pub fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     // First, since what is passed over would not be looked at.
     let text = std::str::from_utf8(body).map_err(|error| Problem::invalid(error.to_string()))?;
-    serde_json::from_str(text).map_err(|error| Problem::invalid(error.to_string()))
+    let read = serde_json::from_str(text).map_err(|error| Problem::invalid(error.to_string()))?;
+    // serde takes a list for the values of the fields, in their order here.
+    match text.trim_start().starts_with('{') {
+        true => Ok(read),
+        false => Err(Problem::invalid("the body is a list, wanted an object")),
+    }
 }
 
 /// The reader of an answer left, or read nothing for too long.

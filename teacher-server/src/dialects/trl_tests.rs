@@ -154,3 +154,9 @@ fn a_body_is_utf_8_where_it_is_passed_over_too() {
     let problem = body(&[0xcb, b'k']).unwrap_err();
     assert!(problem.status == 400 && problem.message.contains("utf-8"), "{}", problem.message);
 }
+
+#[test]
+fn a_list_of_the_fields_values_is_no_request() {
+    let problem = read("[[],[]]").unwrap_err();
+    assert!(problem.status == 400 && problem.message.contains("object"), "{}", problem.message);
+}
