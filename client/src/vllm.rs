@@ -57,7 +57,7 @@ pub struct Description {
 /// The scheme of an address that this module speaks to; none for another's.
 fn scheme(url: &str) -> Option<(&'static str, &str)> {
     let (scheme, rest) = url.split_once("://")?;
-    match scheme {
+    match scheme.to_ascii_lowercase().as_str() {
         "vllm+http" => Some(("http", rest)),
         "vllm+https" => Some(("https", rest)),
         _ => None,
@@ -67,7 +67,9 @@ fn scheme(url: &str) -> Option<(&'static str, &str)> {
 impl Server {
     /// Whether an address is meant for this dialect.
     pub fn is_meant(url: &str) -> bool {
-        url.starts_with("vllm+")
+        // Whoever writes vllm:// means it too, and is told how it is written.
+        url.get(..4).is_some_and(|scheme| scheme.eq_ignore_ascii_case("vllm"))
+            && url.contains("://")
     }
 
     /// Reads `vllm+http://HOST:PORT` or `vllm+https://HOST:PORT`; a path before `/v1` is kept.
@@ -78,13 +80,15 @@ impl Server {
         let wrong = |found: String| Error::NotVllm { url: url.to_owned(), found };
         let unfit = |reason: String| Error::Access { url: url.to_owned(), reason };
         let (scheme, rest) = scheme(url).ok_or_else(|| {
-            wrong("unknown scheme, vllm+http:// and vllm+https:// are known".to_owned())
+            wrong("unknown scheme; known are vllm+http:// and vllm+https://".to_owned())
         })?;
         let rest = rest.trim_end_matches('/');
         let base = format!("{scheme}://{}", rest.strip_suffix("/v1").unwrap_or(rest));
         let parsed = reqwest::Url::parse(&base).map_err(|e| wrong(e.to_string()))?;
         if !parsed.username().is_empty() || parsed.password().is_some() {
-            return Err(wrong("a name or a password in an address would be shown".to_owned()));
+            let found = "a name or a password in an address would be shown".to_owned();
+            let host = rest.rsplit('@').next().unwrap_or_default();
+            return Err(Error::NotVllm { url: format!("vllm+{scheme}://***@{host}"), found });
         }
         if parsed.query().is_some() || parsed.fragment().is_some() {
             return Err(wrong("an address has no ? and no #".to_owned()));
@@ -132,13 +136,25 @@ impl Server {
             max_model_len: Option<usize>,
         }
         let request = self.http.get(format!("{}/v1/models", self.base)).timeout(INFO_TIMEOUT);
-        let body = self.call("GET /v1/models", request, MOST_INFO_BYTES).await?;
+        let body = match self.call("GET /v1/models", request, MOST_INFO_BYTES).await {
+            Err(Failure::Final(Error::Refused { code: Code::Unimplemented, message, .. })) => {
+                return Err(
+                    self.stranger(format!("{}/v1/models is not there: {message}", self.base))
+                );
+            }
+            other => other?,
+        };
         let models: Models = serde_json::from_slice(&body)
             .map_err(|e| self.stranger(format!("its /v1/models is no list of models ({e})")))?;
         // An adapter names the model it is laid over.
         let base = models.data.into_iter().find(|model| model.parent.is_none());
         let base = base.ok_or_else(|| self.stranger("it serves no model".to_owned()))?;
         let (model, root) = (base.id, base.root.unwrap_or_default());
+        // They are printed, and sent with every request.
+        if [&model, &root].iter().any(|name| name.len() > SHOWN || name.contains(char::is_control))
+        {
+            return Err(self.stranger("its model has a name that nobody gives one".to_owned()));
+        }
         Ok(Description { model, root, max_model_len: base.max_model_len })
     }
 
@@ -240,14 +256,14 @@ impl Server {
         let code = match status.as_u16() {
             401 => Code::Unauthenticated,
             403 => Code::PermissionDenied,
-            404 | 405 if call != "POST /v1/completions" => Code::Unimplemented,
+            300..=399 | 404 | 405 if call != "POST /v1/completions" => Code::Unimplemented,
             408 | 425 | 429 | 500.. => {
                 let message = format!("{call}: {status}: {message}");
                 return Ok(Reply::Busy { message, pause });
             }
             _ => Code::InvalidArgument,
         };
-        let message = format!("{status}: {message}");
+        let message = format!("{status} {message}").trim_end().to_owned();
         Err(Failure::Final(Error::Refused { url: self.url.clone(), call, code, message }))
     }
 

@@ -1,5 +1,7 @@
 //! One stream to one teacher, as a task: jobs go in, what is heard comes out.
 
+use std::time::Duration;
+
 use client::vllm::Server;
 use client::{Address, Error, Exchange, Failure, Fault, Heard};
 use distill::handshake::Agreement;
@@ -8,6 +10,9 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::teacher::{Teacher, Voice, fingerprint};
+
+/// How often a link says that calls are under way which nothing comes of yet.
+const ALIVE: Duration = Duration::from_secs(10);
 
 /// What a link says.
 #[derive(Debug)]
@@ -135,6 +140,7 @@ async fn talk_vllm(
         mouth.say(Said::Open).await?;
         // Dropped with this function, it ends the calls.
         let mut calls = JoinSet::new();
+        let mut alive = tokio::time::interval(ALIVE);
         loop {
             tokio::select! {
                 job = outgoing.recv() => {
@@ -142,6 +148,8 @@ async fn talk_vllm(
                     let (server, model) = (server.clone(), found.model.clone());
                     calls.spawn(async move { (job.id, server.score(&model, &job).await) });
                 }
+                // A call may wait in the server's queue without a byte; how long is the client's to bound.
+                _ = alive.tick(), if !calls.is_empty() => mouth.say(Said::Part).await?,
                 Some(call) = calls.join_next() => {
                     let (id, answer) = call.map_err(|e| Failure::Passing(e.to_string()))?;
                     mouth.say(match answer? {

@@ -291,6 +291,30 @@ fn rows_beyond_its_context_are_refused_before_anything_is_asked() {
 }
 
 #[test]
+fn addresses_that_are_mistyped_are_refused_with_how_they_are_written() {
+    let theirs = StandIn::serve(None);
+    let port = theirs.address.port();
+    let cases = [
+        (format!("vllm://127.0.0.1:{port}"), "known are vllm+http://"),
+        (format!("vllm+http://127.0.0.1:{port}/v1/models"), "is not there: 404"),
+        (format!("vllm+http://me:s3cret@127.0.0.1:{port}"), "vllm+http://***@127.0.0.1"),
+        (format!("vllm+https://127.0.0.1:{port}"), "give ca"),
+    ];
+    for (url, wanted) in cases {
+        let error = join(&url, &Access::default(), ask(1.0, 5)).unwrap_err();
+        assert!(error.contains(wanted) && !error.contains("s3cret"), "{error}: {wanted}");
+    }
+    for good in ["VLLM+HTTP://127.0.0.1", "vllm+http://127.0.0.1"] {
+        join(&format!("{good}:{port}/v1/"), &Access::default(), ask(1.0, 5)).unwrap();
+    }
+    for name in ["red \u{1b}[31m", "two\nlines"] {
+        *theirs.manners.model.lock().unwrap() = name;
+        let error = join(&theirs.url(), &Access::default(), ask(1.0, 5)).unwrap_err();
+        assert!(error.contains("a name that nobody gives") && !error.contains('\u{1b}'), "{error}");
+    }
+}
+
+#[test]
 fn the_token_is_shown_and_a_wrong_address_is_named() {
     let guarded = StandIn::serve(Some("Bearer s3cret"));
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -50,6 +50,8 @@ pub struct Answer {
     /// Bytes that do not fill a group of base64's yet.
     pending: Vec<u8>,
     pieces: mpsc::Sender<Bytes>,
+    /// Whether all of it was handed on: told before the sender goes, since its end is looked at then.
+    whole: Arc<AtomicBool>,
     patience: Duration,
 }
 
@@ -68,12 +70,11 @@ impl Answer {
         let (pieces, receiver) = mpsc::channel(1);
         let whole = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&whole);
-        let answer = Self { piece: String::new(), pending: vec![], pieces, patience };
+        let answer = Self { piece: String::new(), pending: vec![], pieces, whole: told, patience };
         tokio::spawn(async move {
             let _call = call;
-            if write(answer).await.is_ok() {
-                told.store(true, Ordering::Release);
-            }
+            // Who is gone is told nothing.
+            let _ = write(answer).await;
         });
         let body = Body::from_stream(Pieces { receiver, whole, failed: OnceLock::new() });
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
@@ -137,7 +138,9 @@ impl Answer {
     /// # Errors
     /// [`Gone`].
     pub async fn end(mut self) -> Result<(), Gone> {
-        self.send().await
+        self.send().await?;
+        self.whole.store(true, Ordering::Release);
+        Ok(())
     }
 
     async fn send(&mut self) -> Result<(), Gone> {
@@ -212,6 +215,23 @@ mod tests {
         });
         let read = axum::body::to_bytes(response.into_body(), usize::MAX).await;
         assert!(read.is_err(), "half an answer ended well");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_whole_answer_ends_well_however_long_its_writer_takes_to_tidy_up() {
+        struct Slow;
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        let (response, _) = started(async move |mut answer: Answer| {
+            let _scores = Slow;
+            answer.push("[1]");
+            answer.end().await
+        });
+        let read = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        assert_eq!(read, "[1]");
     }
 
     #[tokio::test]

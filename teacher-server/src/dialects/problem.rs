@@ -12,6 +12,9 @@ use crate::error::TeacherError;
 /// When to come again where an error does not say.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Characters of a message about a request, which may quote it.
+const MOST_TOLD: usize = 500;
+
 /// What is told instead of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
@@ -32,7 +35,7 @@ pub struct Problem {
 impl Problem {
     /// A request that cannot be meant.
     pub fn invalid(message: impl Into<String>) -> Self {
-        let (status, message) = (StatusCode::BAD_REQUEST, message.into());
+        let (status, message) = (StatusCode::BAD_REQUEST, told(message.into()));
         let (code, reason) = (Code::InvalidArgument, "invalid");
         Self { status, message, field: None, pause: None, code, reason }
     }
@@ -75,6 +78,16 @@ impl Problem {
     }
 }
 
+/// A message no longer than it need be: what is quoted may be as long as a body.
+fn told(mut message: String) -> String {
+    if let Some((end, _)) = message.char_indices().nth(MOST_TOLD) {
+        message.truncate(end);
+        message.push('…');
+        message.shrink_to_fit();
+    }
+    message
+}
+
 impl From<TeacherError> for Problem {
     fn from(error: TeacherError) -> Self {
         let (message, code, reason) = (error.to_string(), error.code(), error.reason());
@@ -95,5 +108,19 @@ impl From<TeacherError> for Problem {
             StatusCode::BAD_REQUEST
         };
         Self { status, message, field: None, pause, code, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_short_whatever_it_quotes() {
+        let long = "ä".repeat(1 << 20);
+        let problem = Problem::field("model", format!("The model `{long}` does not exist."));
+        assert!(problem.message.len() < 4 * MOST_TOLD, "{} bytes", problem.message.len());
+        assert!(problem.message.starts_with("The model `ä") && problem.message.ends_with('…'));
+        assert_eq!(Problem::invalid("short").message, "short");
     }
 }
