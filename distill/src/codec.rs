@@ -244,7 +244,7 @@ pub fn repeated(ids: &[u32], k: usize, classes: usize) -> Option<(usize, u32)> {
 fn repeated_below(ids: &[u32], k: usize, bound: usize) -> Option<(usize, u32)> {
     let mut rows = ids.chunks_exact(k).enumerate();
     let mut exact = Seen { words: Vec::new(), bound };
-    let (row, ids) = if k <= MOST_MARKED {
+    let (row, ids) = if k <= MOST_MARKED && ids.len() >= MARKS {
         let mut marks = Marks { of: vec![0; MARKS], mark: 0 };
         rows.find(|(_, ids)| marks.meet(ids) && exact.twice(ids))?
     } else {
@@ -254,7 +254,8 @@ fn repeated_below(ids: &[u32], k: usize, bound: usize) -> Option<(usize, u32)> {
     ids.iter().find(|&&id| !before.insert(id)).map(|&id| (row, id))
 }
 
-/// Places for marks, so many that they stay in the nearest cache.
+/// Places for marks, so many that they stay in the nearest cache. For fewer ids than that it does not
+/// pay to make them.
 const MARKS: usize = 1 << 14;
 /// Longest row for which [`Marks`] say no more often than they leave it open.
 const MOST_MARKED: usize = 128;
