@@ -24,6 +24,19 @@ pub(crate) async fn recognise(authority: &str) -> Option<String> {
     name(&answer)
 }
 
+/// Whether HTTP/2 is spoken at `authority`, as gRPC is, where HTTP/1.1 was expected.
+pub(crate) async fn speaks_http_2(authority: &str) -> bool {
+    let mut answer = Vec::new();
+    // The same.
+    let _ = tokio::time::timeout(PATIENCE, ask(authority, &mut answer)).await;
+    is_http_2(&answer)
+}
+
+/// A SETTINGS or GOAWAY frame: length, type, flags, stream 0.
+fn is_http_2(answer: &[u8]) -> bool {
+    matches!(answer, [_, _, _, 4 | 7, _, 0, 0, 0, 0, ..])
+}
+
 /// Asks for `/health` and keeps what comes.
 async fn ask(authority: &str, answer: &mut Vec<u8>) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(authority).await?;
@@ -50,8 +63,7 @@ fn name(answer: &[u8]) -> Option<String> {
             };
             Some(format!("a web server answers there, in HTTP/1 ({first_line:?}){vllm}"))
         }
-        // A SETTINGS or GOAWAY frame of HTTP/2: length, type, flags, stream 0.
-        [_, _, _, 4 | 7, _, 0, 0, 0, 0, ..] => None,
+        _ if is_http_2(answer) => None,
         // An alert of TLS 1.x.
         [0x15, 3, ..] => {
             Some("a server that wants encryption (TLS) answers there; write grpcs://".to_owned())

@@ -15,7 +15,7 @@ use tonic::Code;
 
 use crate::access::{Access, Token};
 use crate::error::{Error, Failure, Fault, with_causes};
-use crate::{address, trust};
+use crate::{address, stranger, trust};
 pub use answer::AnswerError;
 
 /// Longest wait for a connection.
@@ -39,6 +39,8 @@ pub const IN_FLIGHT: usize = 64;
 pub struct Server {
     url: String,
     base: String,
+    /// `HOST:PORT`.
+    authority: String,
     http: reqwest::Client,
     access: Access,
 }
@@ -111,12 +113,22 @@ impl Server {
             .tcp_nodelay(true)
             .build()
             .map_err(|e| wrong(with_causes(&e)))?;
-        Ok(Self { url: url.to_owned(), base, http, access: access.clone() })
+        let port = parsed.port_or_known_default().unwrap_or_default();
+        let authority = format!("{}:{port}", parsed.host_str().unwrap_or_default());
+        Ok(Self { url: url.to_owned(), base, authority, http, access: access.clone() })
     }
 
     /// It, as it was given.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The error of something else that listens here; none where that could be a vLLM server.
+    pub async fn stranger(&self) -> Option<Error> {
+        let grpc =
+            !self.base.starts_with("https") && stranger::speaks_http_2(&self.authority).await;
+        let found = "a gRPC server answers there; for a teacher-server write grpc://".to_owned();
+        grpc.then(|| Error::NotVllm { url: self.url.clone(), found })
     }
 
     /// Asks what it serves.
@@ -139,21 +151,21 @@ impl Server {
         let body = match self.call("GET /v1/models", request, MOST_INFO_BYTES).await {
             Err(Failure::Final(Error::Refused { code: Code::Unimplemented, message, .. })) => {
                 return Err(
-                    self.stranger(format!("{}/v1/models is not there: {message}", self.base))
+                    self.foreign(format!("{}/v1/models is not there: {message}", self.base))
                 );
             }
             other => other?,
         };
         let models: Models = serde_json::from_slice(&body)
-            .map_err(|e| self.stranger(format!("its /v1/models is no list of models ({e})")))?;
+            .map_err(|e| self.foreign(format!("its /v1/models is no list of models ({e})")))?;
         // An adapter names the model it is laid over.
         let base = models.data.into_iter().find(|model| model.parent.is_none());
-        let base = base.ok_or_else(|| self.stranger("it serves no model".to_owned()))?;
+        let base = base.ok_or_else(|| self.foreign("it serves no model".to_owned()))?;
         let (model, root) = (base.id, base.root.unwrap_or_default());
         // They are printed, and sent with every request.
         if [&model, &root].iter().any(|name| name.len() > SHOWN || name.contains(char::is_control))
         {
-            return Err(self.stranger("its model has a name that nobody gives one".to_owned()));
+            return Err(self.foreign("its model has a name that nobody gives one".to_owned()));
         }
         Ok(Description { model, root, max_model_len: base.max_model_len })
     }
@@ -245,7 +257,7 @@ impl Server {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreached(&error))? {
             if body.len() + chunk.len() > most_bytes {
-                return Err(self.stranger(format!("{call} gives more than {most_bytes} bytes")));
+                return Err(self.foreign(format!("{call} gives more than {most_bytes} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
@@ -271,11 +283,12 @@ impl Server {
         let reason = with_causes(error);
         match trust::refusal(error, &self.access).filter(|_| self.base.starts_with("https")) {
             Some(advice) => Error::Untrusted { url: self.url.clone(), reason, advice }.into(),
-            None => Failure::Passing(reason),
+            None if error.is_connect() || error.is_timeout() => Failure::Passing(reason),
+            None => Failure::Garbled(reason),
         }
     }
 
-    fn stranger(&self, found: String) -> Failure {
+    fn foreign(&self, found: String) -> Failure {
         Error::NotVllm { url: self.url.clone(), found }.into()
     }
 }

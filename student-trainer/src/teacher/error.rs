@@ -15,7 +15,7 @@ pub enum TeacherError {
     /// Nobody answered in the time allowed.
     #[error(
         "teacher {url} could not be reached: {attempts} attempts in {:.1} s, the last error: \
-         {last_error}. Is teacher-server running there? --teacher-timeout ({} s) bounds the wait",
+         {last_error}. Is a teacher running there? --teacher-timeout ({} s) bounds the wait",
         tried_for.as_secs_f64(), limit.as_secs_f64()
     )]
     Unreachable {

@@ -329,7 +329,7 @@ fn the_token_is_shown_and_a_wrong_address_is_named() {
     let ours = FakeTeacher::of(&tiny_source(dir.path())).serve();
     let swapped = ours.url.replace("grpc://", "vllm+http://");
     let error = join(&swapped, &Access::default(), ask(1.0, 5)).unwrap_err();
-    assert!(error.contains(&swapped), "{error}");
+    assert!(error.contains(&swapped) && error.contains("write grpc://"), "{error}");
     let swapped = guarded.url().replace("vllm+http://", "grpc://");
     let error = join(&swapped, &Access::default(), ask(1.0, 5)).unwrap_err();
     assert!(error.contains("write vllm+http://"), "{error}");

@@ -48,7 +48,7 @@ impl Voice {
     pub(super) async fn stranger(&self) -> Option<Error> {
         match self {
             Self::Grpc(address) => address.stranger().await,
-            Self::Vllm(_) => None,
+            Self::Vllm(server) => server.stranger().await,
         }
     }
 
