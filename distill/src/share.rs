@@ -26,8 +26,15 @@ impl<C: Ord + Clone> Shares<C> {
     /// Takes `more` for a client; false when that is more than it may have.
     #[must_use]
     pub fn take(&mut self, client: &C, more: usize) -> bool {
+        self.extend(client, 0, more)
+    }
+
+    /// Takes `more` to what a client has of one thing, `part`, already: what comes bit by bit may
+    /// become as large as what is taken at once. False when that is more than it may have.
+    #[must_use]
+    pub fn extend(&mut self, client: &C, part: usize, more: usize) -> bool {
         let own = self.by_client.get(client).copied().unwrap_or(0);
-        if !may_have(own, more, self.taken, self.limit) {
+        if !may_have(own, more, self.taken.saturating_sub(part), self.limit) {
             return false;
         }
         self.taken += more;
@@ -68,6 +75,18 @@ mod tests {
             shares.give_back(&client, amount);
         }
         assert!(shares.take(&"e", 100), "a bound nobody uses is one client's");
+    }
+
+    #[test]
+    fn what_comes_bit_by_bit_may_become_as_large_as_what_comes_at_once() {
+        let mut shares = Shares::new(100);
+        assert!((0..100).all(|part| shares.extend(&"a", part, 1)), "alone it has all");
+        assert!(!shares.extend(&"a", 100, 1));
+        shares.give_back(&"a", 100);
+        assert!(shares.take(&"b", 30) && shares.take(&"a", 20));
+        // Of 70 that b leaves, 20 are for another of a's: one of 30 is as much as it may have.
+        assert!(shares.extend(&"a", 0, 10) && shares.extend(&"a", 10, 20));
+        assert!(!shares.extend(&"a", 30, 1) && !shares.take(&"a", 1));
     }
 
     #[test]

@@ -7,15 +7,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::serve::IncomingStream;
 use futures::Stream;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
-use tonic::transport::server::Connected;
 
-use crate::client::{Client, Peer};
+use crate::client::Client;
 use crate::connection::{Connection, CutSignal, Open, Wire};
 use crate::idle::IdleDeadline;
 use crate::metrics::{Metrics, PortLabels};
@@ -74,11 +72,7 @@ impl Acceptor {
     }
 
     /// Begins to accept, in a task of its own, so that nobody's handshake keeps others waiting.
-    ///
-    /// # Errors
-    /// The listener does not know its own address.
-    pub fn start(mut self) -> io::Result<Incoming> {
-        let local = self.listener.local_addr()?;
+    pub fn start(mut self) -> Incoming {
         let (ready, connections) = mpsc::channel(READY);
         tokio::spawn(async move {
             let accept = async {
@@ -89,14 +83,14 @@ impl Acceptor {
                     tokio::spawn(async move {
                         if let Some(connection) = opening.await {
                             // Nobody takes it when the server ends.
-                            let _ = ready.send((connection, peer)).await;
+                            let _ = ready.send(connection).await;
                         }
                     });
                 }
             };
             tokio::select! { () = accept => {} () = ready.closed() => {} }
         });
-        Ok(Incoming { connections, local })
+        Incoming { connections }
     }
 
     /// The next connection that there is room for. One over the limit, or over its client's share, is
@@ -212,40 +206,20 @@ fn certified_client(certificate: &[u8]) -> Client {
 
 /// Connections that can be spoken over.
 pub struct Incoming {
-    connections: mpsc::Receiver<(Connection, SocketAddr)>,
-    local: SocketAddr,
+    connections: mpsc::Receiver<Connection>,
 }
 
 impl Incoming {
+    /// The next one; none when nothing is accepted any more.
+    pub async fn next(&mut self) -> Option<Connection> {
+        self.connections.recv().await
+    }
+
     /// The connections as the stream tonic takes.
     pub fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
-        futures::stream::unfold(self.connections, |mut connections| async move {
-            let (connection, _) = connections.recv().await?;
-            Some((Ok(connection), connections))
+        futures::stream::unfold(self, |mut incoming| async move {
+            Some((Ok(incoming.next().await?), incoming))
         })
-    }
-}
-
-impl axum::serve::Listener for Incoming {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        match self.connections.recv().await {
-            Some(accepted) => accepted,
-            // The accepting task ends only with this.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.local)
-    }
-}
-
-impl axum::extract::connect_info::Connected<IncomingStream<'_, Incoming>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Incoming>) -> Self {
-        Connected::connect_info(stream.io())
     }
 }
 
@@ -278,7 +252,7 @@ mod tests {
         };
         let ((_cut, cut), metrics) = (Cut::new(), Metrics::default());
         let acceptor = Acceptor::new(listener, port, cut, metrics.clone());
-        let mut incoming = acceptor.start().unwrap();
+        let mut incoming = acceptor.start();
         let (mut open, mut opened) = (Vec::new(), [0; 5]);
         // Half of what there is, half of what is left, and so on.
         for (host, opened) in (2..7).zip(&mut opened) {
@@ -287,7 +261,7 @@ mod tests {
                 let refused = metrics.refused_connections.get();
                 let mut stream = connect(&format!("127.0.0.{host}"), at).await;
                 tokio::select! {
-                    Some((connection, _)) = incoming.connections.recv() => {
+                    Some(connection) = incoming.next() => {
                         *opened += 1;
                         open.push((stream, connection));
                     }

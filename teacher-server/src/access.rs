@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -190,9 +190,7 @@ pub async fn ask(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let extensions = request.extensions();
-    let of_axum = || extensions.get::<ConnectInfo<Peer>>().map(|info| &info.0);
-    let peer = extensions.get::<Peer>().or_else(of_axum).cloned().unwrap_or_default();
+    let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
     let tell = |client: &Client| {
         Span::current().record("client", client.name());
     };

@@ -145,13 +145,15 @@ pub enum TeacherError {
     },
     /// A body over HTTP that is too large, or ended early.
     #[error(
-        "a body has at most {limit} bytes (--max-http-body-bytes), and all that it announces; send \
-         fewer sequences at a time"
+        "a body has at most {limit} bytes (--max-http-body-bytes); send fewer sequences at a time"
     )]
     BodyBytes {
         /// Bytes allowed.
         limit: usize,
     },
+    /// A body that breaks off, or is not in the form its head announces.
+    #[error("the body cannot be read to its end: {0}; send as many bytes as its head announces")]
+    Body(String),
     /// The rest of a message did not come.
     #[error("the rest of a message did not come within {seconds} s (--message-timeout)")]
     MessageTime {
@@ -220,6 +222,7 @@ impl TeacherError {
             | Self::TextReply { .. }
             | Self::Text(_)
             | Self::CutOff
+            | Self::Body(_)
             | Self::BodyBytes { .. } => Code::InvalidArgument,
             Self::Full { .. }
             | Self::Encoding { .. }
@@ -247,6 +250,7 @@ impl TeacherError {
             | Self::TextReply { .. }
             | Self::Text(_)
             | Self::CutOff
+            | Self::Body(_)
             | Self::BodyBytes { .. } => "invalid",
             Self::Full { full: QueueFull::Sequences { .. }, .. } => "queued_sequences",
             Self::Full { full: QueueFull::Tokens { .. }, .. } => "queued_tokens",
@@ -297,6 +301,20 @@ impl From<TeacherError> for Status {
         status.set_source(Arc::new(error));
         status
     }
+}
+
+/// An error and what caused it, on one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// What a panic said.

@@ -11,6 +11,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::error::with_causes;
 use crate::http::HEALTH;
 
 /// Why a server is not healthy.
@@ -76,7 +77,7 @@ pub async fn probe(
     let host = address.split_once("://").map_or(address, |(_, host)| host);
     let wrong = |error: tonic::transport::Error| ProbeError::Address {
         address: address.to_owned(),
-        reason: chain(&error),
+        reason: with_causes(&error),
     };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{host}")).map_err(wrong)?;
     if let Some(ProbeTls { authority, name }) = tls {
@@ -90,7 +91,7 @@ pub async fn probe(
     let silent = |reason: String| ProbeError::Silent { address: address.to_owned(), reason };
     let ask = async {
         let authority = endpoint.uri().authority().map_or("", |authority| authority.as_str());
-        let channel = endpoint.connect().await.map_err(|error| silent(chain(&error)))?;
+        let channel = endpoint.connect().await.map_err(|error| silent(with_causes(&error)))?;
         let request = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
         match HealthClient::new(channel).check(request).await {
             Ok(answer) => Ok(answer),
@@ -127,18 +128,4 @@ async fn is_http_port(authority: &str) -> std::io::Result<bool> {
     stream.take(4096).read_to_end(&mut answer).await?;
     let says = |word: &&str| answer.ends_with(format!("\r\n\r\n{word}").as_bytes());
     Ok(answer.starts_with(b"HTTP/1") && HEALTH.iter().any(says))
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -5,14 +5,20 @@ use std::future::ready;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tower::ServiceBuilder;
+use tonic::transport::server::Connected as _;
+use tower::{ServiceBuilder, ServiceExt as _};
 
+use crate::accept::Incoming;
 use crate::dialects::{Counter, trl, vllm};
 use crate::metrics::{Metrics, render};
 use crate::state::State;
@@ -61,6 +67,27 @@ pub fn on_plain_paths(routes: Router) -> Router {
     };
     let routes = ServiceBuilder::new().map_request(plain).service(routes);
     Router::new().fallback_service(routes)
+}
+
+/// Serves the routes in HTTP/1.1, and nothing else: HTTP/2 is spoken on the port whose bounds are
+/// made for it.
+pub async fn serve(mut incoming: Incoming, routes: Router) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new());
+    while let Some(connection) = incoming.next().await {
+        let (peer, routes) = (connection.connect_info(), routes.clone());
+        let answer = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            // As tonic does it for the other port.
+            request.extensions_mut().insert(peer.clone());
+            routes.clone().oneshot(request.map(Body::new))
+        });
+        let served = http.serve_connection(TokioIo::new(connection), answer);
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "a connection over HTTP ended");
+            }
+        });
+    }
 }
 
 fn page(registry: &Registry, metrics: &Metrics) -> impl IntoResponse + use<> {

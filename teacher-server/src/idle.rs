@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Frame, SizeHint};
@@ -133,11 +133,7 @@ impl IdleDeadline {
 
 /// Middleware of both ports: a request is open until its answer has been sent or given up.
 pub async fn count_request(request: Request, next: Next) -> Response {
-    // tonic hands on what a connection says of itself as it is, axum in a wrapper of its own.
-    let extensions = request.extensions();
-    let of_axum = || extensions.get::<ConnectInfo<Peer>>().map(|info| &info.0);
-    let peer = extensions.get::<Peer>().or_else(of_axum);
-    let open = peer.map(|peer| peer.requests.begin());
+    let open = request.extensions().get::<Peer>().map(|peer| peer.requests.begin());
     let mut response = next.run(request).await;
     let held = response.extensions_mut().remove::<KeptRoom>();
     response.map(|body| Body::new(Counted { body, open, _held: held }))

@@ -37,6 +37,22 @@ impl Room {
     }
 }
 
+impl Taken {
+    /// How much it is.
+    pub fn amount(&self) -> usize {
+        self.amount
+    }
+
+    /// Takes more for the same thing; false when that is more than its client's share.
+    #[must_use]
+    pub fn grow(&mut self, more: usize) -> bool {
+        let mut shares = self.room.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let grown = shares.extend(&self.client, self.amount, more);
+        self.amount += if grown { more } else { 0 };
+        grown
+    }
+}
+
 impl Drop for Taken {
     fn drop(&mut self) {
         let mut shares = self.room.0.lock().unwrap_or_else(PoisonError::into_inner);

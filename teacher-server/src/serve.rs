@@ -21,7 +21,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::accept::{Acceptor, Incoming, Port};
 use crate::access;
-use crate::client::{Client, Peer};
+use crate::client::Client;
 use crate::connection::{Cut, CutSignal};
 use crate::deadline;
 use crate::desk::Desk;
@@ -226,24 +226,17 @@ impl House {
         };
         house.report(ServingStatus::NotServing).await;
         servers.spawn(house.grpc(listeners.grpc, left)?);
-        servers.spawn(house.http(listeners.http)?);
+        servers.spawn(house.http(listeners.http));
         Ok(house)
     }
 
-    fn incoming(
-        &self,
-        listener: TcpListener,
-        idle: Duration,
-        protocol: &'static [u8],
-    ) -> Result<Incoming, ServeError> {
+    fn incoming(&self, listener: TcpListener, idle: Duration, protocol: &'static [u8]) -> Incoming {
         let connections = self.settings.limits.max_connections;
         let reader = self.settings.limits.reader_timeout;
         let (whose, tls) = (Client::at, self.guard.tls.clone());
         let port = Port { connections, whose, idle, reader, tls, protocol };
         let (cut, metrics) = (self.cut_signal.clone(), self.metrics.clone());
-        let failed =
-            |error: io::Error| ServeError::Listener { what: "a port", reason: error.to_string() };
-        Acceptor::new(listener, port, cut, metrics).start().map_err(failed)
+        Acceptor::new(listener, port, cut, metrics).start()
     }
 
     fn grpc(
@@ -290,7 +283,7 @@ impl House {
             .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
             .add_routes(routes.into());
-        let incoming = self.incoming(listener, limits.idle_timeout, b"h2")?.into_stream();
+        let incoming = self.incoming(listener, limits.idle_timeout, b"h2").into_stream();
         Ok(async move {
             // An error means the sender was dropped, which asks for the same.
             let left = async { drop(left.await) };
@@ -299,10 +292,7 @@ impl House {
         })
     }
 
-    fn http(
-        &self,
-        listener: TcpListener,
-    ) -> Result<impl Future<Output = Result<(), ServeError>> + use<>, ServeError> {
+    fn http(&self, listener: TcpListener) -> impl Future<Output = Result<(), ServeError>> + use<> {
         let counter = Counter::new(self.desk.clone(), self.unfinished.clone());
         let routes = crate::http::routes(self.metrics.clone(), self.state.subscribe(), counter);
         let asked = (self.guard.access.clone(), self.metrics.clone());
@@ -311,13 +301,13 @@ impl House {
             .layer(from_fn(idle::count_request))
             .layer(from_fn(spans::follow));
         let routes = crate::http::on_plain_paths(routes);
-        let routes = routes.into_make_service_with_connect_info::<Peer>();
         let idle = self.settings.limits.idle_timeout.min(HTTP_IDLE_TIMEOUT);
-        let incoming = self.incoming(listener, idle, b"http/1.1")?;
-        Ok(async move {
-            let served = axum::serve(incoming, routes).await;
-            served.map_err(|error| ServeError::Listener { what: "HTTP", reason: error.to_string() })
-        })
+        let incoming = self.incoming(listener, idle, b"http/1.1");
+        async move {
+            crate::http::serve(incoming, routes).await;
+            let reason = "connections are no longer accepted".to_owned();
+            Err(ServeError::Listener { what: "HTTP", reason })
+        }
     }
 
     /// Waits for the model and opens for work.

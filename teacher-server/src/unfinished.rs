@@ -4,19 +4,21 @@
 //! tonic keeps what has come of a message until the rest comes, however long that takes; a few
 //! clients that never finish theirs would hold the server's memory, and their calls, for ever.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use bytes::BytesMut;
 use distill::handshake::Limits;
 use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
 use crate::client::Client;
-use crate::error::TeacherError;
+use crate::error::{TeacherError, with_causes};
 use crate::metrics::Metrics;
 use crate::room::{Room, Taken};
 
@@ -61,7 +63,7 @@ impl Unfinished {
     /// takes. It counts as unfinished until that is dropped: it may have to wait to be read.
     ///
     /// # Errors
-    /// [`TeacherError`]: too large, no room for it, or not there in time.
+    /// [`TeacherError`]: too large, no room for it, broken, or not there in time.
     pub async fn whole(
         &self,
         request: Request,
@@ -69,19 +71,34 @@ impl Unfinished {
     ) -> Result<(Bytes, Taken), TeacherError> {
         let client = Client::of(request.extensions());
         let body = request.into_body();
-        // One that does not say its length may have any.
-        let announced = body.size_hint().exact().map(|bytes| bytes as usize);
-        let large = TeacherError::BodyBytes { limit: largest };
-        if announced.is_some_and(|bytes| bytes > largest) {
-            return Err(large);
+        let large = || TeacherError::BodyBytes { limit: largest };
+        // Room for what is announced is taken at once; who announces nothing takes it as it comes.
+        let announced = body.size_hint().exact().unwrap_or(0) as usize;
+        if announced > largest {
+            return Err(large());
         }
-        let full = TeacherError::Unfinished { limit: self.limit, pause: PAUSE };
-        let held = self.room.take(&client, announced.unwrap_or(largest)).ok_or(full)?;
+        let full = || TeacherError::Unfinished { limit: self.limit, pause: PAUSE };
+        let mut held = self.room.take(&client, announced).ok_or_else(full)?;
+        let read = async {
+            let (mut body, mut whole) = (pin!(Limited::new(body, largest)), BytesMut::new());
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+                    true => large(),
+                    false => TeacherError::Body(with_causes(&*error)),
+                })?;
+                let part = frame.into_data().unwrap_or_default();
+                let more = (whole.len() + part.len()).saturating_sub(held.amount());
+                if more > 0 && !held.grow(more) {
+                    return Err(full());
+                }
+                whole.extend_from_slice(&part);
+            }
+            Ok(whole.freeze())
+        };
         let seconds = self.timeout.as_secs_f64();
-        let read = tokio::time::timeout(self.timeout, axum::body::to_bytes(body, largest)).await;
-        let read = read.map_err(|_| TeacherError::MessageTime { seconds })?;
-        // It ended early, or it is longer than it may be.
-        read.map(|body| (body, held)).map_err(|_| large)
+        let read = tokio::time::timeout(self.timeout, read).await;
+        let body = read.map_err(|_| TeacherError::MessageTime { seconds })??;
+        Ok((body, held))
     }
 }
 

@@ -178,6 +178,18 @@ mod tests {
     use super::*;
     use crate::shutdown::Calls;
 
+    #[test]
+    fn a_body_is_utf_8_where_it_is_passed_over_too() {
+        #[derive(Debug, Deserialize)]
+        struct Asked {
+            prompt: Vec<u32>,
+        }
+        let body = |odd: &[u8]| [b"{\"prompt\":[1],\"x\":\"", odd, b"\"}"].concat();
+        assert_eq!(read::<Asked>(&body("\u{e9}".as_bytes())).unwrap().prompt, [1]);
+        let problem = read::<Asked>(&body(&[0xcb, b'k'])).unwrap_err();
+        assert!(problem.status == 400 && problem.message.contains("utf-8"), "{}", problem.message);
+    }
+
     fn started<F>(write: impl FnOnce(Answer) -> F + Send + 'static) -> (Response, Calls)
     where
         F: Future<Output = Result<(), Gone>> + Send + 'static,

@@ -170,18 +170,6 @@ fn what_this_server_does_not_do_is_refused_by_name() {
 }
 
 #[test]
-fn a_body_is_utf_8_where_it_is_passed_over_too() {
-    let body = |odd: &[u8]| {
-        let text = "{\"prompt\":[1],\"prompt_logprobs\":1,\"x\":\"?\"}";
-        let (before, after) = text.split_once('?').unwrap();
-        Question::read(&[before.as_bytes(), odd, after.as_bytes()].concat(), &facts())
-    };
-    assert!(body("\u{e9}".as_bytes()).is_ok());
-    let problem = body(&[0xcb, b'k']).unwrap_err();
-    assert!(problem.status == 400 && problem.message.contains("utf-8"), "{}", problem.message);
-}
-
-#[test]
 fn a_list_of_the_fields_values_is_no_request() {
     let problem = read("[null,[1],1,0,null,false,null,null,null,null,null]").unwrap_err();
     assert!(problem.status == 400 && problem.message.contains("object"), "{}", problem.message);

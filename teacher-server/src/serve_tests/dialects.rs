@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::by_hand;
 use super::harness::{CLASSES, PATIENCE, Server};
 use crate::settings::Settings;
 use crate::testing::FakeScorer;
@@ -139,27 +140,30 @@ async fn refusals_have_the_form_of_their_dialect() {
     let wrong = json!({ "sequences": [[99]], "prompt_lengths": [0] });
     let (head, body) = server.post("/get_sequence_logprobs/", &wrong).await;
     assert!(
-        head.contains("400") && body["detail"].as_str().unwrap().contains("99"),
+        head.contains("400 Bad") && body["detail"].as_str().unwrap().contains("99"),
         "{head}{body}"
     );
     let large = json!({ "prompt": vec![1; 1000], "prompt_logprobs": 1 });
     let (head, body) = server.post("/v1/completions", &large).await;
-    assert!(head.contains("413") && !head.contains("retry-after"), "{head}");
+    assert!(head.contains("413 Payload") && !head.contains("retry-after"), "{head}");
     assert!(body["error"]["message"].as_str().unwrap().contains("1000 bytes"), "{body}");
     assert_eq!(server.metric("teacher_refusals_total{reason=\"invalid\"}").await, 3.0);
     let counted = "teacher_requests_total{method=\"v1/completions\",code=\"INVALID_ARGUMENT\"}";
     assert_eq!(server.metric(counted).await, 2.0);
     let (head, _) = server.get("/v1/completions").await;
-    assert!(head.contains("405"), "{head}");
+    assert!(head.contains("405 Method"), "{head}");
     // A model that has no numbers has no answer.
     let fake = FakeScorer { nan_at: Some(3), ..FakeScorer::new(CLASSES) };
     let server = Server::start(fake, Settings::DEFAULT).await;
     let (head, body) =
         server.post("/v1/completions", &json!({ "prompt": [3, 3], "prompt_logprobs": 1 })).await;
-    assert!(head.contains("500") && body["error"]["type"] == "InternalServerError", "{head}{body}");
+    assert!(
+        head.contains("500 Internal") && body["error"]["type"] == "InternalServerError",
+        "{head}{body}"
+    );
     let (head, _) =
         server.post("/v1/completions", &json!({ "prompt": [4, 4], "prompt_logprobs": 1 })).await;
-    assert!(head.contains("200"), "{head}");
+    assert!(head.contains("200 OK"), "{head}");
 }
 
 /// What is said over HTTP to these words, until the server closes.
@@ -191,6 +195,10 @@ async fn a_body_has_so_many_bytes_and_so_much_time_however_it_comes() {
         let answer = said(&server, &chunked).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{length}: {answer}");
     }
+    // One that breaks its own form is not too large: who is told so would send it in parts.
+    let broken = format!("{post}Transfer-Encoding: chunked\r\n\r\nZZ\r\n{body}\r\n0\r\n\r\n");
+    let answer = said(&server, &broken).await;
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("to its end"), "{answer}");
     let begun = Instant::now();
     let length = body.len();
     let half = format!("{post}Content-Length: {length}\r\n\r\n{{");
@@ -214,7 +222,7 @@ async fn bodies_under_way_share_the_room_for_unfinished_requests() {
     let kept_out = async {
         loop {
             let (head, _) = server.post("/v1/completions", &ask).await;
-            if head.contains("503") {
+            if head.contains("503 Service") {
                 break head;
             }
         }
@@ -222,7 +230,8 @@ async fn bodies_under_way_share_the_room_for_unfinished_requests() {
     let head = tokio::time::timeout(PATIENCE, kept_out).await.expect("a refusal");
     assert!(head.contains("retry-after: 1"), "{head}");
     drop(slow);
-    let let_in = async { while !server.post("/v1/completions", &ask).await.0.contains("200") {} };
+    let let_in =
+        async { while !server.post("/v1/completions", &ask).await.0.contains("200 OK") {} };
     tokio::time::timeout(PATIENCE, let_in).await.expect("room again");
 }
 
@@ -240,7 +249,10 @@ async fn a_request_is_given_up_when_it_has_taken_as_long_as_one_may() {
     let ask = json!({ "sequences": [[1, 2]], "prompt_lengths": [1] });
     let asked = server.post("/get_sequence_logprobs/", &ask);
     let (head, body) = tokio::time::timeout(PATIENCE, asked).await.expect("an answer in time");
-    assert!(head.contains("504") && body["detail"].to_string().contains("0.3 s"), "{head} {body}");
+    assert!(
+        head.contains("504 Gateway") && body["detail"].to_string().contains("0.3 s"),
+        "{head} {body}"
+    );
     assert_eq!(server.metric("teacher_refusals_total{reason=\"request_time\"}").await, 2.0);
     // What waited for the device behind the first is not computed.
     (0..3).for_each(|_| leave.send(()).unwrap());
@@ -276,7 +288,7 @@ async fn a_drain_waits_for_what_was_let_in_and_lets_nothing_more_in() {
     server.stop();
     server.until_metric("teacher_serving", 0.0).await;
     let (head, body) = server.post("/v1/completions", &ask).await;
-    assert!(head.contains("503") && head.contains("retry-after"), "{head}");
+    assert!(head.contains("503 Service") && head.contains("retry-after"), "{head}");
     assert!(body["error"]["message"].as_str().unwrap().contains("shutting down"), "{body}");
     leave.send(()).unwrap();
     let (head, body) = asked.await.unwrap();
@@ -285,4 +297,44 @@ async fn a_drain_waits_for_what_was_let_in_and_lets_nothing_more_in() {
         "{head}"
     );
     server.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_announces_no_length_takes_room_as_it_comes() {
+    let settings = Settings::with(|limits| {
+        limits.max_request_bytes = limits.max_unfinished_bytes;
+        limits.max_http_body_bytes = limits.max_unfinished_bytes;
+    });
+    let server = Server::start(FakeScorer::new(CLASSES), settings).await;
+    let post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Transfer-Encoding: chunked\r\n\r\n";
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        let mut connection = TcpStream::connect(server.http).await.unwrap();
+        connection.write_all(post.as_bytes()).await.unwrap();
+        silent.push(connection);
+    }
+    tokio::time::sleep(SHORT).await;
+    // Nor is one bounded more tightly than one that announces the same.
+    let filled = "x".repeat(settings.limits.max_unfinished_bytes - 100);
+    let asked = json!({ "prompt": [1, 2], "prompt_logprobs": 1, "user": filled }).to_string();
+    let (first, second) = asked.split_at(asked.len() / 2);
+    let [first, second] = [first, second].map(|part| format!("{:x}\r\n{part}\r\n", part.len()));
+    let answer = said(&server, &format!("{post}{first}{second}0\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_port_of_http_speaks_no_http_2() {
+    let server = Server::start(FakeScorer::new(CLASSES), Settings::DEFAULT).await;
+    let mut connection = TcpStream::connect(server.http).await.unwrap();
+    connection
+        .write_all(&[by_hand::PREFACE, &by_hand::frame(by_hand::SETTINGS, 0, 0, &[])].concat())
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    let read = connection.read_to_end(&mut answer);
+    // Closed with words unread it may be reset.
+    let _ = tokio::time::timeout(PATIENCE, read).await.expect("it is closed");
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
 }

@@ -203,7 +203,7 @@ async fn no_text_of_a_completion_is_encoded_that_the_queue_has_no_room_for() {
         let ended = tokio::time::timeout(SHORT, waiting.join_next()).await;
         if let Ok(Some(ended)) = ended {
             let (head, body) = ended.unwrap();
-            assert!(head.contains("503") && head.contains("retry-after"), "{head} {body}");
+            assert!(head.contains("503 Service") && head.contains("retry-after"), "{head} {body}");
             break;
         }
         assert!(admitted < 8, "the queue never fills");
@@ -211,10 +211,10 @@ async fn no_text_of_a_completion_is_encoded_that_the_queue_has_no_room_for() {
     let encoded = running.load(SeqCst);
     assert_eq!(encoded, waiting.len());
     let (head, body) = post(ask).await;
-    assert!(head.contains("503"), "{head} {body}");
+    assert!(head.contains("503 Service"), "{head} {body}");
     assert!(body["error"]["message"].as_str().unwrap().contains("wait for the device"), "{body}");
     // Nor is anything made of what is no request at all.
-    assert!(post("[1]").await.0.contains("503"));
+    assert!(post("[1]").await.0.contains("503 Service"));
     assert_eq!(running.load(SeqCst), encoded);
     (0..8).for_each(|_| let_go.send(()).unwrap());
     while let Some(ended) = waiting.join_next().await {
