@@ -78,25 +78,35 @@ pub(crate) async fn all(
     in_flight: usize,
     count: u64,
     job: impl Fn(u64) -> ScoreJob,
+    answer: impl FnMut(Box<Scored>) -> Result<()>,
+) -> Result<()> {
+    while_wanted(stream, in_flight, |asked| asked < count, job, answer).await
+}
+
+/// Asks as long as one more is wanted, of which it gets the number of those that were asked.
+pub(crate) async fn while_wanted(
+    stream: &mut Exchange,
+    in_flight: usize,
+    wanted: impl Fn(u64) -> bool,
+    job: impl Fn(u64) -> ScoreJob,
     mut answer: impl FnMut(Box<Scored>) -> Result<()>,
 ) -> Result<()> {
-    let (mut asked, mut answered) = (0, 0);
-    while answered < count {
-        while asked < count && stream.unanswered() < in_flight {
+    let mut asked = 0;
+    loop {
+        while stream.unanswered() < in_flight && wanted(asked) {
             stream.send(job(asked))?;
             asked += 1;
         }
+        if stream.unanswered() == 0 {
+            return Ok(());
+        }
         match stream.next().await? {
             Heard::Part { .. } => {}
-            Heard::Answer { scored, .. } => {
-                answered += 1;
-                answer(scored)?;
-            }
+            Heard::Answer { scored, .. } => answer(scored)?,
             Heard::Fault { id, fault } => bail!("request {id}: {fault}"),
             Heard::Stray { id } => bail!("an answer to {id}, which was not asked"),
         }
     }
-    Ok(())
 }
 
 /// Single calls: how long each took, and the refusals among them.

@@ -1,7 +1,8 @@
 //! A server in a process of its own, and what it takes of the machine.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -59,6 +60,40 @@ impl Served {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
         let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kib << 10)
+    }
+}
+
+/// This program in a part that measures a rate each time it is asked to.
+pub(crate) struct InTurn {
+    child: Child,
+    rates: BufReader<ChildStdout>,
+}
+
+impl InTurn {
+    /// Starts it on a core, to measure for so long each time.
+    pub(crate) fn start(core: usize, words: &[&str], time: Duration) -> Result<Self> {
+        let seconds = time.as_secs().to_string();
+        let words: Vec<&str> = words.iter().copied().chain(["--seconds", &seconds]).collect();
+        let mut command = again(Some(core), &words)?;
+        let mut child = command.stdin(Stdio::piped()).spawn().context("it cannot be started")?;
+        let rates = BufReader::new(child.stdout.take().context("no output of it")?);
+        Ok(Self { child, rates })
+    }
+
+    /// Its rate, measured now.
+    pub(crate) fn turn(&mut self) -> Result<f64> {
+        let mut rate = String::new();
+        self.child.stdin.as_mut().context("no input of it")?.write_all(b"\n")?;
+        self.rates.read_line(&mut rate)?;
+        rate.trim().parse().context("it ended")
+    }
+}
+
+impl Drop for InTurn {
+    fn drop(&mut self) {
+        // It ends by itself with its input, but nobody should wait for that.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 

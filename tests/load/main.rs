@@ -23,8 +23,9 @@ pub(crate) struct Scale {
     overload: Duration,
     requests: u64,
     connections: usize,
-    rounds: usize,
-    rounds_of: Duration,
+    turns: usize,
+    turn: Duration,
+    wire: Duration,
 }
 
 const LONG: Scale = Scale {
@@ -34,8 +35,9 @@ const LONG: Scale = Scale {
     overload: Duration::from_secs(30),
     requests: 1_000_000,
     connections: 5_000,
-    rounds: 5,
-    rounds_of: Duration::from_secs(10),
+    turns: 30,
+    turn: Duration::from_secs(3),
+    wire: Duration::from_secs(10),
 };
 
 const SHORT: Scale = Scale {
@@ -46,8 +48,9 @@ const SHORT: Scale = Scale {
     requests: 100_000,
     // Below the 1,024 open files that many machines allow.
     connections: 400,
-    rounds: 1,
-    rounds_of: Duration::from_secs(3),
+    turns: 2,
+    turn: Duration::from_secs(1),
+    wire: Duration::from_secs(3),
 };
 
 const PARTS: [&str; 7] = ["unary", "stream", "overload", "memory", "idle", "overhead", "wire"];
@@ -131,8 +134,9 @@ fn main() -> Result<()> {
         Some("ask") => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let url: String = value(&words, "--url", String::new())?;
-            println!("{}", runtime.block_on(parts::rate(&url, 16, 1024, 64, seconds))?);
-            return Ok(());
+            let at_once = value(&words, "--at-once", 16)?;
+            let length = value(&words, "--length", 1024)?;
+            return in_turn(|| runtime.block_on(parts::rate(&url, at_once, length, 64, seconds)));
         }
         _ => {}
     }
@@ -164,7 +168,7 @@ fn load(words: &[String], model: &str) -> Result<()> {
                     "overload" => parts::overload(&scale).await,
                     "memory" => parts::memory(&scale).await,
                     "idle" => parts::idle(&scale).await,
-                    "overhead" => parts::overhead(&scale, model).await,
+                    "overhead" => parts::overhead(&scale, model),
                     _ => parts::wire(&scale),
                 }
             })
@@ -175,6 +179,15 @@ fn load(words: &[String], model: &str) -> Result<()> {
         }
     }
     ensure!(missed == 0, "{missed} figures were missed");
+    Ok(())
+}
+
+/// Prints what is measured, once for each line that is read.
+fn in_turn(mut measure: impl FnMut() -> Result<f64>) -> Result<()> {
+    for line in std::io::stdin().lines() {
+        line?;
+        println!("{}", measure()?);
+    }
     Ok(())
 }
 
@@ -189,11 +202,12 @@ fn bare(model: String, time: Duration) -> Result<()> {
     let jobs: Vec<_> = (0..64).map(job).collect();
     let jobs: Vec<_> = jobs.iter().collect();
     loaded.scorer.score(&jobs)?;
-    let (begin, mut tokens) = (Instant::now(), 0);
-    while begin.elapsed() < time {
-        loaded.scorer.score(&jobs)?;
-        tokens += 64 * parts::SEQUENCE;
-    }
-    println!("{}", tokens as f64 / begin.elapsed().as_secs_f64());
-    Ok(())
+    in_turn(|| {
+        let (begin, mut tokens) = (Instant::now(), 0);
+        while begin.elapsed() < time {
+            loaded.scorer.score(&jobs)?;
+            tokens += 64 * parts::SEQUENCE;
+        }
+        Ok(tokens as f64 / begin.elapsed().as_secs_f64())
+    })
 }
