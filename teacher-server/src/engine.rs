@@ -22,6 +22,9 @@ use crate::scorer::{Facts, LoadError, Loaded, Scores, TextCodec};
 
 /// Weight of the last batch in the rate of computing.
 const RATE_WEIGHT: f64 = 0.2;
+/// Refusals nearer to one another share one look for callers that have left: it goes through the whole
+/// queue.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// How often the waiting of an idle device is counted.
 const WAIT_IS_COUNTED: Duration = Duration::from_secs(1);
 
@@ -83,6 +86,8 @@ struct Inner {
     queue: FairQueue<Client, Work>,
     /// Tokens computed a second, of late; 0 before the first batch.
     rate: f64,
+    /// When it was last looked through for callers that have left.
+    looked: Instant,
     /// No further job is admitted, and the thread ends.
     closed: bool,
 }
@@ -107,7 +112,7 @@ impl Engine {
         metrics: Metrics,
     ) -> std::io::Result<Started> {
         let queue = FairQueue::new(bounds);
-        let inner = Mutex::new(Inner { queue, rate: 0.0, closed: false });
+        let inner = Mutex::new(Inner { queue, rate: 0.0, looked: Instant::now(), closed: false });
         let shared = Arc::new(Shared { inner, changed: Condvar::new(), batching, metrics });
         let (loaded, ready) = oneshot::channel();
         let (running, ended) = oneshot::channel();
@@ -169,7 +174,9 @@ impl Shared {
             return Ok(());
         }
         // Callers that left must not keep others out.
-        self.drop_abandoned(inner);
+        if inner.looked.elapsed() >= LOOK_EVERY {
+            self.drop_abandoned(inner);
+        }
         let pause = pause(inner.queue.tokens() + tokens, inner.rate);
         inner.queue.admits(client, tokens).map_err(|full| TeacherError::Full { full, pause })
     }
@@ -187,6 +194,7 @@ impl Shared {
 
     fn drop_abandoned(&self, inner: &mut Inner) {
         let abandoned = inner.queue.drop_unwanted(|work| !work.reply.is_closed());
+        inner.looked = Instant::now();
         self.metrics.abandoned.inc_by(abandoned as u64);
     }
 

@@ -1,5 +1,7 @@
 //! What the server counts, and the text Prometheus reads.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -41,9 +43,22 @@ pub struct MemoryLabels {
     pub kind: &'static str,
 }
 
-/// The handles; cloning shares the numbers.
+/// What is counted; cloning shares it. Every layer before a call holds it and is cloned for each: one
+/// pointer, not one for each number.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(Arc<Numbers>);
+
+impl Deref for Metrics {
+    type Target = Numbers;
+
+    fn deref(&self) -> &Numbers {
+        &self.0
+    }
+}
+
+/// The numbers.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub struct Numbers {
     /// Requests answered, by method and status.
     pub requests: Family<RequestLabels, Counter>,
     /// Sequences that joined the queue.
@@ -104,7 +119,7 @@ pub struct Metrics {
     pub load_seconds: Gauge<f64, AtomicU64>,
 }
 
-impl Default for Metrics {
+impl Default for Numbers {
     fn default() -> Self {
         Self {
             requests: Family::default(),
@@ -179,7 +194,7 @@ impl Metrics {
     /// All metrics under their public names, with the versions as labels of `teacher_build`.
     pub fn registry(&self) -> Registry {
         let mut all = Registry::with_prefix("teacher");
-        let m = self.clone();
+        let m = Numbers::clone(self);
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         all.register("build", "The server program", build);
         all.register("requests", "Requests answered, by method and gRPC status", m.requests);
