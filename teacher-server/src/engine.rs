@@ -7,7 +7,10 @@
 mod compute;
 
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use distill::queue::{FairQueue, QueueBounds, pause};
@@ -22,9 +25,6 @@ use crate::scorer::{Facts, LoadError, Loaded, Scores, TextCodec};
 
 /// Weight of the last batch in the rate of computing.
 const RATE_WEIGHT: f64 = 0.2;
-/// Refusals nearer to one another share one look for callers that have left: it goes through the whole
-/// queue.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// How often the waiting of an idle device is counted.
 const WAIT_IS_COUNTED: Duration = Duration::from_secs(1);
 
@@ -39,8 +39,35 @@ pub struct Answer {
     pub computed: Duration,
 }
 
-/// What a caller waits for.
-pub type Reply = oneshot::Receiver<Result<Answer, TeacherError>>;
+/// What a caller waits for; an error where the engine has ended.
+#[derive(Debug)]
+pub struct Reply {
+    receiver: oneshot::Receiver<Result<Answer, TeacherError>>,
+    /// Dropped after it, so that who sees the count finds the caller gone.
+    _waits: Waits,
+}
+
+impl Future for Reply {
+    type Output = Result<Result<Answer, TeacherError>, oneshot::error::RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.receiver).poll(cx)
+    }
+}
+
+/// How many callers no longer wait, answered or not; clones share the count.
+#[derive(Clone, Debug, Default)]
+struct Departures(Arc<AtomicUsize>);
+
+/// One that waits.
+#[derive(Debug)]
+struct Waits(Departures);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Ordering::Release);
+    }
+}
 
 /// What the async side needs of the loaded model.
 pub struct Ready {
@@ -70,6 +97,7 @@ struct Shared {
     inner: Mutex<Inner>,
     changed: Condvar,
     batching: Batching,
+    departures: Departures,
     metrics: Metrics,
 }
 
@@ -86,8 +114,8 @@ struct Inner {
     queue: FairQueue<Client, Work>,
     /// Tokens computed a second, of late; 0 before the first batch.
     rate: f64,
-    /// When it was last looked through for callers that have left.
-    looked: Instant,
+    /// How many of [`Departures`] there were when the queue was last looked through.
+    seen: usize,
     /// No further job is admitted, and the thread ends.
     closed: bool,
 }
@@ -112,8 +140,9 @@ impl Engine {
         metrics: Metrics,
     ) -> std::io::Result<Started> {
         let queue = FairQueue::new(bounds);
-        let inner = Mutex::new(Inner { queue, rate: 0.0, looked: Instant::now(), closed: false });
-        let shared = Arc::new(Shared { inner, changed: Condvar::new(), batching, metrics });
+        let inner = Mutex::new(Inner { queue, rate: 0.0, seen: 0, closed: false });
+        let (changed, departures) = (Condvar::new(), Departures::default());
+        let shared = Arc::new(Shared { inner, changed, batching, departures, metrics });
         let (loaded, ready) = oneshot::channel();
         let (running, ended) = oneshot::channel();
         let thread = CloseOnExit { shared: Arc::clone(&shared), running };
@@ -146,7 +175,7 @@ impl Engine {
         self.shared.metrics.admitted.inc();
         drop(inner);
         self.shared.changed.notify_one();
-        Ok(receiver)
+        Ok(Reply { receiver, _waits: Waits(self.shared.departures.clone()) })
     }
 
     /// Admits no more jobs and forgets those that wait; the thread ends after its batch.
@@ -174,9 +203,7 @@ impl Shared {
             return Ok(());
         }
         // Callers that left must not keep others out.
-        if inner.looked.elapsed() >= LOOK_EVERY {
-            self.drop_abandoned(inner);
-        }
+        self.drop_abandoned(inner);
         let pause = pause(inner.queue.tokens() + tokens, inner.rate);
         inner.queue.admits(client, tokens).map_err(|full| TeacherError::Full { full, pause })
     }
@@ -193,8 +220,13 @@ impl Shared {
     }
 
     fn drop_abandoned(&self, inner: &mut Inner) {
+        let departures = self.departures.0.load(Ordering::Acquire);
+        // The whole queue is gone through, which a refusal must not cost where nobody has left.
+        if inner.seen == departures {
+            return;
+        }
+        inner.seen = departures;
         let abandoned = inner.queue.drop_unwanted(|work| !work.reply.is_closed());
-        inner.looked = Instant::now();
         self.metrics.abandoned.inc_by(abandoned as u64);
     }
 

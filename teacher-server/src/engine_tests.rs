@@ -10,6 +10,12 @@ use super::*;
 use crate::scorer::{NotFinite, Scorer, ScorerError, all_positions};
 use crate::testing::{FakeScorer, facts};
 
+impl Reply {
+    fn blocking_recv(self) -> Result<Result<Answer, TeacherError>, oneshot::error::RecvError> {
+        self.receiver.blocking_recv()
+    }
+}
+
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 const BOUNDS: QueueBounds = QueueBounds { sequences: 16, tokens: 2000 };
