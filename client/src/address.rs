@@ -10,6 +10,7 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
+use tonic_types::StatusExt as _;
 
 use crate::access::{Access, Probe, Token};
 use crate::error::{Error, Failure, with_causes};
@@ -148,7 +149,13 @@ impl Address {
             Reaction::Retry if std::error::Error::source(status).is_some() => {
                 self.untrusted(status).unwrap_or_else(|| Failure::Garbled(with_causes(status)))
             }
-            Reaction::Retry => Failure::Passing(format!("{code:?}: {message}")),
+            Reaction::Retry => {
+                let reason = format!("{code:?}: {message}");
+                match status.get_details_retry_info().and_then(|retry| retry.retry_delay) {
+                    Some(pause) => Failure::Busy { reason, pause },
+                    None => Failure::Passing(reason),
+                }
+            }
             Reaction::Stop => {
                 let (url, message) = (self.url.clone(), message.to_owned());
                 Failure::Final(Error::Refused { url, call, code, message })
@@ -243,6 +250,8 @@ fn is_loopback(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
     use crate::access::Papers;
 
@@ -263,6 +272,21 @@ mod tests {
             assert!(named && error.contains("write grpcs://"), "{error}");
             assert!(!error.contains("s3cret"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_refusal_that_says_when_to_come_again_is_kept_with_its_pause() {
+        let address = Address::parse("grpc://127.0.0.1:1", &Access::default()).unwrap();
+        let pause = Duration::from_millis(2500);
+        let details = tonic_types::ErrorDetails::with_retry_info(Some(pause));
+        let full = Status::with_error_details(Code::ResourceExhausted, "full", details);
+        let failure = address.failure("Score", &full);
+        assert_eq!((failure.pause(), failure.to_string().contains("full")), (pause, true));
+        let failure = address.failure("Score", &Status::unavailable("draining"));
+        assert!(matches!(failure, Failure::Passing(_)) && failure.pause().is_zero());
+        let details = tonic_types::ErrorDetails::with_retry_info(Some(pause));
+        let wrong = Status::with_error_details(Code::InvalidArgument, "no", details);
+        assert!(matches!(address.failure("Score", &wrong), Failure::Final(_)));
     }
 
     #[test]

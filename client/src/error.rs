@@ -101,12 +101,27 @@ pub enum Failure {
     /// Trying again may help.
     #[error("{0}")]
     Passing(String),
-    /// The same, and no teacher has answered: the connection broke, or something else listens.
+    /// The same, and the teacher says when: not before a pause.
+    #[error("{reason}")]
+    Busy {
+        /// What it said.
+        reason: String,
+        /// How long it asks to be left alone.
+        pause: Duration,
+    },
+    /// Trying again may help, and no teacher has answered: the connection broke, or something else listens.
     #[error("{0}")]
     Garbled(String),
     /// It will not.
     #[error(transparent)]
     Final(#[from] Error),
+}
+
+impl Failure {
+    /// The pause the teacher asked for before the next attempt; zero where it asked for none.
+    pub fn pause(&self) -> Duration {
+        if let Self::Busy { pause, .. } = self { *pause } else { Duration::ZERO }
+    }
 }
 
 /// What is wrong with the answer to one request; the others are not touched by it.

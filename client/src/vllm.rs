@@ -235,7 +235,7 @@ impl Server {
     ) -> Result<Vec<u8>, Failure> {
         match self.reply(call, request, most_bytes).await? {
             Reply::Body(body) => Ok(body),
-            Reply::Busy { message, .. } => Err(Failure::Passing(message)),
+            Reply::Busy { message: reason, pause } => Err(Failure::Busy { reason, pause }),
         }
     }
 

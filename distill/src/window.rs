@@ -167,7 +167,9 @@ impl Window {
                     }
                 }
             }
-            Event::Disconnected { teacher, error } => self.lose(teacher, &error, now, random),
+            Event::Disconnected { teacher, error, pause } => {
+                self.lose(teacher, &error, now, random, pause);
+            }
             Event::Heard { teacher } => self.heard(teacher, now),
             Event::Answered { teacher, id } => self.answered(teacher, id, now, commands),
             Event::Failed { teacher, id, error, pause } => {
@@ -243,12 +245,13 @@ impl Window {
     }
 
     /// The stream of a teacher is gone: what it owed waits again, and so does the connection.
-    fn lose(&mut self, index: usize, error: &str, now: Duration, random: f64) {
+    fn lose(&mut self, index: usize, error: &str, now: Duration, random: f64, pause: Duration) {
         let Some(teacher) = self.teachers.get_mut(index) else { return };
         if matches!(teacher.link, Link::Down { .. }) {
             return;
         }
-        teacher.lost(now, &self.settings.backoff, random);
+        let backoff = self.settings.backoff.delay(teacher.failures.saturating_add(1), random);
+        teacher.lost(now.saturating_add(backoff.max(pause.min(LONGEST_PAUSE))));
         for place in &mut self.places {
             if place.state == (State::Sent { teacher: index }) {
                 place.fail(error.to_string(), now, now);
@@ -267,7 +270,7 @@ impl Window {
                 let seconds = limit.as_secs_f64();
                 let error =
                     format!("teacher {teacher} owed answers and was silent for {seconds} s");
-                self.lose(teacher, &error, now, random);
+                self.lose(teacher, &error, now, random, Duration::ZERO);
                 commands.push(Command::Disconnect { teacher });
             }
         }

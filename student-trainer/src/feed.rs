@@ -231,10 +231,10 @@ impl Shell {
             Said::Part => Event::Heard { teacher },
             Said::Answer(answer, request_bytes) => self.keep(*answer, request_bytes),
             Said::Fault(id, fault) => self.weigh(id, fault)?,
-            Said::Ended(error) => {
+            Said::Ended(error, pause) => {
                 self.link = None;
                 tracing::warn!(teacher = self.teacher.url(), error, "lost the teacher's stream");
-                Event::Disconnected { teacher, error }
+                Event::Disconnected { teacher, error, pause }
             }
             Said::Broken(error) => return Err(error.into()),
         }))
@@ -293,7 +293,8 @@ impl Shell {
                 }
             }
             // A stream that takes no more requests is lost; the window decides what then.
-            let event = lost.map(|error| Event::Disconnected { teacher: 0, error });
+            let pause = Duration::ZERO;
+            let event = lost.map(|error| Event::Disconnected { teacher: 0, error, pause });
             commands = event.map(|e| self.window.on(e, now, rand::random())).unwrap_or_default();
         }
         Ok(())

@@ -104,6 +104,18 @@ fn streams_that_break_off_again_and_again_cost_no_row() {
 }
 
 #[test]
+fn a_stream_that_ends_with_a_pause_is_opened_again_after_it() {
+    let bench = Bench::new();
+    bench.served.teacher.mischief.hang_up_after.store(9, Relaxed);
+    // Longer than the pauses the trainer takes of its own after one failure.
+    let pause = Duration::from_millis(1500);
+    bench.served.teacher.mischief.pause_ms.store(pause.as_millis() as usize, Relaxed);
+    let begin = Instant::now();
+    bench.all_come((0..12).collect());
+    assert!(begin.elapsed() >= pause && bench.served.teacher.mischief.streams.load(Relaxed) == 2);
+}
+
+#[test]
 fn a_row_refused_for_want_of_room_is_asked_again() {
     let bench = Bench::new();
     bench.served.teacher.mischief.refuse_first.store(3, Relaxed);

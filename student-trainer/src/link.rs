@@ -25,8 +25,9 @@ pub(crate) enum Said {
     Answer(Box<Scored>, usize),
     /// What came for one job is no answer.
     Fault(u64, Fault),
-    /// The stream ended, or could not be opened; trying again may help.
-    Ended(String),
+    /// The stream ended, or could not be opened; trying again may help, after a pause where the teacher
+    /// asks for one.
+    Ended(String, Duration),
     /// Trying again will not help.
     Broken(Error),
 }
@@ -170,8 +171,11 @@ fn ended(end: Result<(), Failure>) -> Failure {
 
 impl From<Failure> for Said {
     fn from(failure: Failure) -> Self {
+        let pause = failure.pause();
         match failure {
-            Failure::Passing(error) | Failure::Garbled(error) => Self::Ended(error),
+            Failure::Passing(error)
+            | Failure::Garbled(error)
+            | Failure::Busy { reason: error, .. } => Self::Ended(error, pause),
             Failure::Final(error) => Self::Broken(error),
         }
     }

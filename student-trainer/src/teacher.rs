@@ -128,10 +128,12 @@ async fn reach(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let last_error = match voice.facts(student).await {
+        let facts = voice.facts(student).await;
+        let pause = facts.as_ref().err().map(Failure::pause).unwrap_or_default();
+        let last_error = match facts {
             Ok(facts) => return Ok(facts),
             Err(Failure::Final(error)) => return Err(voice.who_refuses(error).await.into()),
-            Err(Failure::Passing(error)) => error,
+            Err(Failure::Passing(error) | Failure::Busy { reason: error, .. }) => error,
             Err(Failure::Garbled(error)) => match voice.stranger().await {
                 Some(error) => return Err(error.into()),
                 None => error,
@@ -144,7 +146,8 @@ async fn reach(
             return Err(error);
         }
         tracing::info!(teacher = url, attempts, last_error, "teacher not reached yet");
-        let wait = Backoff::default().delay(attempts, rand::random()).min(limit - tried_for);
+        let backoff = Backoff::default().delay(attempts, rand::random());
+        let wait = backoff.max(pause).min(limit - tried_for);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = stop.wait() => return Err(TeacherError::Stopped { url }),

@@ -22,6 +22,7 @@ use proto::v1::{
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::ServerTlsConfig;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::config::{Command, Config, Layers};
 use crate::data::{Place, RowSet};
@@ -35,6 +36,8 @@ pub(crate) const CLASSES: usize = 24;
 pub(crate) struct Mischief {
     /// Replies after which each stream ends; 0 for never.
     pub(crate) hang_up_after: AtomicUsize,
+    /// Milliseconds for which a stream that ends asks to be left alone; 0 asks for nothing.
+    pub(crate) pause_ms: AtomicUsize,
     /// Added to the index of the token that is taken for the next one.
     pub(crate) shift: AtomicUsize,
     /// Whether answers go out in the reverse order of a small group.
@@ -238,7 +241,12 @@ impl Teacher for FakeTeacher {
                 for replies in group.into_iter().rev() {
                     let bound = teacher.mischief.hang_up_after.load(Ordering::Relaxed);
                     if bound > 0 && sent >= bound {
-                        let _ = sender.send(Err(Status::unavailable("going away"))).await;
+                        let pause = teacher.mischief.pause_ms.load(Ordering::Relaxed) as u64;
+                        let pause = (pause > 0).then(|| Duration::from_millis(pause));
+                        let details = ErrorDetails::with_retry_info(pause);
+                        let code = tonic::Code::Unavailable;
+                        let end = Status::with_error_details(code, "going away", details);
+                        let _ = sender.send(Err(end)).await;
                         return;
                     }
                     sent += 1;

@@ -51,6 +51,8 @@ pub enum Event {
         teacher: usize,
         /// What was reported, with the teacher's address.
         error: String,
+        /// The pause the teacher asked for before the next attempt; zero where it asked for none.
+        pause: Duration,
     },
     /// Part of an answer came.
     Heard {

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::backoff::Backoff;
-
 /// One teacher: its stream and what it owes.
 #[derive(Clone, Debug)]
 pub(super) struct Teacher {
@@ -47,10 +45,9 @@ impl Teacher {
         self.heard = now;
     }
 
-    pub(super) fn lost(&mut self, now: Duration, backoff: &Backoff, random: f64) {
+    pub(super) fn lost(&mut self, not_before: Duration) {
         self.failures = self.failures.saturating_add(1);
-        self.link =
-            Link::Down { not_before: now.saturating_add(backoff.delay(self.failures, random)) };
+        self.link = Link::Down { not_before };
         (self.owed_requests, self.owed_tokens) = (0, 0);
     }
 

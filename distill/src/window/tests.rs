@@ -59,7 +59,7 @@ fn failed(window: &mut Window, id: u64, now: u64) -> Vec<Command> {
 
 fn disconnected(window: &mut Window, teacher: usize, now: u64) -> Vec<Command> {
     let error = format!("http://teacher-{teacher} refused at {now}");
-    window.on(Event::Disconnected { teacher, error }, at(now), 1.0)
+    window.on(Event::Disconnected { teacher, error, pause: Duration::ZERO }, at(now), 1.0)
 }
 
 #[test]
@@ -123,6 +123,31 @@ fn a_lost_stream_is_opened_again_and_what_it_owed_is_sent_again() {
     assert_eq!(window.on(Event::Tick, at(7), 0.0), [Command::Connect { teacher: 0 }, wait(65)]);
     let commands = window.on(Event::Connected { teacher: 0, max_in_flight: 8 }, at(8), 0.0);
     assert_eq!(commands, [send(0, 0), send(2, 0), wait(28)]);
+}
+
+#[test]
+fn a_teacher_that_says_when_to_come_again_is_taken_at_its_word() {
+    let settings = WindowSettings { give_up_after: Duration::from_secs(1000), ..SETTINGS };
+    let mut window = Window::new(settings, 1, at(0));
+    window.on(Event::Tick, at(0), 0.0);
+    window.on(Event::Connected { teacher: 0, max_in_flight: 8 }, at(0), 0.0);
+    window.submit(10);
+    window.on(Event::Tick, at(0), 0.0);
+    let leaves = |pause| {
+        let pause = Duration::from_secs(pause);
+        Event::Disconnected { teacher: 0, error: "it drains".to_owned(), pause }
+    };
+    // Longer than the pause of its own, 2 s, and at most a minute.
+    assert_eq!(window.on(leaves(9), at(5), 1.0), [wait(14)]);
+    let connect = Command::Connect { teacher: 0 };
+    assert!(window.on(Event::Tick, at(13), 0.0) == [wait(14)]);
+    assert!(window.on(Event::Tick, at(14), 0.0).contains(&connect));
+    window.on(Event::Connected { teacher: 0, max_in_flight: 8 }, at(14), 0.0);
+    window.on(Event::Heard { teacher: 0 }, at(15), 0.0);
+    window.on(leaves(3600), at(15), 1.0);
+    assert!(!window.on(Event::Tick, at(64), 0.0).contains(&connect));
+    let late = window.on(Event::Tick, at(75), 0.0);
+    assert!(late.contains(&connect), "{late:?}");
 }
 
 #[test]
@@ -286,7 +311,7 @@ fn teachers_that_do_not_exist_and_streams_not_asked_for_change_nothing() {
     window.submit(1);
     window.on(Event::Tick, at(0), 0.0);
     let connected = Event::Connected { teacher: 0, max_in_flight: 1 };
-    let stranger = Event::Disconnected { teacher: 7, error: String::new() };
+    let stranger = Event::Disconnected { teacher: 7, error: String::new(), pause: Duration::ZERO };
     for event in [connected, stranger, Event::Heard { teacher: 7 }] {
         assert_eq!(window.on(event, at(1), 0.0), [wait(20)]);
     }

@@ -35,9 +35,9 @@ impl Teacher {
             }
             Ok(None) => Ok(Some(unknown(&url))),
             Err(Failure::Final(error)) => Err(error.into()),
-            Err(Failure::Passing(reason) | Failure::Garbled(reason)) => {
-                Err(TeacherError::Silent { url, reason })
-            }
+            Err(
+                Failure::Passing(reason) | Failure::Garbled(reason) | Failure::Busy { reason, .. },
+            ) => Err(TeacherError::Silent { url, reason }),
         }
     }
 }

@@ -176,7 +176,11 @@ impl World {
 
     fn break_stream(&mut self, teacher: usize) {
         self.close(teacher);
-        self.tell(Event::Disconnected { teacher, error: "broken".to_string() });
+        self.tell(Event::Disconnected {
+            teacher,
+            error: "broken".to_string(),
+            pause: Duration::ZERO,
+        });
     }
 
     fn connect(&mut self, teacher: usize) {
