@@ -40,6 +40,12 @@ pub fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     }
 }
 
+/// The temperature of a request: none, or 0, is how one says that the distribution is wanted as it is. A
+/// number that is 0 to float32 alone stays one, to be refused.
+pub fn temperature(said: Option<f64>) -> f32 {
+    said.filter(|&t| t != 0.0).unwrap_or(1.0) as f32
+}
+
 /// The reader of an answer left, or read nothing for too long.
 #[derive(Debug)]
 pub struct Gone;

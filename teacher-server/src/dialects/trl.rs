@@ -24,7 +24,7 @@ struct Body {
     #[serde(default = "top_logprobs")]
     top_logprobs: usize,
     #[serde(default = "temperature")]
-    temperature: f32,
+    temperature: f64,
     #[serde(default)]
     response_format: String,
 }
@@ -33,7 +33,7 @@ fn top_logprobs() -> usize {
     100
 }
 
-fn temperature() -> f32 {
+fn temperature() -> f64 {
     1.0
 }
 
@@ -93,8 +93,7 @@ impl Question {
             unknown_first: parts().map(|(tokens, &p)| p == 0 && !tokens.is_empty()).collect(),
         };
         shape.check(facts)?;
-        // 0 is how one says that the distribution is wanted as it is.
-        let temperature = if body.temperature == 0.0 { 1.0 } else { body.temperature };
+        let temperature = body::temperature(Some(body.temperature));
         let rows = sequences.into_iter().zip(prompt_lengths).map(|(tokens, prompt)| {
             let rows = prompt.saturating_sub(1)..tokens.len().saturating_sub(1);
             (tokens, rows)

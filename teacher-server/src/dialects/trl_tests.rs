@@ -107,7 +107,8 @@ fn what_cannot_be_meant_is_refused_by_name() {
         ("{\"sequences\":[[1],[32]],\"prompt_lengths\":[1,1]}", "sequence 1: "),
         ("{\"sequences\":[[1,2]],\"prompt_lengths\":[1],\"top_logprobs\":1025}", "at most 1024"),
         ("{\"sequences\":[[1,2]],\"prompt_lengths\":[1],\"temperature\":-1}", "temperature"),
-        ("{\"sequences\":[[1,2]],\"prompt_lengths\":[1],\"temperature\":null}", "f32"),
+        ("{\"sequences\":[[1,2]],\"prompt_lengths\":[1],\"temperature\":null}", "f64"),
+        ("{\"sequences\":[[1,2]],\"prompt_lengths\":[1],\"temperature\":1e-50}", "temperature"),
     ] {
         let problem = read(body).unwrap_err();
         assert_eq!(problem.status.as_u16(), 400, "{body}");

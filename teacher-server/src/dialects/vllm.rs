@@ -34,7 +34,7 @@ struct Body {
     prompt: Prompt,
     prompt_logprobs: Option<i64>,
     max_tokens: Option<i64>,
-    temperature: Option<f32>,
+    temperature: Option<f64>,
     #[serde(default)]
     echo: bool,
     logprobs: Option<i64>,
@@ -120,7 +120,7 @@ impl Question {
             ids_for_tokens: body.return_tokens_as_token_ids.unwrap_or(false),
             list_ids: body.return_token_ids.unwrap_or(false),
         };
-        let temperature = body.temperature.filter(|&t| t != 0.0).unwrap_or(1.0);
+        let temperature = body::temperature(body.temperature);
         let k = style.prompt_logprobs.max(style.logprobs).unwrap_or(0).max(1);
         Ok(Self { prompt: body.prompt, temperature, k, style })
     }

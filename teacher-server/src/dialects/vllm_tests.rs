@@ -137,6 +137,8 @@ fn temperature_0_and_none_are_the_model_as_it_is() {
         (",\"temperature\":null", 1.0),
         (",\"temperature\":0", 1.0),
         (",\"temperature\":5", 5.0),
+        // To be refused with the others that are too low.
+        (",\"temperature\":1e-50", 0.0),
     ] {
         assert_eq!(read(more).temperature, temperature, "{more}");
     }
