@@ -16,6 +16,7 @@ mod otel;
 mod reading;
 mod replies;
 mod security;
+mod shares;
 mod slow;
 mod spans;
 mod text;

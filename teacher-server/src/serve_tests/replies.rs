@@ -151,6 +151,19 @@ async fn what_was_done_is_counted() {
     for (name, value) in counts {
         assert_eq!(server.metric(name).await, value, "{name}");
     }
+    // 10 tokens of the 16,384 that a batch may have.
+    assert_eq!(server.metric("teacher_batch_fill_ratio_sum").await, 10.0 / 16_384.0);
+    let compute = server.metric("teacher_compute_seconds_sum").await;
+    let a_token = server.metric("teacher_token_compute_seconds_sum").await;
+    assert!((a_token * 10.0 - compute).abs() < 1e-12, "{a_token} a token, {compute} in all");
+    // The answer's arrays, and around them frames, heads and the refusal of the other.
+    let sent = server.metric("teacher_sent_bytes_total{port=\"grpc\"}").await;
+    assert!((88.0..1500.0).contains(&sent), "{sent} bytes sent");
+    let page = server.get("/metrics").await.1;
+    let build = concat!("teacher_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1");
+    assert!(page.contains(build), "{page}");
+    let sent = server.metric("teacher_sent_bytes_total{port=\"http\"}").await;
+    assert!(sent >= page.len() as f64, "{sent} bytes sent, {} of them of one page", page.len());
     // The device's thread was waiting, then handing out.
     for name in ["teacher_device_waiting_seconds_total", "teacher_device_handover_seconds_total"] {
         assert!(server.metric(name).await > 0.0, "{name}");
