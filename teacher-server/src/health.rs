@@ -89,23 +89,21 @@ pub async fn probe(
         endpoint = endpoint.tls_config(config).map_err(wrong)?;
     }
     let silent = |reason: String| ProbeError::Silent { address: address.to_owned(), reason };
+    let other = |what| ProbeError::OtherPort { address: address.to_owned(), what };
     let ask = async {
         let authority = endpoint.uri().authority().map_or("", |authority| authority.as_str());
         let channel = endpoint.connect().await.map_err(|error| silent(with_causes(&error)))?;
         let request = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
         match HealthClient::new(channel).check(request).await {
             Ok(answer) => Ok(answer),
-            // A teacher-server knows this call: something else answers, most likely its own other
-            // port.
-            Err(status) if status.code() == Code::Unimplemented => {
-                let address = address.to_owned();
-                let what = match is_http_port(authority).await {
-                    Ok(true) => "the HTTP port of a teacher-server (printed as http=)",
-                    Ok(false) | Err(_) => "something that does not tell its health by gRPC",
-                };
-                Err(ProbeError::OtherPort { address, what })
-            }
-            Err(status) => Err(silent(status.to_string())),
+            Err(status) => Err(match (is_http_port(authority).await, status.code()) {
+                (Ok(true), _) => other("the HTTP port of a teacher-server (printed as http=)"),
+                // A teacher-server knows this call.
+                (_, Code::Unimplemented) => {
+                    other("something that does not tell its health by gRPC")
+                }
+                (_, _) => silent(status.to_string()),
+            }),
         }
     };
     let late = |_| silent(format!("nothing within {} s", patience.as_secs_f32()));
