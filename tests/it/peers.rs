@@ -246,3 +246,16 @@ fn the_peer_in_pytorch_reaches_the_same_losses() {
         assert!((ours / theirs - 1.0).abs() < 0.005, "{name}: ours {ours}, the peer's {theirs}");
     }
 }
+
+#[test]
+fn the_lines_of_grpcurl_and_ghz_in_the_clients_readme_are_answered() {
+    let test = "the_lines_of_grpcurl_and_ghz_in_the_clients_readme_are_answered";
+    let Some(python) = python(&["grpc", "grpc_reflection"], test) else { return };
+    let teacher = Teacher::start(&root().join("student-trainer/demo/teacher"), &[]);
+    let counts = json(python.script("readme_clients.py").arg(&teacher.grpc));
+    for (program, lines) in [("grpcurl", 7), ("ghz", 3)] {
+        assert!(counts[program].as_u64() >= Some(lines), "{counts}");
+    }
+    // The block that wants certificates and a token.
+    assert_eq!(counts["skipped"], 1, "{counts}");
+}
