@@ -79,16 +79,26 @@ fn refuse(refusal: Refusal) -> ExitCode {
     }
 }
 
+/// What is logged unless `RUST_LOG` says otherwise.
+const DEFAULT_LOG: &str = "warn,hub=info";
+
 /// Log lines go to stderr, around the progress bar; `RUST_LOG` says which, warnings and downloads by default.
 fn listen_to_logs(console: &Console) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,hub=info"));
+    let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
+    let (filter, wrong) = match asked.map(EnvFilter::try_new) {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (EnvFilter::new(DEFAULT_LOG), Some(error)),
+        None => (EnvFilter::new(DEFAULT_LOG), None),
+    };
     let (writer, colour) = (console.clone(), console.colour());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(colour)
         .with_writer(move || writer.clone())
         .init();
+    if let Some(error) = wrong {
+        tracing::warn!("RUST_LOG cannot be used ({error}); the log is as without it");
+    }
 }
 
 fn carry_out(asked: Asked, console: &Console) -> anyhow::Result<ExitCode> {

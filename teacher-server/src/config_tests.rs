@@ -93,6 +93,14 @@ fn sizes_may_carry_a_unit() {
     let line = "teacher-server --model m --max-reply-bytes 512KiB --max-request-bytes 8MiB";
     let bounds = serve(line).bounds;
     assert_eq!((bounds.max_reply_bytes, bounds.max_request_bytes), (524_288, 8_388_608));
+    assert_eq!(
+        serve("teacher-server --model m --max-held-bytes 2GiB").bounds.max_held_bytes,
+        2 << 30
+    );
+    for (size, says) in [("0", "at least 1 byte"), ("4GiB", "4 GiB less 1"), ("2GB", "1GiB")] {
+        let error = read(&format!("teacher-server --model m --max-held-bytes {size}")).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
 }
 
 #[test]
@@ -125,4 +133,11 @@ fn a_collector_is_named_by_a_url_in_a_build_that_can_export() {
         assert_eq!(error.exit_code(), code);
         assert!(error.to_string().contains(says), "{wrong}: {error}");
     }
+}
+
+#[test]
+fn a_collector_that_is_set_to_nothing_is_none() {
+    let words = ["teacher-server", "--model", "m", "--otlp-endpoint", ""];
+    let read = Cli::read(words.map(OsString::from));
+    assert!(read.is_ok(), "{:?}", read.err());
 }

@@ -16,7 +16,7 @@ mod otlp;
 #[path = "telemetry/none.rs"]
 mod otlp;
 
-pub use otlp::{Export, endpoint};
+pub use otlp::Export;
 
 /// What is logged unless `RUST_LOG` says otherwise. h2 warns of what its peers do wrong, a line for
 /// every frame: whoever likes could fill the log.
@@ -54,6 +54,14 @@ pub enum TelemetryError {
     },
 }
 
+/// Checks the flag `--otlp-endpoint`. A variable that is set to nothing asks for nothing.
+///
+/// # Errors
+/// What an endpoint looks like, or that this build knows none.
+pub fn endpoint(text: &str) -> Result<String, String> {
+    if text.is_empty() { Ok(String::new()) } else { otlp::endpoint(text) }
+}
+
 /// What was started, to be ended.
 #[derive(Debug)]
 pub struct Telemetry(Option<Export>);
@@ -70,10 +78,17 @@ pub fn start(flag: Option<&str>) -> Result<Telemetry, TelemetryError> {
         Some((origin, endpoint)) => Export::open(origin, endpoint, variable),
         None => Ok(None),
     }?;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    let (filter, wrong) = match variable(EnvFilter::DEFAULT_ENV).map(EnvFilter::try_new) {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (EnvFilter::new(DEFAULT_LOG), Some(error)),
+        None => (EnvFilter::new(DEFAULT_LOG), None),
+    };
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let log = log.with_ansi(std::io::stderr().is_terminal()).with_filter(filter);
     tracing_subscriber::registry().with(log).with(export.as_ref().map(Export::layer)).init();
+    if let Some(error) = wrong {
+        tracing::warn!("RUST_LOG cannot be used ({error}); the log is as without it");
+    }
     match (&export, asked) {
         (Some(_), Some((origin, endpoint))) => tracing::info!(origin, endpoint, "exporting spans"),
         (None, Some((origin, _))) => tracing::warn!("{origin} is set: {LACKING}"),
@@ -90,7 +105,7 @@ fn asked(
     let is_off = |name: &str, value: &str| {
         variable(name).is_some_and(|text| text.eq_ignore_ascii_case(value))
     };
-    if let Some(endpoint) = flag {
+    if let Some(endpoint) = flag.filter(|text| !text.is_empty()) {
         return Some(("--otlp-endpoint", endpoint.to_owned()));
     }
     if is_off("OTEL_SDK_DISABLED", "true") || is_off("OTEL_TRACES_EXPORTER", "none") {

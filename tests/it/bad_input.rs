@@ -339,3 +339,20 @@ fn a_second_run_into_a_directory_in_use_is_refused_and_touches_nothing() {
     let output = run(trainer(&flags).args(["--max-steps", "1", "--overwrite-output-dir", "true"]));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn a_filter_of_the_log_that_is_none_is_told_and_stops_nothing() {
+    let desk = Desk::new();
+    let nowhere = text(&desk.path("nowhere"));
+    let programs: [(&str, &[&str]); 2] = [
+        ("teacher-server", &["--model", &nowhere]),
+        ("student-trainer", &["eval", "--model", &nowhere, "--eval-file", &nowhere]),
+    ];
+    for (program, flags) in programs {
+        let mut command = Command::new(binary(program));
+        let output = command.args(flags).env("RUST_LOG", "debug=info=x").output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("RUST_LOG cannot be used"), "{program}: {said}");
+        assert!(said.contains("nowhere"), "{program} did not go on: {said}");
+    }
+}

@@ -159,10 +159,14 @@ pub(super) fn at_least_1(text: &str) -> Result<u32, String> {
 }
 
 fn bytes(text: &str) -> Result<u32, String> {
-    let (number, unit) = [("KiB", 10), ("MiB", 20)]
+    let (number, unit) = [("KiB", 10), ("MiB", 20), ("GiB", 30)]
         .into_iter()
         .find_map(|(suffix, shift)| Some((text.strip_suffix(suffix)?.trim_end(), 1u32 << shift)))
         .unwrap_or((text, 1));
-    let number = number.parse::<u32>().ok().and_then(|n| n.checked_mul(unit)).filter(|&n| n > 0);
-    number.ok_or_else(|| "must be a number of bytes, as 1048576, 1024KiB or 1MiB".into())
+    match number.parse::<u32>().map(|number| number.checked_mul(unit)) {
+        Ok(Some(0)) => Err("must be at least 1 byte: there is no 0 for no bound".into()),
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(format!("must be at most {} bytes (4 GiB less 1)", u32::MAX)),
+        Err(_) => Err("must be a number of bytes, as 1048576, 1024KiB, 1MiB or 1GiB".into()),
+    }
 }

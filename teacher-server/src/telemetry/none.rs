@@ -16,7 +16,7 @@ pub enum Export {}
 ///
 /// # Errors
 /// Always: what this build lacks.
-pub fn endpoint(_: &str) -> Result<String, String> {
+pub(super) fn endpoint(_: &str) -> Result<String, String> {
     Err(LACKING.to_owned())
 }
 

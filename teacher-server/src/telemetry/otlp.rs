@@ -41,7 +41,7 @@ pub struct Export(SdkTracerProvider);
 ///
 /// # Errors
 /// What an endpoint looks like.
-pub fn endpoint(text: &str) -> Result<String, String> {
+pub(super) fn endpoint(text: &str) -> Result<String, String> {
     let uri: Uri = text.parse().map_err(|error| format!("{error}"))?;
     match (uri.scheme_str(), uri.authority()) {
         (Some("http" | "https"), Some(_)) => Ok(text.to_owned()),
