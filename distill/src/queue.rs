@@ -287,6 +287,7 @@ impl<C: Ord + Clone, T> FairQueue<C, T> {
         }
         self.sequences = self.clients.values().map(Client::sequences).sum();
         self.tokens = self.clients.values().map(|client| client.tokens).sum();
+        self.forget();
         before - self.sequences
     }
 

@@ -49,7 +49,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", env = "TEACHER_SERVER_LISTEN")]
     #[arg(default_value = "127.0.0.1:50051")]
     pub listen: SocketAddr,
-    /// Address for `/metrics` and `/health`; port 0 takes a free one.
+    /// Address for `/metrics`, `/health` and the trainers that speak HTTP (TRL's, vLLM's clients); port 0
+    /// takes a free one.
     #[arg(long, value_name = "HOST:PORT", env = "TEACHER_SERVER_HTTP_LISTEN")]
     #[arg(default_value = "127.0.0.1:9464")]
     pub http_listen: SocketAddr,

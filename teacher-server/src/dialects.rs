@@ -73,8 +73,10 @@ impl Counter {
         let answered = async {
             let (serving, call) = self.desk.enter()?;
             let limits = serving.facts.limits;
+            // What the queue has no room for is refused before its body is read, and, since that may
+            // take a while, before anything is made of it.
+            self.desk.engine.has_room(&client, 1)?;
             let (body, room) = self.unfinished.whole(request, limits.max_http_body_bytes).await?;
-            // What the queue has no room for is refused before anything is made of it.
             self.desk.engine.has_room(&client, 1)?;
             let reading = self.readers.reading(room);
             let received = Received { body, reading, client, serving };

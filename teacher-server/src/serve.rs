@@ -68,7 +68,7 @@ const LEAVE_TIME: Duration = Duration::from_secs(1);
 pub struct Listeners {
     /// For gRPC.
     pub grpc: TcpListener,
-    /// For `/metrics` and `/health`.
+    /// For `/metrics`, `/health` and the dialects.
     pub http: TcpListener,
 }
 

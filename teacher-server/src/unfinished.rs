@@ -24,8 +24,9 @@ use crate::room::{Room, Taken};
 
 /// Bytes before a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
-/// The calls whose first message may come as late as the client likes.
-const STREAMS: [&str; 3] = ["/Score", "/ServerReflectionInfo", "/Watch"];
+/// The calls with any number of messages, of which each may come as late as the client likes. The others
+/// have one, and tonic waits for the end of the request before it looks at it.
+const STREAMS: [&str; 2] = ["/Score", "/ServerReflectionInfo"];
 /// When somebody whom the bound kept out should come again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -53,8 +54,9 @@ impl Unfinished {
         let deadline = (!streams).then(|| Box::pin(tokio::time::sleep(self.timeout)));
         let client = Client::of(request.extensions());
         let (bounds, prefix, rest, held) = (self.clone(), Vec::new(), 0, None);
-        request
-            .map(|body| Body::new(Bounded { body, client, bounds, prefix, rest, held, deadline }))
+        let followed =
+            |body| Bounded { body, client, bounds, streams, prefix, rest, held, deadline };
+        request.map(|body| Body::new(followed(body)))
     }
 }
 
@@ -107,13 +109,15 @@ struct Bounded {
     body: Body,
     client: Client,
     bounds: Unfinished,
+    /// Whether more messages than one may come.
+    streams: bool,
     /// What has come of a message's first bytes.
     prefix: Vec<u8>,
     /// Bytes of the message that are still to come.
     rest: usize,
     /// The room its bytes take.
     held: Option<Taken>,
-    /// When it has to be complete.
+    /// When it has to be complete; where it is the only one, the request too.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -131,7 +135,8 @@ impl Bounded {
                 bytes = &bytes[here..];
                 self.begin()?;
             }
-            if self.rest == 0 && self.prefix.is_empty() {
+            // A stream's message is taken as soon as it is whole.
+            if self.streams && self.rest == 0 && self.prefix.is_empty() {
                 (self.held, self.deadline) = (None, None);
             }
         }
@@ -189,6 +194,10 @@ impl HttpBody for Bounded {
             Poll::Ready(None) if self.rest > 0 || !self.prefix.is_empty() => {
                 (self.rest, self.prefix) = (0, Vec::new());
                 Poll::Ready(Some(Err(self.refuse(TeacherError::CutOff))))
+            }
+            Poll::Ready(None) => {
+                (self.held, self.deadline) = (None, None);
+                Poll::Ready(None)
             }
             Poll::Pending if self.late(cx) => {
                 let seconds = self.bounds.timeout.as_secs_f64();

@@ -161,11 +161,15 @@ async fn begun(server: &Server, path: &str, bytes: &[u8]) -> Hand {
 async fn a_message_that_never_ends_is_given_up_and_so_is_a_call_without_one() {
     let server = served(Settings::with(|limits| limits.message_timeout = SHORT)).await;
     let mut neighbour = server.score().await;
-    let cases: [(&str, &[u8]); 3] = [
+    let cases: [(&str, &[u8]); 6] = [
         // 1,000 bytes announced, 3 sent.
         ("/distill.v1.Teacher/Score", &[0, 0, 0, 3, 232, 1, 2, 3]),
         ("/distill.v1.Teacher/ScoreText", &[0, 0]),
         ("/distill.v1.Teacher/GetInfo", &[]),
+        // Whole, but the request does not end: an empty message, and a text.
+        ("/grpc.health.v1.Health/Check", &[0, 0, 0, 0, 0]),
+        ("/grpc.health.v1.Health/Watch", &[0, 0, 0, 0, 0]),
+        ("/distill.v1.Teacher/ScoreText", &[0, 0, 0, 0, 3, 0x0a, 1, b'a']),
     ];
     for (at, (path, words)) in (1..).zip(cases) {
         let begin = Instant::now();

@@ -6,6 +6,7 @@ use distill::codec::Codec;
 use distill::signal::Entries;
 use prost::Message as _;
 use proto::convert::{ScoreJob, score_request};
+use proto::v1::ScoreReply;
 use tonic::Code;
 
 use super::harness::{CLASSES, Server, assembler, assert_right, job};
@@ -170,6 +171,36 @@ async fn what_was_done_is_counted() {
     }
     assert!(server.get("/metrics").await.1.ends_with("# EOF\n"));
     assert_eq!(server.get("/nothing").await.0, "HTTP/1.1 404 Not Found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bytes_of_a_reply_are_the_same_alone_and_in_a_crowd_but_for_its_times() {
+    let bytes_of = async |crowd: u64| {
+        let settings = Settings::with(|limits| limits.max_reply_bytes = 4096);
+        let server = Server::start(FakeScorer::new(CLASSES), settings).await;
+        let mut stream = server.score().await;
+        let asked = ScoreJob { ranges: vec![2..90, 95..300], ..job(7, vec![9; 300]) };
+        for id in 100..100 + crowd {
+            stream.send(score_request(&job(id, vec![id as u32 % 32; 1 + id as usize % 50]))).await;
+        }
+        stream.send(score_request(&asked)).await;
+        let mut bytes = Vec::new();
+        loop {
+            let reply = stream.next().await;
+            if reply.id == 7 {
+                let last = reply.last;
+                bytes.extend(ScoreReply { queue_ns: 0, compute_ns: 0, ..reply }.encode_to_vec());
+                if last {
+                    return bytes;
+                }
+            }
+        }
+    };
+    let alone = bytes_of(0).await;
+    assert!(alone.len() > 293 * 44, "{} bytes", alone.len());
+    for crowd in [1, 60] {
+        assert!(bytes_of(crowd).await == alone, "other bytes beside {crowd} others");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
