@@ -24,12 +24,25 @@ pub(crate) async fn recognise(authority: &str) -> Option<String> {
     name(&answer)
 }
 
-/// Whether HTTP/2 is spoken at `authority`, as gRPC is, where HTTP/1.1 was expected.
-pub(crate) async fn speaks_http_2(authority: &str) -> bool {
+/// Who answers at `authority` in something else than HTTP/1.1, where a vLLM server was expected.
+pub(crate) async fn instead_of_vllm(authority: &str) -> Option<&'static str> {
     let mut answer = Vec::new();
     // The same.
     let _ = tokio::time::timeout(PATIENCE, ask(authority, &mut answer)).await;
-    is_http_2(&answer)
+    match &answer[..] {
+        answer if is_http_2(answer) => {
+            Some("a gRPC server answers there; for a teacher-server write grpc://")
+        }
+        answer if is_tls_alert(answer) => {
+            Some("a server that wants encryption (TLS) answers there; write vllm+https://")
+        }
+        _ => None,
+    }
+}
+
+/// An alert of TLS 1.x.
+fn is_tls_alert(answer: &[u8]) -> bool {
+    matches!(answer, [0x15, 3, ..])
 }
 
 /// A SETTINGS or GOAWAY frame: length, type, flags, stream 0.
@@ -64,8 +77,7 @@ fn name(answer: &[u8]) -> Option<String> {
             Some(format!("a web server answers there, in HTTP/1 ({first_line:?}){vllm}"))
         }
         _ if is_http_2(answer) => None,
-        // An alert of TLS 1.x.
-        [0x15, 3, ..] => {
+        _ if is_tls_alert(answer) => {
             Some("a server that wants encryption (TLS) answers there; write grpcs://".to_owned())
         }
         _ => Some(format!("something that is no gRPC server answers there ({first_line:?})")),

@@ -125,10 +125,11 @@ impl Server {
 
     /// The error of something else that listens here; none where that could be a vLLM server.
     pub async fn stranger(&self) -> Option<Error> {
-        let grpc =
-            !self.base.starts_with("https") && stranger::speaks_http_2(&self.authority).await;
-        let found = "a gRPC server answers there; for a teacher-server write grpc://".to_owned();
-        grpc.then(|| Error::NotVllm { url: self.url.clone(), found })
+        if self.base.starts_with("https") {
+            return None;
+        }
+        let found = stranger::instead_of_vllm(&self.authority).await?.to_owned();
+        Some(Error::NotVllm { url: self.url.clone(), found })
     }
 
     /// Asks what it serves.

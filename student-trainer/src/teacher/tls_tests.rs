@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 
 use client::Papers;
 use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tonic::transport::{Identity, ServerTlsConfig};
 
+use super::vllm_tests::StandIn;
 use super::*;
 use crate::testing::{FakeTeacher, Served, tiny_source};
 
@@ -147,6 +150,29 @@ fn a_teacher_that_wants_a_client_certificate_gets_it() {
     refused(&served.url, of(&Authority::new()), &["a client certificate it trusts"]);
     let mixed = Papers { key: ours.file("x.pem", &ours.sign("x", 2999).1), ..of(&ours) };
     refused(&served.url, mixed, &["--teacher-cert and --teacher-key cannot be used"]);
+}
+
+#[test]
+fn a_vllm_server_is_trusted_or_refused_in_the_same_way() {
+    let ours = Authority::new();
+    let Signed(chain, key) = ours.sign("127.0.0.1", 2999);
+    let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let provider = rustls::crypto::ring::default_provider().into();
+    let config = rustls::ServerConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = std::sync::Arc::new(config.with_single_cert(chain, key).unwrap());
+    let served = StandIn::serve_over(Some(TOKEN), move |stream| {
+        let connection = rustls::ServerConnection::new(std::sync::Arc::clone(&config)).unwrap();
+        rustls::StreamOwned::new(connection, stream)
+    });
+    let url = format!("vllm+https://{}", served.address);
+    let with = |papers| Papers { token_file: ours.file("t", "s3cret"), ..papers };
+    connect(&url, with(ours.papers())).unwrap();
+    refused(&url, ours.papers(), &["Unauthenticated", "401"]);
+    let theirs = Authority::new();
+    refused(&url, with(theirs.papers()), &["invalid peer certificate", "--teacher-ca must hold"]);
+    refused(&url.replace("https", "http"), blank(), &["TLS", "write vllm+https://"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A vLLM server as teacher, against a stand-in that speaks its HTTP.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -29,13 +29,21 @@ struct Manners {
     token: Option<&'static str>,
 }
 
-struct StandIn {
-    address: SocketAddr,
+pub(super) struct StandIn {
+    pub(super) address: SocketAddr,
     manners: Arc<Manners>,
 }
 
 impl StandIn {
     fn serve(token: Option<&'static str>) -> Self {
+        Self::serve_over(token, |stream| stream)
+    }
+
+    /// The same, over what is made of each connection.
+    pub(super) fn serve_over<S: Read + Write>(
+        token: Option<&'static str>,
+        over: impl Fn(TcpStream) -> S + Clone + Send + 'static,
+    ) -> Self {
         let manners = Arc::new(Manners {
             model: Mutex::new("tiny"),
             tokens: Mutex::new(None),
@@ -49,9 +57,9 @@ impl StandIn {
         let (address, shared) = (listener.local_addr().unwrap(), Arc::clone(&manners));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let manners = Arc::clone(&shared);
+                let (manners, over) = (Arc::clone(&shared), over.clone());
                 // A client that goes away in the middle is none of its faults.
-                std::thread::spawn(move || manners.answer(stream.unwrap()));
+                std::thread::spawn(move || manners.answer(over(stream.unwrap())));
             }
         });
         Self { address, manners }
@@ -64,8 +72,8 @@ impl StandIn {
 
 impl Manners {
     /// One call, then the connection is closed.
-    fn answer(&self, stream: TcpStream) -> std::io::Result<()> {
-        let mut reader = BufReader::new(stream.try_clone()?);
+    fn answer(&self, stream: impl Read + Write) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream);
         let (mut line, mut length, mut shown) = (String::new(), 0, None);
         reader.read_line(&mut line)?;
         loop {
@@ -90,9 +98,9 @@ impl Manners {
             true => self.reply(path, &serde_json::from_slice(&body).unwrap_or_default()),
             false => (401, json!({"error": "Unauthorized"})),
         };
-        let (answer, mut stream) = (answer.to_string(), stream);
+        let answer = answer.to_string();
         write!(
-            stream,
+            reader.get_mut(),
             "HTTP/1.1 {status} x\r\nretry-after: 1\r\nserver: uvicorn\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{answer}",
             answer.len()
         )
