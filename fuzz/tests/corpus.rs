@@ -24,7 +24,7 @@ fn no_law_is_broken(name: &str) {
     });
     let (accepted, all) = (accepted.count(), kept.len());
     // A corpus that is refused at the first byte shows nothing.
-    assert!(all >= 50 && accepted * 5 >= all, "{name}: {accepted} of {all} inputs are accepted");
+    assert!(all >= 30 && accepted >= 15, "{name}: {accepted} of {all} inputs are accepted");
 }
 
 #[test]

@@ -149,7 +149,7 @@ impl Corpus {
         [&self.found, &self.kept, &self.seeds]
     }
 
-    /// Puts in the place of what is kept the fewest inputs that reach as much as all together.
+    /// Puts in the place of what is kept the fewest inputs that reach every place all together reach.
     fn keep(&self, program: &Path) -> Result<()> {
         let fewest = self.found.with_extension("fewest");
         let gone = |folder: &Path| match std::fs::remove_dir_all(folder) {
@@ -159,7 +159,8 @@ impl Corpus {
         gone(&fewest)?;
         std::fs::create_dir_all(&fewest)?;
         run(Command::new(program)
-            .args(["-set_cover_merge=1", &format!("-max_len={MOST_BYTES}")])
+            // How often a place is reached would make it thousands.
+            .args(["-set_cover_merge=1", "-use_counters=0", &format!("-max_len={MOST_BYTES}")])
             .arg(&fewest)
             .args(self.folders()))?;
         gone(&self.kept)?;

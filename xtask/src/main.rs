@@ -29,7 +29,7 @@ usage: cargo xtask COMMAND
                 default
   fuzz [TARGET…] [--runs N] [--keep]
                 libFuzzer on the targets of fuzz/, all by default, 1,000,000 times each; --keep
-                puts the fewest inputs that reach as much into fuzz/corpus";
+                puts the fewest inputs that reach every place into fuzz/corpus";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
