@@ -114,14 +114,20 @@ pub(crate) async fn overload(scale: &Scale) -> Result<Vec<Figure>> {
 /// Tokens of one of its calls.
 const CALL_TOKENS: usize = 100;
 
-/// Very many small requests.
+/// Very many small requests, over a hundred connections in turn.
 pub(crate) async fn memory(scale: &Scale) -> Result<Vec<Figure>> {
     let served = Served::start(None, &[])?;
-    let (mut stream, classes, in_flight) = ask::stream(&served.url()).await?;
-    let job = |id| ask::job(id, 8, 8, classes, Codec::Packed);
-    ask::all(&mut stream, in_flight, scale.requests / 5, job, |_| Ok(())).await?;
+    let ask = async |connections: u64| -> Result<()> {
+        for _ in 0..connections {
+            let (mut stream, classes, in_flight) = ask::stream(&served.url()).await?;
+            let job = |id| ask::job(id, 8, 8, classes, Codec::Packed);
+            ask::all(&mut stream, in_flight, scale.requests / 100, job, |_| Ok(())).await?;
+        }
+        Ok(())
+    };
+    ask(20).await?;
     let before = served.memory()?;
-    ask::all(&mut stream, in_flight, scale.requests, job, |_| Ok(())).await?;
+    ask(100).await?;
     let grown = (served.memory()? as f64 - before as f64) / MIB;
     Ok(vec![
         Figure::told("requests after warm-up", scale.requests as f64, ""),
@@ -146,7 +152,10 @@ pub(crate) async fn idle(scale: &Scale) -> Result<Vec<Figure>> {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let open = held.iter().filter(|stream| is_open(stream)).count();
         let name = format!("{} idle connections, bound {bound}: held", scale.connections);
-        figures.push(Figure::at_most(&name, open as f64, bound as f64, ""));
+        // All that may be, but for those of whoever asked whether it serves.
+        let all = bound.min(scale.connections) as f64;
+        figures.push(Figure::at_most(&name, open as f64, all, ""));
+        figures.push(Figure::at_least(&name, open as f64, all - 4.0, ""));
         let memory = served.peak()? as f64 / MIB;
         figures.push(Figure::at_most("server's memory", memory, 256.0, "MB"));
         drop(held);
