@@ -46,13 +46,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "REV", env = "TEACHER_SERVER_REVISION")]
     pub revision: Option<String>,
     /// Address for gRPC; port 0 takes a free one.
-    #[arg(long, value_name = "HOST:PORT", env = "TEACHER_SERVER_LISTEN")]
-    #[arg(default_value = "127.0.0.1:50051")]
+    #[arg(long, value_name = "IP:PORT", env = "TEACHER_SERVER_LISTEN")]
+    #[arg(default_value = "127.0.0.1:50051", value_parser = address)]
     pub listen: SocketAddr,
     /// Address for `/metrics`, `/health` and the trainers that speak HTTP (TRL's, vLLM's clients); port 0
     /// takes a free one.
-    #[arg(long, value_name = "HOST:PORT", env = "TEACHER_SERVER_HTTP_LISTEN")]
-    #[arg(default_value = "127.0.0.1:9464")]
+    #[arg(long, value_name = "IP:PORT", env = "TEACHER_SERVER_HTTP_LISTEN")]
+    #[arg(default_value = "127.0.0.1:9464", value_parser = address)]
     pub http_listen: SocketAddr,
     /// PEM file with the server's certificate: both ports are encrypted. Read again on SIGHUP.
     #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_TLS_CERT", requires = "tls_key")]
@@ -233,6 +233,13 @@ impl ServeArgs {
 }
 
 /// The name of a device this build can compute on.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "wanted IP:PORT, as 127.0.0.1:50051, 0.0.0.0:50051 or [::1]:50051, with a port of at most 65535"
+            .to_owned()
+    })
+}
+
 fn device(name: &str) -> Result<String, String> {
     model::device::choose(name).map(|_| name.to_owned()).map_err(|error| error.to_string())
 }

@@ -89,6 +89,17 @@ fn bad_values_are_usage_errors() {
 }
 
 #[test]
+fn an_address_to_listen_at_is_an_ip_and_a_port() {
+    for wrong in ["localhost:50051", "50051", ":50051", "127.0.0.1:99999"] {
+        let error = read(&format!("teacher-server --model m --listen {wrong}")).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("wanted IP:PORT") && error.contains(wrong), "{error}");
+    }
+    let args = serve("teacher-server --model m --http-listen [::1]:7");
+    assert_eq!(args.http_listen.to_string(), "[::1]:7");
+}
+
+#[test]
 fn sizes_may_carry_a_unit() {
     let line = "teacher-server --model m --max-reply-bytes 512KiB --max-request-bytes 8MiB";
     let bounds = serve(line).bounds;

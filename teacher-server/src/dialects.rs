@@ -71,12 +71,15 @@ impl Counter {
         let (client, since) = (Client::of(request.extensions()), Instant::now());
         let metrics = &self.desk.metrics;
         let answered = async {
-            let (serving, call) = self.desk.enter()?;
+            let (serving, begun) = self.desk.enter()?;
             let limits = serving.facts.limits;
             // What the queue has no room for is refused before its body is read, and, since that may
             // take a while, before anything is made of it.
             self.desk.engine.has_room(&client, 1)?;
+            // Nor does a drain wait for bodies: nothing of theirs is let in yet.
+            drop(begun);
             let (body, room) = self.unfinished.whole(request, limits.max_http_body_bytes).await?;
+            let (serving, call) = self.desk.enter()?;
             self.desk.engine.has_room(&client, 1)?;
             let reading = self.readers.reading(room);
             let received = Received { body, reading, client, serving };

@@ -151,6 +151,9 @@ pub enum TeacherError {
         /// Bytes allowed.
         limit: usize,
     },
+    /// A body in a form that would have to be unpacked.
+    #[error("the body is encoded ({0}); send it as it is, without content-encoding")]
+    BodyEncoding(String),
     /// A body that breaks off, or is not in the form its head announces.
     #[error("the body cannot be read to its end: {0}; send as many bytes as its head announces")]
     Body(String),
@@ -223,6 +226,7 @@ impl TeacherError {
             | Self::Text(_)
             | Self::CutOff
             | Self::Body(_)
+            | Self::BodyEncoding(_)
             | Self::BodyBytes { .. } => Code::InvalidArgument,
             Self::Full { .. }
             | Self::Encoding { .. }
@@ -251,6 +255,7 @@ impl TeacherError {
             | Self::Text(_)
             | Self::CutOff
             | Self::Body(_)
+            | Self::BodyEncoding(_)
             | Self::BodyBytes { .. } => "invalid",
             Self::Full { full: QueueFull::Sequences { .. }, .. } => "queued_sequences",
             Self::Full { full: QueueFull::Tokens { .. }, .. } => "queued_tokens",

@@ -29,6 +29,11 @@ impl Room {
         Self(Arc::new(Mutex::new(Shares::new(limit))))
     }
 
+    /// Room for something of a client's that is to come: none yet.
+    pub fn begin(&self, client: &Client) -> Taken {
+        Taken { room: self.clone(), client: client.clone(), amount: 0 }
+    }
+
     /// Takes room for a client; none when that is more than its share.
     pub fn take(&self, client: &Client, amount: usize) -> Option<Taken> {
         let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -38,14 +43,13 @@ impl Room {
 }
 
 impl Taken {
-    /// How much it is.
-    pub fn amount(&self) -> usize {
-        self.amount
-    }
-
-    /// Takes more for the same thing; false when that is more than its client's share.
+    /// Takes more for the same thing, until it is `amount`; false when that is more than its client's
+    /// share.
     #[must_use]
-    pub fn grow(&mut self, more: usize) -> bool {
+    pub fn grow_to(&mut self, amount: usize) -> bool {
+        let Some(more) = amount.checked_sub(self.amount).filter(|&more| more > 0) else {
+            return true;
+        };
         let mut shares = self.room.0.lock().unwrap_or_else(PoisonError::into_inner);
         let grown = shares.extend(&self.client, self.amount, more);
         self.amount += if grown { more } else { 0 };

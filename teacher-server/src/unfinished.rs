@@ -1,5 +1,5 @@
 //! Request messages that have begun and are not complete: bounded in bytes, shared between clients,
-//! and in time each.
+//! and in time each. Bytes count as they come: who announces much and sends little keeps nobody out.
 //!
 //! tonic keeps what has come of a message until the rest comes, however long that takes; a few
 //! clients that never finish theirs would hold the server's memory, and their calls, for ever.
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use axum::http::header::CONTENT_ENCODING;
 use bytes::BytesMut;
 use distill::handshake::Limits;
 use http_body::{Frame, SizeHint};
@@ -27,6 +28,8 @@ const PREFIX_BYTES: usize = 5;
 /// The calls with any number of messages, of which each may come as late as the client likes. The others
 /// have one, and tonic waits for the end of the request before it looks at it.
 const STREAMS: [&str; 2] = ["/Score", "/ServerReflectionInfo"];
+/// Bytes of each message that are not counted: a small one finds room whatever others hold.
+const UNCOUNTED: usize = 1024;
 /// When somebody whom the bound kept out should come again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -35,7 +38,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Unfinished {
     room: Room,
     limit: usize,
-    largest: usize,
     timeout: Duration,
     metrics: Metrics,
 }
@@ -44,8 +46,7 @@ impl Unfinished {
     /// By these limits; the message of a call with one has its time from the call's beginning.
     pub fn new(limits: &Limits, metrics: Metrics) -> Self {
         let limit = limits.max_unfinished_bytes;
-        let (largest, timeout) = (limits.max_request_bytes, limits.message_timeout);
-        Self { room: Room::new(limit), limit, largest, timeout, metrics }
+        Self { room: Room::new(limit), limit, timeout: limits.message_timeout, metrics }
     }
 
     /// The request, its body bounded.
@@ -53,9 +54,10 @@ impl Unfinished {
         let streams = STREAMS.iter().any(|end| request.uri().path().ends_with(end));
         let deadline = (!streams).then(|| Box::pin(tokio::time::sleep(self.timeout)));
         let client = Client::of(request.extensions());
-        let (bounds, prefix, rest, held) = (self.clone(), Vec::new(), 0, None);
+        let held = self.room.begin(&client);
+        let (bounds, prefix, rest, came) = (self.clone(), Vec::new(), 0, 0);
         let followed =
-            |body| Bounded { body, client, bounds, streams, prefix, rest, held, deadline };
+            |body| Bounded { body, client, bounds, streams, prefix, rest, came, held, deadline };
         request.map(|body| Body::new(followed(body)))
     }
 }
@@ -72,15 +74,16 @@ impl Unfinished {
         largest: usize,
     ) -> Result<(Bytes, Taken), TeacherError> {
         let client = Client::of(request.extensions());
+        let encoding = request.headers().get(CONTENT_ENCODING);
+        if let Some(encoding) = encoding.filter(|encoding| *encoding != "identity") {
+            return Err(TeacherError::BodyEncoding(format!("{encoding:?}")));
+        }
         let body = request.into_body();
         let large = || TeacherError::BodyBytes { limit: largest };
-        // Room for what is announced is taken at once; who announces nothing takes it as it comes.
-        let announced = body.size_hint().exact().unwrap_or(0) as usize;
-        if announced > largest {
+        if body.size_hint().exact().is_some_and(|announced| announced > largest as u64) {
             return Err(large());
         }
-        let full = || TeacherError::Unfinished { limit: self.limit, pause: PAUSE };
-        let mut held = self.room.take(&client, announced).ok_or_else(full)?;
+        let mut held = self.room.begin(&client);
         let read = async {
             let (mut body, mut whole) = (pin!(Limited::new(body, largest)), BytesMut::new());
             while let Some(frame) = body.frame().await {
@@ -89,18 +92,23 @@ impl Unfinished {
                     false => TeacherError::Body(with_causes(&*error)),
                 })?;
                 let part = frame.into_data().unwrap_or_default();
-                let more = (whole.len() + part.len()).saturating_sub(held.amount());
-                if more > 0 && !held.grow(more) {
-                    return Err(full());
-                }
+                self.hold(&mut held, whole.len() + part.len())?;
                 whole.extend_from_slice(&part);
             }
-            Ok(whole.freeze())
+            Ok::<_, TeacherError>(whole.freeze())
         };
         let seconds = self.timeout.as_secs_f64();
         let read = tokio::time::timeout(self.timeout, read).await;
         let body = read.map_err(|_| TeacherError::MessageTime { seconds })??;
         Ok((body, held))
+    }
+
+    /// Has a message of which so much has come take its room.
+    fn hold(&self, held: &mut Taken, came: usize) -> Result<(), TeacherError> {
+        match held.grow_to(came.saturating_sub(UNCOUNTED)) {
+            true => Ok(()),
+            false => Err(TeacherError::Unfinished { limit: self.limit, pause: PAUSE }),
+        }
     }
 }
 
@@ -115,8 +123,10 @@ struct Bounded {
     prefix: Vec<u8>,
     /// Bytes of the message that are still to come.
     rest: usize,
-    /// The room its bytes take.
-    held: Option<Taken>,
+    /// Those that have come.
+    came: usize,
+    /// The room they take.
+    held: Taken,
     /// When it has to be complete; where it is the only one, the request too.
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -128,38 +138,37 @@ impl Bounded {
             if self.rest > 0 {
                 let here = self.rest.min(bytes.len());
                 self.rest -= here;
+                self.came += here;
                 bytes = &bytes[here..];
+                self.bounds.hold(&mut self.held, self.came)?;
             } else {
                 let here = (PREFIX_BYTES - self.prefix.len()).min(bytes.len());
                 self.prefix.extend_from_slice(&bytes[..here]);
                 bytes = &bytes[here..];
-                self.begin()?;
+                self.begin();
             }
             // A stream's message is taken as soon as it is whole.
             if self.streams && self.rest == 0 && self.prefix.is_empty() {
-                (self.held, self.deadline) = (None, None);
+                self.taken();
             }
         }
         Ok(())
     }
 
-    /// A message begins, once its length is known.
-    fn begin(&mut self) -> Result<(), TeacherError> {
+    /// What has come is tonic's, or over.
+    fn taken(&mut self) {
+        self.held = self.bounds.room.begin(&self.client);
+        (self.came, self.deadline) = (0, None);
+    }
+
+    /// A message begins; its length is known once its first bytes are there.
+    fn begin(&mut self) {
         let timeout = self.bounds.timeout;
         self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        let Ok([_, length @ ..]) = <[u8; PREFIX_BYTES]>::try_from(self.prefix.as_slice()) else {
-            return Ok(());
-        };
-        self.prefix.clear();
-        let length = u32::from_be_bytes(length) as usize;
-        self.rest = length;
-        // tonic refuses a message that is too large by its announced length, before it comes.
-        if length <= self.bounds.largest {
-            let full = TeacherError::Unfinished { limit: self.bounds.limit, pause: PAUSE };
-            let held = self.bounds.room.take(&self.client, length);
-            self.held = Some(held.ok_or(full)?);
+        if let Ok([_, length @ ..]) = <[u8; PREFIX_BYTES]>::try_from(self.prefix.as_slice()) {
+            self.prefix.clear();
+            self.rest = u32::from_be_bytes(length) as usize;
         }
-        Ok(())
     }
 
     fn late(&mut self, cx: &mut Context<'_>) -> bool {
@@ -196,7 +205,7 @@ impl HttpBody for Bounded {
                 Poll::Ready(Some(Err(self.refuse(TeacherError::CutOff))))
             }
             Poll::Ready(None) => {
-                (self.held, self.deadline) = (None, None);
+                self.taken();
                 Poll::Ready(None)
             }
             Poll::Pending if self.late(cx) => {

@@ -64,28 +64,39 @@ async fn messages_cut_anywhere_pass_as_they_are_and_leave_no_trace() {
 }
 
 #[tokio::test]
-async fn a_message_takes_its_whole_length_of_its_clients_room_until_it_is_complete_or_given_up() {
+async fn what_has_come_of_a_message_takes_its_clients_room_until_it_is_complete_or_given_up() {
     let bounds = bounds(1000, MINUTE);
     let (feed, mut body) = call(&bounds, 1, "/t/Score");
-    feed.send(message(400)[..6].to_vec()).unwrap();
+    // What is announced takes nothing, nor does the beginning.
+    let (first, rest) = (PREFIX_BYTES + UNCOUNTED, 400);
+    feed.send(message(90_000)[..first].to_vec()).unwrap();
+    next(&mut body).await.unwrap();
+    assert!(bounds.room.take(&Client::unknown(), 1000).is_some());
+    feed.send(vec![7; rest]).unwrap();
     next(&mut body).await.unwrap();
     // 600 are free: 200 more for the same client, 600 for another.
-    for (client, length, fits) in [(1, 201, false), (1, 200, true), (2, 601, false), (2, 600, true)]
+    for (client, length, fits) in
+        [(1, 201, false), (1, 200, true), (2, 601, false), (2, 600, true), (2, 0, true)]
     {
         let (feed, mut body) = call(&bounds, client, "/t/Score");
-        feed.send(message(length)[..5].to_vec()).unwrap();
+        feed.send(message(90_000)[..first + length].to_vec()).unwrap();
         let refused = next(&mut body).await.err();
         assert_eq!(refused.is_none(), fits, "{length} of client {client}: {refused:?}");
         assert!(refused.is_none_or(|text| text.contains("max_unfinished_bytes")));
     }
-    feed.send(message(400)[6..].to_vec()).unwrap();
-    next(&mut body).await.unwrap();
+    drop(body);
     assert!(bounds.room.take(&Client::unknown(), 1000).is_some());
-    // Beyond the largest message nothing is kept: tonic refuses it by its announced length.
-    let (feed, mut body) = call(&bounds, 1, "/t/Score");
-    feed.send(message(1001)[..5].to_vec()).unwrap();
-    next(&mut body).await.unwrap();
-    assert!(bounds.room.take(&Client::unknown(), 1000).is_some());
+    // Whole, it is a stream's no more, and a call's with one message until its request ends.
+    let whole = message(UNCOUNTED + 400);
+    for (path, free) in [("/t/Score", true), ("/t/ScoreText", false)] {
+        let (feed, mut body) = call(&bounds, 1, path);
+        feed.send(whole.clone()).unwrap();
+        next(&mut body).await.unwrap();
+        assert_eq!(bounds.room.take(&Client::unknown(), 1000).is_some(), free, "{path}");
+        drop(feed);
+        assert!(std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_none());
+        assert!(bounds.room.take(&Client::unknown(), 1000).is_some(), "{path}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

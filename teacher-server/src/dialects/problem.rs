@@ -96,6 +96,8 @@ impl From<TeacherError> for Problem {
         let pause = again.then(|| error.pause().unwrap_or(PAUSE));
         let status = if matches!(error, TeacherError::BodyBytes { .. }) {
             StatusCode::PAYLOAD_TOO_LARGE
+        } else if matches!(error, TeacherError::BodyEncoding(_)) {
+            StatusCode::UNSUPPORTED_MEDIA_TYPE
         } else if matches!(error, TeacherError::RequestTime { .. }) {
             StatusCode::GATEWAY_TIMEOUT
         } else if again {

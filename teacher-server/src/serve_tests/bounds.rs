@@ -186,17 +186,22 @@ async fn a_message_that_never_ends_is_given_up_and_so_is_a_call_without_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_messages_hold_a_bounded_number_of_bytes() {
     let settings = Settings::with(|limits| {
-        limits.max_request_bytes = 20_000;
+        limits.max_request_bytes = 30_000;
         limits.max_unfinished_bytes = 50_000;
         limits.max_http_body_bytes = 50_000;
     });
     let server = served(settings).await;
     let mut hoards = Vec::new();
     for _ in 0..2 {
-        hoards.push(begun(&server, "/distill.v1.Teacher/Score", &[0, 0, 0, 78, 32, 1]).await);
+        // 21,000 bytes announced and all but one of them sent, in frames of at most 16,384.
+        let mut hand = begun(&server, "/distill.v1.Teacher/Score", &[0, 0, 0, 82, 8, 1]).await;
+        for part in [10_000, 10_998] {
+            hand.send(&frame(DATA, 0, 1, &vec![1; part])).await;
+        }
+        hoards.push(hand);
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
-    // 10,000 are left, and a third large one does not fit.
+    // About 10,000 are left, and a third large one does not fit.
     let large = job(2, vec![1; 4000]);
     let mut third = server.score().await;
     third.send(score_request(&large)).await;

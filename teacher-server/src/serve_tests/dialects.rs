@@ -195,6 +195,9 @@ async fn a_body_has_so_many_bytes_and_so_much_time_however_it_comes() {
         let answer = said(&server, &chunked).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{length}: {answer}");
     }
+    let packed = format!("{post}Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\u{1f}\u{1}");
+    let answer = said(&server, &packed).await;
+    assert!(answer.starts_with("HTTP/1.1 415") && answer.contains("gzip"), "{answer}");
     // One that breaks its own form is not too large: who is told so would send it in parts.
     let broken = format!("{post}Transfer-Encoding: chunked\r\n\r\nZZ\r\n{body}\r\n0\r\n\r\n");
     let answer = said(&server, &broken).await;
@@ -217,8 +220,11 @@ async fn bodies_under_way_share_the_room_for_unfinished_requests() {
     let server = Server::start(FakeScorer::new(CLASSES), settings).await;
     let mut slow = TcpStream::connect(server.http).await.unwrap();
     let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n{";
+    // As much as may be held of one, and what is not counted.
+    let head = format!("{head}{}", " ".repeat(2998));
     slow.write_all(head.as_bytes()).await.unwrap();
-    let ask = json!({ "prompt": [1], "prompt_logprobs": 1 });
+    let small = json!({ "prompt": [1], "prompt_logprobs": 1 });
+    let ask = json!({ "prompt": [1], "prompt_logprobs": 1, "user": "x".repeat(2800) });
     let kept_out = async {
         loop {
             let (head, _) = server.post("/v1/completions", &ask).await;
@@ -229,6 +235,8 @@ async fn bodies_under_way_share_the_room_for_unfinished_requests() {
     };
     let head = tokio::time::timeout(PATIENCE, kept_out).await.expect("a refusal");
     assert!(head.contains("retry-after: 1"), "{head}");
+    // A small one finds room whatever others hold.
+    assert!(server.post("/v1/completions", &small).await.0.contains("200 OK"));
     drop(slow);
     let let_in =
         async { while !server.post("/v1/completions", &ask).await.0.contains("200 OK") {} };
@@ -297,6 +305,18 @@ async fn a_drain_waits_for_what_was_let_in_and_lets_nothing_more_in() {
         "{head}"
     );
     server.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_waits_for_no_body() {
+    let settings = Settings::with(|limits| limits.drain_timeout = 2 * PATIENCE);
+    let mut server = Server::start(FakeScorer::new(CLASSES), settings).await;
+    let mut half = TcpStream::connect(server.http).await.unwrap();
+    let words = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{";
+    half.write_all(words.as_bytes()).await.unwrap();
+    tokio::time::sleep(SHORT).await;
+    server.stop();
+    tokio::time::timeout(PATIENCE, server.end()).await.expect("an end before the drain's").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,7 +68,7 @@ fn a_body_keeps_its_room_until_it_has_been_read() {
         limits.max_unfinished_bytes = 3000;
     });
     with_one_thread_taken(settings, async |server, let_go| {
-        let padding = "x".repeat(2000);
+        let padding = "x".repeat(2800);
         let ask = json!({ "prompt": [1, 2], "prompt_logprobs": 1, "user": padding });
         let asked = posted(&server, "/v1/completions", ask.clone());
         tokio::time::sleep(SHORT).await;
