@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use distill::handshake::{Agreement, TeacherFacts};
+use proto::causes::with_causes;
 use proto::convert::{Reaction, facts_from_info};
 use proto::limits::MAX_MESSAGE_BYTES;
 use proto::v1::teacher_client::TeacherClient;
@@ -13,7 +14,7 @@ use tonic::{Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::access::{Access, Probe, Token};
-use crate::error::{Error, Failure, with_causes};
+use crate::error::{Error, Failure};
 use crate::exchange::Exchange;
 use crate::{stranger, trust};
 

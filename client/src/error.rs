@@ -152,15 +152,3 @@ impl Fault {
         }
     }
 }
-
-/// An error and what caused it: the transport's own text says only "transport error".
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |e| e.source());
-    let mut texts: Vec<String> = vec![error.to_string()];
-    for cause in causes.map(ToString::to_string) {
-        if texts.last() != Some(&cause) {
-            texts.push(cause);
-        }
-    }
-    texts.join(": ")
-}

@@ -8,13 +8,14 @@ mod answer;
 
 use std::time::Duration;
 
+use proto::causes::with_causes;
 use proto::convert::{ScoreJob, Scored};
 use serde::Deserialize;
 use serde_json::json;
 use tonic::Code;
 
 use crate::access::{Access, Token};
-use crate::error::{Error, Failure, Fault, with_causes};
+use crate::error::{Error, Failure, Fault};
 use crate::{address, stranger, trust};
 pub use answer::AnswerError;
 

@@ -43,7 +43,7 @@ pub struct Window {
 }
 
 /// Longest pause a teacher's word can bring about.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 struct Place {

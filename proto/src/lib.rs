@@ -14,5 +14,6 @@ pub mod v1 {
 /// The encoded descriptor set of the contract, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+pub mod causes;
 pub mod convert;
 pub mod limits;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use client::{Access, Failure};
 use distill::backoff::Backoff;
 use distill::handshake::{Agreement, StudentFacts, TeacherFacts, check};
+use distill::window::LONGEST_PAUSE;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::observer::TeacherLine;
@@ -147,7 +148,7 @@ async fn reach(
         }
         tracing::info!(teacher = url, attempts, last_error, "teacher not reached yet");
         let backoff = Backoff::default().delay(attempts, rand::random());
-        let wait = backoff.max(pause).min(limit - tried_for);
+        let wait = backoff.max(pause.min(LONGEST_PAUSE)).min(limit - tried_for);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = stop.wait() => return Err(TeacherError::Stopped { url }),

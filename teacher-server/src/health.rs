@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proto::causes::with_causes;
 use proto::v1::teacher_server::SERVICE_NAME;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -11,8 +12,10 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::error::with_causes;
 use crate::http::HEALTH;
+
+/// Longest wait for the word of something that does not speak gRPC.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
 
 /// Why a server is not healthy.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +100,7 @@ pub async fn probe(
         match HealthClient::new(channel).check(request).await {
             Ok(answer) => Ok(answer),
             Err(status) => Err(match (is_http_port(authority).await, status.code()) {
-                (Ok(true), _) => other("the HTTP port of a teacher-server (printed as http=)"),
+                (true, _) => other("the HTTP port of a teacher-server (printed as http=)"),
                 // A teacher-server knows this call.
                 (_, Code::Unimplemented) => {
                     other("something that does not tell its health by gRPC")
@@ -117,13 +120,19 @@ pub async fn probe(
     }
 }
 
-/// Whether `/health` at `HOST:PORT` answers as a teacher-server's HTTP side does.
-async fn is_http_port(authority: &str) -> std::io::Result<bool> {
-    let mut stream = TcpStream::connect(authority).await?;
-    let request = format!("GET /health HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
+/// Whether `/health` at `HOST:PORT` answers as a teacher-server's HTTP side does, and soon: who is silent
+/// must not hide what was heard before.
+async fn is_http_port(authority: &str) -> bool {
     let mut answer = Vec::new();
-    stream.take(4096).read_to_end(&mut answer).await?;
+    let ask = async {
+        let mut stream = TcpStream::connect(authority).await?;
+        let request =
+            format!("GET /health HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        stream.take(4096).read_to_end(&mut answer).await
+    };
+    // What has come by then is looked at, whatever ended it.
+    let _ = tokio::time::timeout(SECOND_LOOK, ask).await;
     let says = |word: &&str| answer.ends_with(format!("\r\n\r\n{word}").as_bytes());
-    Ok(answer.starts_with(b"HTTP/1") && HEALTH.iter().any(says))
+    answer.starts_with(b"HTTP/1") && HEALTH.iter().any(says)
 }

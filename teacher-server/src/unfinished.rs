@@ -15,11 +15,12 @@ use bytes::BytesMut;
 use distill::handshake::Limits;
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use proto::causes::with_causes;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
 use crate::client::Client;
-use crate::error::{TeacherError, with_causes};
+use crate::error::TeacherError;
 use crate::metrics::Metrics;
 use crate::room::{Room, Taken};
 

@@ -10,9 +10,11 @@ use tests::{Teacher, root, trainer};
 const SETTLED: usize = 300;
 /// Steps over which nothing may be added.
 const STEPS: usize = 1000;
-/// What the allocator's arenas may take in processes of 20 MB: 812 kB were seen once on a busy machine, and
-/// nothing in the next run. A single row's answer left behind at each step would be some 10 MB.
-const SLACK_KB: f64 = 1536.0;
+/// Of processes of 20 MB a hundredth is some fifty pages, which the allocator's arenas alone may take; a
+/// single row's answer left behind at each step would be some MB.
+const SLACK_KB: f64 = 512.0;
+/// An arena that is opened late, as on a busy machine, is there once; a leak is there every time.
+const WINDOWS: usize = 3;
 
 /// The trainer, which ends with the value whatever becomes of the test.
 struct Running(Child);
@@ -88,11 +90,14 @@ fn memory_does_not_grow_over_a_thousand_steps() {
     let metrics = out.join("metrics.jsonl");
     let resident = || [resident_kb(child.0.id()), resident_kb(teacher.pid())];
     wait_for(SETTLED, &metrics);
-    let before = resident();
-    wait_for(SETTLED + STEPS, &metrics);
-    let after = resident();
-    drop(child);
-    for (who, (before, after)) in ["trainer", "teacher"].iter().zip(before.iter().zip(after)) {
-        assert!(after <= 1.01 * before + SLACK_KB, "{who}: {before} kB, then {after} kB");
+    let mut seen = vec![resident()];
+    for window in 1..=WINDOWS {
+        wait_for(SETTLED + window * STEPS, &metrics);
+        seen.push(resident());
+        let level = |who: usize| seen[window][who] <= 1.01 * seen[window - 1][who] + SLACK_KB;
+        if level(0) && level(1) {
+            return;
+        }
     }
+    panic!("trainer and teacher grow over every {STEPS} steps, kB: {seen:?}");
 }
