@@ -24,6 +24,15 @@ impl Entries {
     }
 }
 
+/// Final hidden states, those the output matrix is applied to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HiddenStates {
+    /// Numbers of one.
+    pub width: usize,
+    /// `[rows, width]`
+    pub values: Vec<f32>,
+}
+
 /// k tokens of each position and the mass of all the others together: the most probable ones, or
 /// those a client named ([`Entries`]).
 ///
