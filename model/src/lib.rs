@@ -7,8 +7,10 @@
 //!
 //! Reading order: [`config`] (what a model is), [`parameters`] (where each tensor lies),
 //! [`weights`] (in and out of files: [`tensor_file`], [`load`], [`save`]), [`qwen3`] and its
-//! blocks (forward and backward), [`recompute`] (memory against time), [`student`] (training state and step), [`generate`].
+//! blocks (forward and backward), [`recompute`] (memory against time), [`student`] (training state and step),
+//! [`coding`] (hidden states as few bytes), [`generate`].
 
+pub mod coding;
 pub mod config;
 pub mod device;
 pub mod fingerprint;

@@ -1,0 +1,138 @@
+//! A calibration on disk: the code, and the matrix only its teacher needs.
+//!
+//! Little-endian: `magic "LMBKCALI" | version u32 | code's length u64 | code | matrix f32[directions * width] |
+//! XXH3-64 of all before`.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use distill::coded::{Code, CodedError};
+use distill::codec::{float_bytes, floats_from_bytes};
+use distill::fingerprint::{Fingerprint, payload_checksum};
+
+use super::Encoder;
+
+const MAGIC: &[u8; 8] = b"LMBKCALI";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 20;
+const CHECKSUM_BYTES: usize = 8;
+
+/// Why a calibration cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibrationFileError {
+    /// The file system.
+    #[error("cannot {action} the calibration {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not such a file, or damaged.
+    #[error("{} is no calibration this program can use ({reason}): remove it, and it is made again", path.display())]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another model's.
+    #[error("{} is a calibration of the model {found}, this is the model {wanted}", path.display())]
+    OtherModel {
+        /// Which file.
+        path: PathBuf,
+        /// The model it was made for.
+        found: Fingerprint,
+        /// The model that is served.
+        wanted: Fingerprint,
+    },
+}
+
+impl Encoder {
+    /// Writes it so that the file is there as a whole or not at all.
+    ///
+    /// # Errors
+    /// [`CalibrationFileError::Io`]
+    pub fn save(&self, path: &Path) -> Result<(), CalibrationFileError> {
+        let failed = |action| {
+            let path = path.to_owned();
+            move |source| CalibrationFileError::Io { action, path, source }
+        };
+        let code = self.code.to_bytes();
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend((code.len() as u64).to_le_bytes());
+        bytes.extend(code);
+        bytes.extend(float_bytes(&self.matrix));
+        let checksum = payload_checksum(&[&bytes]);
+        bytes.extend(checksum.to_le_bytes());
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(failed("make the directory of"))?;
+        }
+        let beside = path.with_extension(format!("part-{}", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            let mut file = std::fs::File::create(&beside)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            std::fs::rename(&beside, path)
+        };
+        write().map_err(|source| {
+            // What is half written is of no use to anybody.
+            let _ = std::fs::remove_file(&beside);
+            failed("write")(source)
+        })
+    }
+
+    /// Reads the calibration of `model`; none where there is no file.
+    ///
+    /// # Errors
+    /// [`CalibrationFileError`]
+    pub fn load(path: &Path, model: Fingerprint) -> Result<Option<Self>, CalibrationFileError> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                let path = path.to_owned();
+                return Err(CalibrationFileError::Io { action: "read", path, source });
+            }
+        };
+        let unusable = |reason| CalibrationFileError::Unusable { path: path.to_owned(), reason };
+        let encoder = parse(&bytes).map_err(unusable)?;
+        let found = encoder.code.model();
+        if found != model {
+            let (path, wanted) = (path.to_owned(), model);
+            return Err(CalibrationFileError::OtherModel { path, found, wanted });
+        }
+        Ok(Some(encoder))
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Encoder, String> {
+    let cut = || "it is cut off".to_owned();
+    let (header, rest) = bytes.split_at_checked(HEADER_BYTES).ok_or_else(cut)?;
+    if header[..8] != *MAGIC {
+        return Err("it does not begin with LMBKCALI".to_owned());
+    }
+    let number = |at: usize, count: usize| {
+        header[at..at + count].iter().rev().fold(0, |all, &byte| all << 8 | u64::from(byte))
+    };
+    if number(8, 4) != u64::from(VERSION) {
+        return Err(format!("its version is {}, this program reads {VERSION}", number(8, 4)));
+    }
+    let end = rest.len().checked_sub(CHECKSUM_BYTES).ok_or_else(cut)?;
+    let checksum = payload_checksum(&[&bytes[..HEADER_BYTES + end]]);
+    if rest[end..] != checksum.to_le_bytes() {
+        return Err("its checksum is wrong".to_owned());
+    }
+    let length = usize::try_from(number(12, 8)).map_err(|e| e.to_string())?;
+    let (code, matrix) = rest[..end].split_at_checked(length).ok_or_else(cut)?;
+    let code = Code::from_bytes(code).map_err(|error: CodedError| error.to_string())?;
+    let matrix = floats_from_bytes(matrix).ok_or_else(cut)?;
+    if matrix.iter().any(|x| !x.is_finite()) {
+        return Err("its matrix is not finite".to_owned());
+    }
+    Encoder::new(Arc::new(code), matrix).map_err(|error| error.to_string())
+}
