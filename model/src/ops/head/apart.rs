@@ -88,21 +88,26 @@ pub(super) fn blend_apart(
     }
 }
 
-/// `z = a·exp(z - m) + exp((z - m) / T)·(b + c·d)` in place with
-/// `d = ((z - m) - (y - n)) / T - mean`, `max` = [m, n] and `weights` = [a, b, c].
+/// `z = a·exp(z - m) + exp((z - m) / T)·(b + c·((z - y) / T - mean))` in place, with `weights` =
+/// [a, b, c].
+///
+/// `(z - y) / T` is rounded as [`sums_apart`] rounds it, and `mean` comes in two parts: where one
+/// class has nearly all of the mass the mean is its own value, and nothing may be left of it.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
 pub(super) fn blend_back(
     z: &mut [f32],
     y: &[f32],
-    max: [f32; 2],
-    mean: f32,
+    m: f32,
+    mean: f64,
     inverse_t: f32,
     weights: [f32; 3],
 ) {
-    let ([m, n], [a, b, c]) = (max, weights);
+    let [a, b, c] = weights;
+    let high = mean as f32;
+    let low = (mean - f64::from(high)) as f32;
     for (z, &y) in z.iter_mut().zip(y) {
         let below = *z - m;
-        let apart = (below - (y - n)) * inverse_t - mean;
+        let apart = ((*z - y) * inverse_t - high) - low;
         *z = a * exp_f32(below) + exp_f32(below * inverse_t) * (b + c * apart);
     }
 }

@@ -118,13 +118,11 @@ impl FullRow {
     fn reverse(&self, logits: &mut [f32], teacher: &[f32], share: f64) {
         let at_t = self.at_t();
         let weights = [self.at_one(), at_t * (1.0 - share), at_t * share].map(|w| w as f32);
-        // d is taken between what lies below the largest of either side: what both sides' logits
-        // have in common may be far larger than what is between them.
-        let mean = self.back.mean() - (self.student.max - self.teacher.max) / self.temperature;
-        blend_back(logits, teacher, self.max(), mean as f32, self.inverse_t(), weights);
+        let [of_student, of_teacher] = self.max();
+        blend_back(logits, teacher, of_student, self.back.mean(), self.inverse_t(), weights);
         if share < 1.0 {
-            let of_teacher = (1.0 - share) * self.kl_weight / self.teacher.at_t;
-            take_away(logits, teacher, self.max()[1], self.inverse_t(), of_teacher as f32);
+            let weight = (1.0 - share) * self.kl_weight / self.teacher.at_t;
+            take_away(logits, teacher, of_teacher, self.inverse_t(), weight as f32);
         }
     }
 
