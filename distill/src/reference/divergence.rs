@@ -57,20 +57,18 @@ impl Divergence {
     /// # Errors
     /// [`BetaOutside`] when `beta` is not within 0 to 1, or no number.
     pub fn checked(self) -> Result<Self, BetaOutside> {
-        match self {
-            Self::Jsd { beta } | Self::Mixture { beta } if !(0.0..=1.0).contains(&beta) => {
-                Err(BetaOutside { found: beta })
-            }
-            _ => Ok(self),
+        match self.beta() {
+            Some(found) if !(0.0..=1.0).contains(&found) => Err(BetaOutside { found }),
+            Some(_) | None => Ok(self),
         }
     }
 
     /// The same divergence without a `beta` where it is 0 or 1.
     pub fn simplest(self) -> Self {
-        match self {
-            Self::Jsd { beta: 0.0 } | Self::Mixture { beta: 0.0 } => Self::ForwardKl,
-            Self::Jsd { beta: 1.0 } | Self::Mixture { beta: 1.0 } => Self::ReverseKl,
-            other => other,
+        match self.beta() {
+            Some(0.0) => Self::ForwardKl,
+            Some(1.0) => Self::ReverseKl,
+            Some(_) | None => self,
         }
     }
 
@@ -86,6 +84,13 @@ impl Divergence {
             Self::ReverseKl => reverse(log_p, log_q),
             Self::Jsd { beta } => jsd(log_p, log_q, beta),
             Self::Mixture { beta } => mixture(log_p, log_q, beta),
+        }
+    }
+
+    fn beta(self) -> Option<f64> {
+        match self {
+            Self::ForwardKl | Self::ReverseKl => None,
+            Self::Jsd { beta } | Self::Mixture { beta } => Some(beta),
         }
     }
 }
