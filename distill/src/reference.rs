@@ -2,24 +2,27 @@
 //! the tensor code is tested against.
 //!
 //! Letters: `z` student logits and `y` teacher logits of one position over V classes, `u = z / T`,
-//! `q = softmax(u)`, `p = softmax(y / T)`. Every divergence here is the forward Kullback-Leibler
-//! divergence *without* the factor T², and every gradient is with respect to `z`:
+//! `q = softmax(u)`, `p = softmax(y / T)`. Every divergence here is *without* the factor T², and every
+//! gradient is with respect to `z`. With `g` the gradient of a [`Divergence`] with respect to the
+//! logits of its outcomes (forward: `g_j = q_j - p_j`):
 //!
 //! ```text
 //! total = alpha T² D + (1 - alpha) CE
 //! CE        d/dz_j = softmax(z)_j - [j is the target]
-//! full      d/dz_j = (q_j - p_j) / T
-//! bucket    d/dz_j = (q_j - p_j) / T              j one of the k
-//!                    (q_j - p_rest s_j) / T       others, s = softmax of u over the others
+//! full      d/dz_j = g_j / T
+//! bucket    d/dz_j = g_j / T                      j one of the k
+//!                    g_rest s_j / T               others, s = softmax of u over the others
 //! renorm.   d/dz_j = (q_j - p'_j) / T             p' = p over the sum of the k, 0 for the others
 //! ```
 //!
 //! `q_rest` has a logsumexp of its own, over the classes outside the k, and `p_rest` comes from
 //! the signal's `log_rest`: `1 - Σ q_i` would lose all its digits where the k hold nearly
-//! everything. `p_rest s_j` stands for `q_j p_rest / q_rest`, which overflows where `q_rest` is
-//! tiny.
+//! everything. `s_j` stands for `q_j / q_rest`, which overflows where `q_rest` is tiny.
+
+mod divergence;
 
 use crate::signal::{TopK, log_sum_exp};
+pub use divergence::{BetaOutside, Divergence};
 
 /// What becomes of the mass outside the k tokens of a top-k signal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,15 +60,22 @@ pub fn cross_entropy(z: &[f64], target: usize) -> Loss {
 /// # Panics
 /// When the two do not have the same number of classes.
 pub fn kl_full(z: &[f64], y: &[f64], temperature: f64) -> Loss {
-    assert_eq!(z.len(), y.len(), "student and teacher logits of different length");
-    let log_q = log_softmax(z, temperature);
-    let log_p = log_softmax(y, temperature);
-    let value = log_p.iter().zip(&log_q).map(|(&lp, &lq)| kl_term(lp.exp(), lp, lq)).sum();
-    let difference = |(lp, lq): (&f64, &f64)| (lq.exp() - lp.exp()) / temperature;
-    Loss { value, gradient: log_p.iter().zip(&log_q).map(difference).collect() }
+    divergence_full(z, y, temperature, Divergence::ForwardKl)
 }
 
-/// The divergence on row `row` of a top-k signal: [`kl_bucket`] or [`kl_renormalised`]. The
+/// The divergence of `softmax(z / T)` from `softmax(y / T)` over all classes.
+///
+/// # Panics
+/// When the two do not have the same number of classes.
+pub fn divergence_full(z: &[f64], y: &[f64], temperature: f64, divergence: Divergence) -> Loss {
+    assert_eq!(z.len(), y.len(), "student and teacher logits of different length");
+    let (log_p, log_q) = (log_softmax(y, temperature), log_softmax(z, temperature));
+    let mut loss = divergence.over(&log_p, &log_q);
+    loss.gradient.iter_mut().for_each(|g| *g /= temperature);
+    loss
+}
+
+/// The forward divergence on row `row` of a top-k signal: [`kl_bucket`] or [`kl_renormalised`]. The
 /// signal's temperature must be `temperature`.
 pub fn kl_top_k(z: &[f64], signal: &TopK, row: usize, temperature: f64, tail: Tail) -> Loss {
     let ids = &signal.ids[row * signal.k..(row + 1) * signal.k];
@@ -76,32 +86,63 @@ pub fn kl_top_k(z: &[f64], signal: &TopK, row: usize, temperature: f64, tail: Ta
     }
 }
 
-/// The divergence over k + 1 outcomes: the k tokens `ids` of probabilities `p`, and everything
-/// else together, of probability `p_rest`. Never negative, at most [`kl_full`], and equal to it
-/// when k = V.
+/// The divergence on row `row` of a top-k signal, its tail a bucket: [`divergence_bucket`]. The
+/// signal's temperature must be `temperature`. [`Tail::Renormalise`] is defined for the forward
+/// divergence alone, as [`kl_renormalised`].
+pub fn divergence_top_k(
+    z: &[f64],
+    signal: &TopK,
+    row: usize,
+    temperature: f64,
+    divergence: Divergence,
+) -> Loss {
+    let ids = &signal.ids[row * signal.k..(row + 1) * signal.k];
+    let (log_p, log_rest) = signal.log_probabilities(row);
+    divergence_bucket(z, ids, &log_p, log_rest, temperature, divergence)
+}
+
+/// The forward divergence over k + 1 outcomes: the k tokens `ids` of probabilities `p`, and
+/// everything else together, of probability `p_rest`. Never negative, at most [`kl_full`], and equal
+/// to it when k = V.
 ///
 /// # Panics
 /// When an id is not below the number of logits.
 pub fn kl_bucket(z: &[f64], ids: &[u32], p: &[f64], p_rest: f64, temperature: f64) -> Loss {
+    let log_p: Vec<f64> = p.iter().map(|p| p.ln()).collect();
+    divergence_bucket(z, ids, &log_p, p_rest.ln(), temperature, Divergence::ForwardKl)
+}
+
+/// A divergence over k + 1 outcomes: the k tokens `ids` of log-probabilities `log_p`, and everything
+/// else together, of `log_p_rest`. Never negative, at most [`divergence_full`], and equal to it when
+/// k = V.
+///
+/// # Panics
+/// When an id is not below the number of logits, or there are not as many of `log_p`.
+pub fn divergence_bucket(
+    z: &[f64],
+    ids: &[u32],
+    log_p: &[f64],
+    log_p_rest: f64,
+    temperature: f64,
+    divergence: Divergence,
+) -> Loss {
     let log_q = log_softmax(z, temperature);
     let mut others = log_q.clone();
     ids.iter().for_each(|&id| others[id as usize] = f64::NEG_INFINITY);
     let log_q_rest = log_sum_exp(others.iter().copied());
 
-    let mut value = kl_term(p_rest, p_rest.ln(), log_q_rest);
-    let mut gradient: Vec<f64> = log_q.iter().map(|l| l.exp()).collect();
+    let of_ids = ids.iter().map(|&id| log_q[id as usize]);
+    let log_q: Vec<f64> = of_ids.chain([log_q_rest]).collect();
+    let outcomes = divergence.over(&[log_p, &[log_p_rest]].concat(), &log_q);
+    let of_rest = outcomes.gradient[ids.len()] / temperature;
     // Where the student leaves the others nothing at all, they have no direction to grow in.
-    if log_q_rest > f64::NEG_INFINITY {
-        for (g, other) in gradient.iter_mut().zip(&others) {
-            *g -= p_rest * (other - log_q_rest).exp();
-        }
+    let share =
+        |other: &f64| if *other == f64::NEG_INFINITY { 0.0 } else { (other - log_q_rest).exp() };
+    let mut gradient: Vec<f64> = others.iter().map(|other| of_rest * share(other)).collect();
+    for (&id, of_id) in ids.iter().zip(&outcomes.gradient) {
+        gradient[id as usize] = of_id / temperature;
     }
-    for (&id, &p_i) in ids.iter().zip(p) {
-        value += kl_term(p_i, p_i.ln(), log_q[id as usize]);
-        gradient[id as usize] -= p_i;
-    }
-    gradient.iter_mut().for_each(|g| *g /= temperature);
-    Loss { value, gradient }
+    Loss { value: outcomes.value, gradient }
 }
 
 /// The divergence of the teacher's k tokens, scaled up to sum to 1, from the student's

@@ -107,6 +107,17 @@ impl TopK {
         (p, rest)
     }
 
+    /// The logarithms of [`TopK::probabilities`], which keep their digits where a probability itself
+    /// is below the smallest float64.
+    pub fn log_probabilities(&self, row: usize) -> (Vec<f64>, f64) {
+        let entries = row * self.k..(row + 1) * self.k;
+        let log_z = f64::from(self.log_z[row]);
+        let rest = f64::from(self.log_rest[row]);
+        let logs = self.scaled[entries].iter().map(|&s| f64::from(s) - log_z);
+        let log_sum = log_sum_exp(logs.clone().chain([rest]));
+        (logs.map(|log| log - log_sum).collect(), rest - log_sum)
+    }
+
     /// Appends the exact signal of one position, selected the slow way from all its logits
     /// (float64 throughout): the reference for every faster selection.
     ///
@@ -161,6 +172,21 @@ mod tests {
         let (p, rest) = signal.probabilities(0);
         assert!((p[0] - (1.5f64).exp() / z).abs() < 1e-6);
         assert!((rest - ((0.5f64).exp() + 1.0) / z).abs() < 1e-6);
+    }
+
+    #[test]
+    fn log_probabilities_are_those_of_the_probabilities_and_go_below_them() {
+        let mut signal = TopK::new(2);
+        signal.push_exact(&[1.0, 3.0, 3.0, 0.0], 2.0);
+        let ((p, rest), (log_p, log_rest)) = (signal.probabilities(0), signal.log_probabilities(0));
+        for (p, log_p) in p.iter().chain([&rest]).zip(log_p.iter().chain([&log_rest])) {
+            assert!((p.ln() - log_p).abs() < 1e-14, "{p} {log_p}");
+        }
+        // e^-1000 is no float64.
+        signal.push_exact(&[0.0, 1000.0, 2000.0, 0.0], 1.0);
+        let (log_p, log_rest) = signal.log_probabilities(1);
+        assert_eq!((log_p, log_rest), (vec![0.0, -1000.0], f64::from(signal.log_rest[1])));
+        assert_eq!(signal.probabilities(1).1, 0.0);
     }
 
     #[test]

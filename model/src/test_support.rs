@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::config::Qwen3Config;
 use crate::ops::Precision;
-use crate::ops::head::{LossSettings, Tail};
+use crate::ops::head::{Divergence, LossSettings, Tail};
 use crate::student::{Student, Training};
 
 /// A small configuration with some fields replaced.
@@ -81,7 +81,13 @@ pub(crate) fn signal(rows: usize, classes: usize, settings: &LossSettings, seed:
 }
 
 pub(crate) fn settings() -> LossSettings {
-    LossSettings { alpha: 0.7, temperature: 2.0, tail: Tail::Bucket, precision: Precision::F32 }
+    LossSettings {
+        alpha: 0.7,
+        temperature: 2.0,
+        divergence: Divergence::ForwardKl,
+        tail: Tail::Bucket,
+        precision: Precision::F32,
+    }
 }
 
 pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {

@@ -17,7 +17,7 @@ use model::config::Qwen3Config;
 use model::load::WeightsError;
 use model::ops::Precision;
 use model::ops::adamw::AdamW;
-use model::ops::head::{LossSettings, Tail};
+use model::ops::head::{Divergence, LossSettings, Tail};
 use model::recompute::{Largest, Recompute, most_tokens};
 use model::state_file::load_state;
 use model::student::{Student, StudentError, Training};
@@ -215,7 +215,7 @@ pub(crate) fn loss(
         TailKind::Bucket => Tail::Bucket,
         TailKind::Renormalise => Tail::Renormalise,
     };
-    LossSettings { alpha, temperature, tail, precision }
+    LossSettings { alpha, temperature, divergence: Divergence::ForwardKl, tail, precision }
 }
 
 /// The arithmetic a choice means on a device.

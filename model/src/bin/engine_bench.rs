@@ -1,7 +1,9 @@
-//! `engine_bench step|score|loss SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks|gradients]`: the
-//! engine alone, on random weights and tokens: seconds of each training step, of scoring a batch, or of
-//! the output layer with its loss and gradients; the largest memory, and how much of it came above the
-//! weights (of `loss`: and above their gradient and the hidden states). One JSON line.
+//! `engine_bench step|score|loss SHAPE ROWSxTOKENS [f32|bf16] [K] [STEPS] [none|blocks|gradients]
+//! [forward-kl|reverse-kl|jsd|mixture]`: the engine alone, on random weights and tokens: seconds of each
+//! training step, of scoring a batch, or of the output layer with its loss and gradients; the largest
+//! memory, and how much of it came above the weights (of `loss`: and above their gradient and the hidden
+//! states). `loss` with `full` for K has a teacher of the same shape that says all; the beta of a
+//! divergence is 0.5. One JSON line.
 //! `cargo xtask bench engine` runs it beside its peer in PyTorch.
 //!
 //! `engine_bench product NxIxO` multiplies `[N, I]` by the transpose of `[O, I]`: GFLOP/s in float32 and
@@ -21,7 +23,7 @@ use distill::signal::{Entries, TopK};
 use model::config::Qwen3Config;
 use model::ops::Precision;
 use model::ops::embed::gather_rows;
-use model::ops::head::{LossSettings, Tail, Teaching, head_loss};
+use model::ops::head::{Divergence, LossSettings, Tail, Teaching, head_loss};
 use model::ops::matmul::linear;
 use model::ops::topk::{Wanted, score_head};
 use model::qwen3::Qwen3;
@@ -40,9 +42,17 @@ struct Asked {
     rows: usize,
     tokens: usize,
     precision: Precision,
-    k: usize,
+    /// Tokens of a signal; none: the teacher says all.
+    k: Option<usize>,
     steps: usize,
     recompute: Recompute,
+    divergence: Divergence,
+}
+
+impl Asked {
+    fn k(&self) -> Result<usize, &'static str> {
+        self.k.ok_or("full is a teacher of loss: give step and score a number of tokens")
+    }
 }
 
 fn main() -> ExitCode {
@@ -100,10 +110,25 @@ fn asked(rest: &[&str]) -> Result<Asked, Box<dyn Error>> {
             "bf16" => Precision::Bf16,
             other => return Err(format!("{other} is neither f32 nor bf16").into()),
         },
-        k: at(3, "64").parse()?,
+        k: match at(3, "64") {
+            "full" => None,
+            k => Some(k.parse()?),
+        },
         steps: at(4, "5").parse()?,
         recompute: at(5, "none").parse()?,
+        divergence: divergence(at(6, "forward-kl"))?,
     })
+}
+
+fn divergence(name: &str) -> Result<Divergence, String> {
+    let beta = 0.5;
+    match name {
+        "forward-kl" => Ok(Divergence::ForwardKl),
+        "reverse-kl" => Ok(Divergence::ReverseKl),
+        "jsd" => Ok(Divergence::Jsd { beta }),
+        "mixture" => Ok(Divergence::Mixture { beta }),
+        other => Err(format!("no divergence {other}: forward-kl, reverse-kl, jsd, mixture")),
+    }
 }
 
 /// `small`, or the shapes of a published model; `NAME:V` has V classes instead of its own.
@@ -154,8 +179,13 @@ fn signal(rows: usize, k: usize, classes: usize, random: &mut ChaCha8Rng) -> Top
 }
 
 fn loss_settings(asked: &Asked) -> LossSettings {
-    let (temperature, precision) = (TEMPERATURE, asked.precision);
-    LossSettings { alpha: 0.7, temperature, tail: Tail::Bucket, precision }
+    LossSettings {
+        alpha: 0.7,
+        temperature: TEMPERATURE,
+        divergence: asked.divergence,
+        tail: Tail::Bucket,
+        precision: asked.precision,
+    }
 }
 
 fn steps(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
@@ -169,7 +199,7 @@ fn steps(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
     let rows = sequences(asked, &mut random)?;
     let batch = TokenBatch::pack(&rows);
     let positions = batch.scored().len();
-    let signal = signal(positions, asked.k, classes, &mut random);
+    let signal = signal(positions, asked.k()?, classes, &mut random);
     (0..asked.steps)
         .map(|_| {
             let begin = Instant::now();
@@ -199,7 +229,7 @@ fn scores(asked: &Asked) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
         let begin = Instant::now();
         let hidden = gather_rows(&network.forward_hidden(&batch)?, batch.scored())?;
         let (head, p) = (network.head(), asked.precision);
-        let (temperature, k, entries) = (TEMPERATURE, asked.k, &Entries::Top);
+        let (temperature, k, entries) = (TEMPERATURE, asked.k()?, &Entries::Top);
         score_head(&hidden, head, Wanted { classes, next: &next, temperature, k, entries }, p)?;
         Ok(begin.elapsed().as_secs_f64())
     };
@@ -217,22 +247,20 @@ fn losses(asked: &Asked) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
     let grad = (&w * 0.0)?;
     let targets: Vec<u32> =
         (0..positions).map(|_| random.random_range(0..classes as u32)).collect();
-    let signal = signal(positions, asked.k, classes, &mut random);
+    let (listed, full);
+    let said = if let Some(k) = asked.k {
+        listed = signal(positions, k, classes, &mut random);
+        Teaching::TopK(&listed)
+    } else {
+        full = (hidden.randn_like(0.0, 1.0)?, w.randn_like(0.0, 0.02)?);
+        Teaching::Full { hidden: &full.0, w: &full.1 }
+    };
     let (loss, scale) = (loss_settings(asked), 1.0 / positions as f64);
     model::malloc::tune();
     let before = forget_peak()?;
     let step = |_| {
         let begin = Instant::now();
-        head_loss(
-            &hidden,
-            &w,
-            classes,
-            &targets,
-            Some(Teaching::TopK(&signal)),
-            &loss,
-            scale,
-            Some(&grad),
-        )?;
+        head_loss(&hidden, &w, classes, &targets, Some(said), &loss, scale, Some(&grad))?;
         Ok(begin.elapsed().as_secs_f64())
     };
     let seconds: Result<_, Box<dyn Error>> = (0..asked.steps).map(step).collect();

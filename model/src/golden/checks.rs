@@ -14,7 +14,7 @@ use crate::config::Qwen3Config;
 use crate::ops::Precision;
 use crate::ops::adamw::AdamW;
 use crate::ops::embed::gather_rows;
-use crate::ops::head::{HeadLoss, LossSettings, Tail, Teaching};
+use crate::ops::head::{Divergence, HeadLoss, LossSettings, Tail, Teaching};
 use crate::ops::matmul::linear;
 use crate::ops::topk::{Wanted, score_head};
 use crate::qwen3::Qwen3;
@@ -307,7 +307,8 @@ impl Case {
             Mode::Tail => (top_k()?, Tail::Bucket),
             Mode::Renorm => (top_k()?, Tail::Renormalise),
         };
-        Ok((said, LossSettings { alpha, temperature, tail, precision: self.precision }))
+        let (divergence, precision) = (Divergence::ForwardKl, self.precision);
+        Ok((said, LossSettings { alpha, temperature, divergence, tail, precision }))
     }
 
     /// The same with `full` as the top-k of every class, whose losses are made in float64: ten steps of

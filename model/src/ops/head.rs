@@ -6,7 +6,9 @@
 //! output layer are made at once. So every part of the output matrix and of its gradient is read
 //! twice a chunk whatever V is, and logits exist for one block only. The product that is done again
 //! costs a quarter of the layer's arithmetic; keeping its result would cost V numbers a position.
-//! Where all classes are one block nothing is done again.
+//! Where all classes are one block nothing is done again. A divergence that needs the sums over all
+//! classes before its value can be summed (Jensen-Shannon's, under a teacher that says all) has one more
+//! sweep between the two.
 //!
 //! A teacher that says all gives its hidden states: its logits are made beside the student's, block by
 //! block, and go the same way.
@@ -16,9 +18,12 @@
 //!
 //! The formulas are those of [`distill::reference`], which the tests hold this against.
 
+mod apart;
 mod check;
 pub(crate) mod exps;
 mod full;
+mod middle;
+mod position;
 mod row;
 
 use std::ops::Range;
@@ -31,9 +36,10 @@ use super::product::{MatMut, MatRef, Store, Threads, product};
 use super::{Precision, read, tensor, write_f32};
 pub(super) use check::{check_classes, check_temperature};
 use check::{check_settings, check_targets, check_teaching};
-pub use distill::reference::Tail;
+pub use distill::reference::{Divergence, Tail};
 use full::FullRow;
-use row::{Heard, Row, RowLoss};
+use position::{Listening, Position};
+use row::{Row, RowLoss};
 
 /// Classes whose logits exist at a time. Fixed: a row's sums are put together where blocks meet, and
 /// must not depend on what else is in the batch.
@@ -41,14 +47,17 @@ pub(super) const BLOCK_CLASSES: usize = 4096;
 /// Positions whose logits exist at a time: with [`BLOCK_CLASSES`] 32 MiB.
 const CHUNK_POSITIONS: usize = 2048;
 
-/// What the loss of a step is made of: `total = alpha T² KL + (1 - alpha) CE`.
+/// What the loss of a step is made of: `total = alpha T² D + (1 - alpha) CE`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossSettings {
     /// Weight of the divergence from the teacher, 0 to 1.
     pub alpha: f64,
     /// Temperature of the divergence, the one the signal was made at; above 0.
     pub temperature: f64,
-    /// What becomes of the mass outside the signal's k tokens.
+    /// What D is.
+    pub divergence: Divergence,
+    /// What becomes of the mass outside the signal's k tokens. [`Tail::Renormalise`] has a meaning for
+    /// the forward divergence alone.
     pub tail: Tail,
     /// Rounding of the operands of the three products.
     pub precision: Precision,
@@ -92,7 +101,8 @@ impl<'a> Teaching<'a> {
 pub struct HeadLoss {
     /// `-log softmax(z)[target]` at T = 1, `[S]`. NaN where a logit is not a number.
     pub ce: Vec<f32>,
-    /// Divergence from the teacher at T, *without* T², `[S]`; 0 without a signal.
+    /// The divergence from the teacher at T, *without* T², `[S]`; 0 without a signal, infinite where a
+    /// Kullback-Leibler divergence is.
     pub kl: Vec<f32>,
     /// The student's most probable class, `[S]`; the lower id among equals.
     pub argmax: Vec<u32>,
@@ -130,7 +140,7 @@ pub fn head_loss(
     let (positions, width) = hidden.dims2()?;
     check_classes("output matrix", w, classes, width)?;
     check_targets(targets, positions, classes)?;
-    check_settings(settings, signal.is_some(), grad.is_some())?;
+    check_settings(settings, signal, grad.is_some())?;
     if let Some(said) = signal {
         check_teaching(said, positions, classes)?;
     }
@@ -169,50 +179,6 @@ struct Head<'a> {
     settings: &'a LossSettings,
 }
 
-/// A position, while its classes are heard.
-enum Listening {
-    Listed(Row),
-    Full(FullRow),
-}
-
-/// A position whose classes were all heard.
-enum Position {
-    Listed(Heard),
-    Full(FullRow),
-}
-
-impl Listening {
-    fn listen(&mut self, logits: &mut [f32], teacher: &[f32], first: usize) {
-        match self {
-            Self::Listed(row) => row.listen(logits, first),
-            Self::Full(row) => row.listen(logits, teacher, first),
-        }
-    }
-
-    fn heard(self) -> Position {
-        match self {
-            Self::Listed(row) => Position::Listed(row.heard()),
-            Self::Full(row) => Position::Full(row),
-        }
-    }
-}
-
-impl Position {
-    fn gradient(&self, logits: &mut [f32], teacher: &[f32], first: usize) {
-        match self {
-            Self::Listed(row) => row.gradient(logits, first),
-            Self::Full(row) => row.gradient(logits, teacher, first),
-        }
-    }
-
-    fn losses(&self) -> RowLoss {
-        match self {
-            Self::Listed(row) => row.losses(),
-            Self::Full(row) => row.losses(),
-        }
-    }
-}
-
 /// Logits of a chunk of positions for a block of classes, the student's and the teacher's where it says
 /// all: room for them.
 struct Logits {
@@ -225,7 +191,7 @@ impl Head<'_> {
         let mut losses = Vec::with_capacity(self.targets.len());
         let mut room = self.room();
         for chunk in chunks(self.targets.len()) {
-            losses.extend(self.listen(&chunk, &mut room).iter().map(Position::losses));
+            losses.extend(self.hear(&chunk, &mut room).iter().map(Position::losses));
         }
         Ok(HeadLoss::new(&losses, None))
     }
@@ -235,19 +201,14 @@ impl Head<'_> {
         let mut losses = Vec::with_capacity(self.targets.len());
         let mut room = self.room();
         for chunk in chunks(self.targets.len()) {
-            let rows = self.listen(&chunk, &mut room);
+            let rows = self.hear(&chunk, &mut room);
             losses.extend(rows.iter().map(Position::losses));
             let hidden = self.hidden.row_range(chunk.clone());
             let d_hidden = &mut d_hidden[chunk.start * self.width..chunk.end * self.width];
             let mut d_hidden = MatMut::new(d_hidden, chunk.len(), self.width);
             let mut store = Store::Replace;
             for block in blocks(self.classes) {
-                // Where all classes are one block their logits are still there.
-                let there = block.len() == self.classes;
-                let (logits, teacher) = match there {
-                    true => room.of(chunk.len(), block.len()),
-                    false => self.project(&mut room, &chunk, &block),
-                };
+                let (logits, teacher) = self.again(&mut room, &chunk, &block);
                 in_rows(logits, teacher, &block, rows.par_iter(), |row, logits, teacher| {
                     row.gradient(logits, teacher, block.start);
                 });
@@ -265,7 +226,7 @@ impl Head<'_> {
     }
 
     /// The rows of a chunk, all their logits heard. Those of the last block stay in `room`.
-    fn listen(&self, chunk: &Range<usize>, room: &mut Logits) -> Vec<Position> {
+    fn hear(&self, chunk: &Range<usize>, room: &mut Logits) -> Vec<Position> {
         let mut rows: Vec<Listening> = chunk.clone().map(|position| self.row(position)).collect();
         for block in blocks(self.classes) {
             let (logits, teacher) = self.project(room, chunk, &block);
@@ -273,7 +234,33 @@ impl Head<'_> {
                 row.listen(logits, teacher, block.start);
             });
         }
-        rows.into_iter().map(Listening::heard).collect()
+        let mut rows: Vec<Position> = rows.into_iter().map(Listening::heard).collect();
+        if self.listens_twice() {
+            for block in blocks(self.classes) {
+                let (logits, teacher) = self.again(room, chunk, &block);
+                in_rows(logits, teacher, &block, rows.par_iter_mut(), |row, logits, teacher| {
+                    row.listen_again(logits, teacher);
+                });
+            }
+        }
+        rows
+    }
+
+    fn listens_twice(&self) -> bool {
+        self.full.is_some() && matches!(self.settings.divergence.simplest(), Divergence::Jsd { .. })
+    }
+
+    /// The logits of a block once more: where all classes are one block they are still there.
+    fn again<'b>(
+        &self,
+        room: &'b mut Logits,
+        chunk: &Range<usize>,
+        block: &Range<usize>,
+    ) -> (&'b mut [f32], &'b mut [f32]) {
+        match block.len() == self.classes {
+            true => room.of(chunk.len(), block.len()),
+            false => self.project(room, chunk, block),
+        }
     }
 
     /// The logits of a chunk for a block of classes, in the front part of `room`; the teacher's are
@@ -378,6 +365,8 @@ pub(crate) fn logits_elements(positions: usize, classes: usize) -> usize {
     CHUNK_POSITIONS.min(positions) * BLOCK_CLASSES.min(classes)
 }
 
+#[cfg(test)]
+mod divergence_tests;
 #[cfg(test)]
 mod full_tests;
 #[cfg(test)]

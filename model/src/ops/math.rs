@@ -13,6 +13,9 @@ use super::{Floats, Precision};
 const LANES: usize = 32;
 /// Elements summed in `f32` before the sum goes on in `f64`.
 const BLOCK: usize = 1024;
+/// ln 2 in two parts: the first has trailing zeros, so that n·LN2_HIGH is exact.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// `e^x`, at most 1.25 units in the last place from the exact value.
 ///
@@ -23,9 +26,6 @@ const BLOCK: usize = 1024;
 pub fn exp_f32(x: f32) -> f32 {
     // Adding and subtracting 1.5·2^23 rounds to the nearest integer, left in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts: the first has trailing zeros, so that n·LN2_HIGH is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
     // A little above ln(2^-126).
     const LOWEST: f32 = -87.33;
     // Comparisons, not clamp's min/max: these keep NaN.
@@ -48,6 +48,34 @@ pub fn exp_f32(x: f32) -> f32 {
     let half = n >> 1;
     let y = y * power_of_two(half) * power_of_two(n.wrapping_sub(half));
     if vanishes { 0.0 } else { y }
+}
+
+/// `ln x` of a finite number, at most one unit in the last place from the exact value.
+///
+/// What lies below the smallest normal number counts as that; NaN stays NaN. Branch-free, like
+/// [`exp_f32`]: `x = 2^n (1 + f)` with 1 + f between √½ and √2, then a polynomial in `f`.
+#[inline(always)]
+pub fn ln_f32(x: f32) -> f32 {
+    // The bits of √½.
+    const LOWEST: u32 = 0x3f35_04f3;
+    let x = if x < f32::MIN_POSITIVE { f32::MIN_POSITIVE } else { x };
+    let n = (x.to_bits().wrapping_sub(LOWEST) as i32) >> 23;
+    let f = f32::from_bits(x.to_bits().wrapping_sub((n as u32) << 23)) - 1.0;
+    let n = n as f32;
+    // Minimax polynomial of (ln(1 + f) - f + f² / 2) / f³ (Cephes, logf).
+    let p = 7.037_683_6e-2_f32;
+    let p = p * f - 0.115_146_1;
+    let p = p * f + 0.116_769_99;
+    let p = p * f - 0.124_201_41;
+    let p = p * f + 0.142_493_23;
+    let p = p * f - 0.166_680_58;
+    let p = p * f + 0.200_007_15;
+    let p = p * f - 0.249_999_94;
+    let p = p * f + 0.333_333_3;
+    let square = f * f;
+    let y = p * f * square + n * LN2_LOW - 0.5 * square;
+    let y = f + y + n * LN2_HIGH;
+    if x.is_nan() { x } else { y }
 }
 
 /// The logistic function `1 / (1 + e^-x)`.

@@ -35,6 +35,30 @@ fn exp_of_the_edges() {
 }
 
 #[test]
+fn ln_is_within_a_unit_over_the_whole_range_and_near_one() {
+    let mut worst = 0.0_f64;
+    let mut x = f32::MIN_POSITIVE;
+    while x < 1e38 {
+        worst = worst.max(ulps(ln_f32(x).abs(), f64::from(x).ln().abs()));
+        x *= 1.000_37;
+    }
+    for steps in 1..300_000 {
+        let x = 1.0 - steps as f32 * 1e-6;
+        worst = worst.max(ulps(ln_f32(x).abs(), f64::from(x).ln().abs()));
+    }
+    assert!(worst < 1.0, "worst error {worst} ulp");
+}
+
+#[test]
+fn ln_of_the_edges() {
+    assert_eq!(ln_f32(1.0), 0.0);
+    let lowest = ln_f32(f32::MIN_POSITIVE);
+    assert!((lowest + 126.0 * std::f32::consts::LN_2).abs() < 1e-5);
+    assert_eq!([ln_f32(0.0), ln_f32(-1.0), ln_f32(1e-40)], [lowest; 3]);
+    assert!(ln_f32(f32::NAN).is_nan());
+}
+
+#[test]
 fn sigmoid_at_both_ends_and_in_the_middle() {
     assert_eq!(sigmoid_f32(0.0), 0.5);
     assert_eq!(sigmoid_f32(200.0), 1.0);

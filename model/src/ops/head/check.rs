@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 use distill::signal::TopK;
 
-use super::{LossSettings, Teaching};
+use super::{Divergence, LossSettings, Tail, Teaching};
 use crate::ops::{expect_len, expect_shape};
 
 /// Refuses a matrix `[V, D]` whose width is not `width` or which has fewer rows than `classes`.
@@ -24,13 +24,27 @@ pub(in crate::ops) fn check_classes(
 }
 
 /// Refuses settings no loss can be made of.
-pub(super) fn check_settings(settings: &LossSettings, signal: bool, gradient: bool) -> Result<()> {
-    let LossSettings { alpha, temperature, .. } = *settings;
+pub(super) fn check_settings(
+    settings: &LossSettings,
+    signal: Option<Teaching<'_>>,
+    gradient: bool,
+) -> Result<()> {
+    let LossSettings { alpha, temperature, divergence, tail, .. } = *settings;
     if !(0.0..=1.0).contains(&alpha) {
         bail!("alpha is {alpha}, it must lie in 0 to 1");
     }
     check_temperature(temperature)?;
-    if gradient && !signal && alpha != 0.0 {
+    if let Err(error) = divergence.checked() {
+        bail!("{error}");
+    }
+    let listed = matches!(signal, Some(Teaching::TopK(_)));
+    if listed && tail == Tail::Renormalise && divergence.simplest() != Divergence::ForwardKl {
+        bail!(
+            "divergence {divergence} on a signal of k tokens needs the mass of the others: use the tail \
+             bucket, or forward-kl with the tail renormalise"
+        );
+    }
+    if gradient && signal.is_none() && alpha != 0.0 {
         bail!("alpha is {alpha} but there is no signal of a teacher: without one it must be 0");
     }
     Ok(())

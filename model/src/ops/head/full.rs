@@ -1,26 +1,35 @@
 //! One position under a teacher that says everything: its logits of all classes.
 //!
-//! With student logits z and teacher logits y, p = softmax(y / T) and q = softmax(z / T):
+//! With student logits z and teacher logits y, p = softmax(y / T), q = softmax(z / T) and
+//! d_j = (z_j - y_j) / T:
 //!
 //! ```text
-//! KL  = Σ p_j (y_j - z_j) / T - logsumexp(y / T) + logsumexp(z / T)
-//! g_j = (1 - alpha) softmax(z)_j + alpha T (q_j - p_j)      before -(1 - alpha) at the target
+//! forward  KL(p || q) = -Σ p_j d_j - logsumexp(y / T) + logsumexp(z / T)
+//! reverse  KL(q || p) =  Σ q_j d_j + logsumexp(y / T) - logsumexp(z / T)
+//! jsd      with m = beta p + (1 - beta) q: beta KL(p || m) + (1 - beta) KL(q || m)
+//!
+//! g_j = (1 - alpha) softmax(z)_j + alpha T G_j      before -(1 - alpha) at the target
+//! forward  G_j = q_j - p_j
+//! reverse  G_j = q_j (d_j - Σ q_i d_i)
+//! jsd      G_j = (1 - beta) q_j (log(q_j / m_j) - KL(q || m))
 //! ```
 //!
 //! The sums come from blocks of classes, each relative to the largest logit so far; no probability is
-//! stored.
+//! stored. What m needs is both sides' sums over all classes: its logarithms are summed when these
+//! are known, by listening a second time.
 
-use multiversion::multiversion;
-
-use super::LossSettings;
-use super::exps::{BLOCK, RestSums, position_of, reference_point, sum_block};
+use super::apart::{ApartSums, blend_apart, blend_back, take_away};
+use super::exps::{RestSums, position_of};
+use super::middle::{Middle, blend_from_middle, sums_from_middle};
 use super::row::RowLoss;
-use crate::ops::math::{self, exp_f32};
+use super::{Divergence, LossSettings};
+use crate::ops::math;
 
 /// A position, and what its blocks of logits have told so far.
 pub(super) struct FullRow {
     target: usize,
     temperature: f64,
+    divergence: Divergence,
     ce_weight: f64,
     /// `alpha T² / T`
     kl_weight: f64,
@@ -28,34 +37,12 @@ pub(super) struct FullRow {
     /// The student's largest logit, and the first class that has it.
     best: (f32, u32),
     student: RestSums,
-    teacher: TeacherSums,
-}
-
-/// Sums over the teacher's logits y, relative to the largest of them.
-#[derive(Clone, Copy)]
-struct TeacherSums {
-    max: f64,
-    /// `Σ exp((y_j - max) / T)`
-    at_t: f64,
-    /// `Σ exp((y_j - max) / T) (y_j - z_j) / T`
-    apart: f64,
-}
-
-impl TeacherSums {
-    /// The sums over these logits and others.
-    fn and(self, other: Self, temperature: f64) -> Self {
-        if self.at_t == 0.0 {
-            return other;
-        }
-        let max = self.max.max(other.max);
-        let ours = ((self.max - max) / temperature).exp();
-        let theirs = ((other.max - max) / temperature).exp();
-        Self {
-            max,
-            at_t: self.at_t * ours + other.at_t * theirs,
-            apart: self.apart * ours + other.apart * theirs,
-        }
-    }
+    /// The teacher's, beside the student.
+    teacher: ApartSums,
+    /// The student's, beside the teacher; where the divergence asks for them.
+    back: ApartSums,
+    /// `KL(q || m)` and `KL(p || m)`, where the divergence asks for them.
+    from_middle: [f64; 2],
 }
 
 impl FullRow {
@@ -63,12 +50,15 @@ impl FullRow {
         Self {
             target,
             temperature: settings.temperature,
+            divergence: settings.divergence.simplest(),
             ce_weight: 1.0 - settings.alpha,
             kl_weight: settings.alpha * settings.temperature,
             logit_of_target: f64::NAN,
             best: (f32::NEG_INFINITY, u32::MAX),
             student: RestSums::NONE,
-            teacher: TeacherSums { max: 0.0, at_t: 0.0, apart: 0.0 },
+            teacher: ApartSums::NONE,
+            back: ApartSums::NONE,
+            from_middle: [0.0; 2],
         }
     }
 
@@ -85,32 +75,99 @@ impl FullRow {
             self.best = (max, (first + at) as u32);
         }
         self.student = self.student.and(RestSums::of(logits, max, t), t);
-        let max = reference_point(math::max(teacher));
-        let (at_t, apart) = sums_apart(teacher, logits, max, (1.0 / t) as f32);
-        self.teacher = self.teacher.and(TeacherSums { max: f64::from(max), at_t, apart }, t);
+        self.teacher = self.teacher.and(ApartSums::of(teacher, logits, t), t);
+        if let Divergence::ReverseKl | Divergence::Mixture { .. } = self.divergence {
+            self.back = self.back.and(ApartSums::of(logits, teacher, t), t);
+        }
+    }
+
+    /// Takes note of the same logits once more, all classes heard; blocks come in order.
+    pub(super) fn listen_again(&mut self, logits: &[f32], teacher: &[f32]) {
+        if let Divergence::Jsd { beta } = self.divergence {
+            let [of_student, of_teacher] = sums_from_middle(logits, teacher, self.middle(beta));
+            self.from_middle[0] += of_student;
+            self.from_middle[1] += of_teacher;
+        }
     }
 
     /// Turns the student's logits of the classes from `first` on, as they were heard with the
-    /// teacher's, into the gradient of `alpha T² KL + (1 - alpha) CE`; all classes were heard.
+    /// teacher's, into the gradient of `alpha T² D + (1 - alpha) CE`; all classes were heard.
     pub(super) fn gradient(&self, logits: &mut [f32], teacher: &[f32], first: usize) {
-        let t = self.temperature;
-        let at_one = self.ce_weight * (self.student.max - self.student.log_at_one()).exp();
-        let at_t = self.kl_weight * (self.student.max / t - self.student.log_at_t(t)).exp();
-        let of_teacher = self.kl_weight / self.teacher.at_t;
-        let max = [self.student.max as f32, self.teacher.max as f32];
-        let weights = [at_one as f32, at_t as f32, of_teacher as f32];
-        blend_apart(logits, teacher, max, (1.0 / t) as f32, weights);
+        match self.divergence {
+            Divergence::ForwardKl => self.forward(logits, teacher),
+            Divergence::ReverseKl => self.reverse(logits, teacher, 1.0),
+            Divergence::Mixture { beta } => self.reverse(logits, teacher, beta),
+            Divergence::Jsd { beta } => {
+                let weights = [self.at_one() as f32, (self.kl_weight * (1.0 - beta)) as f32];
+                let (middle, mean) = (self.middle(beta), self.from_middle[0] as f32);
+                blend_from_middle(logits, teacher, middle, mean, weights);
+            }
+        }
         if let Some(at) = self.target.checked_sub(first).filter(|&at| at < logits.len()) {
             logits[at] -= self.ce_weight as f32;
         }
     }
 
-    /// The losses; all classes were heard.
+    fn forward(&self, logits: &mut [f32], teacher: &[f32]) {
+        let of_teacher = self.kl_weight / self.teacher.at_t;
+        let weights = [self.at_one() as f32, self.at_t() as f32, of_teacher as f32];
+        blend_apart(logits, teacher, self.max(), self.inverse_t(), weights);
+    }
+
+    /// The gradient where the reverse divergence weighs `share` and the forward one the rest.
+    fn reverse(&self, logits: &mut [f32], teacher: &[f32], share: f64) {
+        let at_t = self.at_t();
+        let weights = [self.at_one(), at_t * (1.0 - share), at_t * share].map(|w| w as f32);
+        let [of_student, of_teacher] = self.max();
+        blend_back(logits, teacher, of_student, self.back.mean(), self.inverse_t(), weights);
+        if share < 1.0 {
+            let weight = (1.0 - share) * self.kl_weight / self.teacher.at_t;
+            take_away(logits, teacher, of_teacher, self.inverse_t(), weight as f32);
+        }
+    }
+
+    /// What `exp(z - max)` counts in the gradient.
+    fn at_one(&self) -> f64 {
+        self.ce_weight * (self.student.max - self.student.log_at_one()).exp()
+    }
+
+    /// What `exp((z - max) / T)` counts in the gradient, as the student's probability at T.
+    fn at_t(&self) -> f64 {
+        let t = self.temperature;
+        self.kl_weight * (self.student.max / t - self.student.log_at_t(t)).exp()
+    }
+
+    fn max(&self) -> [f32; 2] {
+        [self.student.max as f32, self.teacher.max as f32]
+    }
+
+    fn inverse_t(&self) -> f32 {
+        (1.0 / self.temperature) as f32
+    }
+
+    fn middle(&self, beta: f64) -> Middle {
+        Middle {
+            max: self.max(),
+            log_sum: [self.student.at_t.ln() as f32, self.teacher.at_t.ln() as f32],
+            inverse_t: self.inverse_t(),
+            shares: [(1.0 - beta) as f32, beta as f32],
+        }
+    }
+
+    /// The losses; all classes were heard, twice where the divergence asks for it.
     pub(super) fn losses(&self) -> RowLoss {
         let t = self.temperature;
-        let log_z_of_teacher = self.teacher.max / t + self.teacher.at_t.ln();
-        let kl =
-            self.teacher.apart / self.teacher.at_t - log_z_of_teacher + self.student.log_at_t(t);
+        let (of_student, of_teacher) = (self.student.log_at_t(t), self.teacher.log_at_t(t));
+        let forward = || self.teacher.mean() - of_teacher + of_student;
+        let reverse = || self.back.mean() - of_student + of_teacher;
+        let kl = match self.divergence {
+            Divergence::ForwardKl => forward(),
+            Divergence::ReverseKl => reverse(),
+            Divergence::Mixture { beta } => (1.0 - beta) * forward() + beta * reverse(),
+            Divergence::Jsd { beta } => {
+                (1.0 - beta) * self.from_middle[0] + beta * self.from_middle[1]
+            }
+        };
         RowLoss {
             ce: self.student.log_at_one() - self.logit_of_target,
             // What lies below 0 is rounding; NaN stays.
@@ -119,35 +176,5 @@ impl FullRow {
             teacher_mass: 1.0,
             student_mass: 1.0,
         }
-    }
-}
-
-/// `Σ e_j` and `Σ e_j (y_j - z_j) / T` with `e = exp((y - max) / T)`.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn sums_apart(y: &[f32], z: &[f32], max: f32, inverse_t: f32) -> (f64, f64) {
-    let mut space = [[0.0_f32; BLOCK]; 2];
-    let (mut at_t, mut apart) = (0.0, 0.0);
-    for (y, z) in y.chunks(BLOCK).zip(z.chunks(BLOCK)) {
-        let [exps, parts] = &mut space;
-        let (exps, parts) = (&mut exps[..y.len()], &mut parts[..y.len()]);
-        for (((e, part), &y), &z) in exps.iter_mut().zip(parts.iter_mut()).zip(y).zip(z) {
-            *e = exp_f32((y - max) * inverse_t);
-            *part = *e * ((y - z) * inverse_t);
-        }
-        at_t += f64::from(sum_block(exps));
-        apart += f64::from(sum_block(parts));
-    }
-    (at_t, apart)
-}
-
-/// `z = a·exp(z - m) + b·exp((z - m) / T) - c·exp((y - n) / T)` in place, with `max` = [m, n] and
-/// `weights` = [a, b, c].
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn blend_apart(z: &mut [f32], y: &[f32], max: [f32; 2], inverse_t: f32, weights: [f32; 3]) {
-    let ([m, n], [a, b, c]) = (max, weights);
-    for (z, &y) in z.iter_mut().zip(y) {
-        let below = *z - m;
-        let of_student = a * exp_f32(below) + b * exp_f32(below * inverse_t);
-        *z = of_student - c * exp_f32((y - n) * inverse_t);
     }
 }

@@ -10,14 +10,16 @@
 //!
 //! two coefficients a row (before -1 at the target): `b` is `alpha T² · (q_j - p_rest s_j) / T`
 //! with `s` the softmax among them. Tail `renormalise` is the same with the k probabilities scaled
-//! up to sum to 1 and `p_rest` = 0.
+//! up to sum to 1 and `p_rest` = 0. Another divergence than the forward one has, for
+//! `q_rest - p_rest`, what [`Divergence::over`] says of the k + 1 outcomes, in `f64`.
 
 use std::ops::Range;
 
+use distill::reference::Loss;
 use distill::signal::TopK;
 
 use super::exps::{RestSums, blend, log_sum, position_of};
-use super::{LossSettings, Tail};
+use super::{Divergence, LossSettings, Tail};
 use crate::ops::math;
 
 /// What a position gives.
@@ -38,6 +40,9 @@ pub(super) struct Row {
     /// Their probabilities, as the tail makes them.
     p: Vec<f64>,
     p_rest: f64,
+    divergence: Divergence,
+    /// Logarithms of the same and of `p_rest`; none where the divergence is the forward one.
+    log_p: Vec<f64>,
     teacher_mass: f64,
     /// 1 without a signal: one exponential a class is enough.
     temperature: f64,
@@ -57,6 +62,8 @@ pub(super) struct Row {
 pub(super) struct Heard {
     row: Row,
     softmax: Softmax,
+    /// The divergence over the k + 1 outcomes and its slopes; none where it is the forward one.
+    outcomes: Option<Loss>,
 }
 
 impl Row {
@@ -66,12 +73,14 @@ impl Row {
         signal: Option<(&TopK, usize)>,
         settings: &LossSettings,
     ) -> Self {
-        let LossSettings { alpha, temperature, tail, .. } = *settings;
+        let LossSettings { alpha, temperature, divergence, tail, .. } = *settings;
         let mut row = Self {
             target,
             ids: Vec::new(),
             p: Vec::new(),
             p_rest: 0.0,
+            divergence: Divergence::ForwardKl,
+            log_p: Vec::new(),
             teacher_mass: 0.0,
             temperature: 1.0,
             ce_weight: 1.0 - alpha,
@@ -93,6 +102,10 @@ impl Row {
         let mut pairs: Vec<(u32, f64)> = ids.iter().copied().zip(p).collect();
         pairs.sort_unstable_by_key(|pair| pair.0);
         (row.ids, row.p) = pairs.into_iter().unzip();
+        row.divergence = divergence.simplest();
+        if row.divergence != Divergence::ForwardKl {
+            row.log_p = log_outcomes(signal, number);
+        }
         row.top = vec![f64::NAN; row.ids.len()];
         row.temperature = temperature;
         row.kl_weight = alpha * temperature;
@@ -125,7 +138,12 @@ impl Row {
     /// The position once all classes were heard.
     pub(super) fn heard(self) -> Heard {
         let softmax = Softmax::new(&self.sums, &self.top, self.temperature);
-        Heard { row: self, softmax }
+        let outcomes = (!self.log_p.is_empty()).then(|| {
+            let of_top = self.top.iter().map(|&z| softmax.log_q(z));
+            let log_q: Vec<f64> = of_top.chain([softmax.log_q_rest]).collect();
+            self.divergence.over(&self.log_p, &log_q)
+        });
+        Heard { row: self, softmax, outcomes }
     }
 
     /// The signal's tokens among `count` classes from `first` on.
@@ -148,15 +166,12 @@ impl Row {
 
 impl Heard {
     /// Turns the logits of the classes from `first` on, as they were heard, into the gradient of
-    /// `alpha T² KL + (1 - alpha) CE`.
+    /// `alpha T² D + (1 - alpha) CE`.
     pub(super) fn gradient(&self, logits: &mut [f32], first: usize) {
-        let Self { row, softmax } = self;
+        let Self { row, softmax, .. } = self;
         let sums = &row.sums;
         let at_one = row.ce_weight * (sums.max - softmax.log_z_one).exp();
-        // A student that leaves the others nothing at all leaves them no direction to grow in.
-        let p_rest = if sums.at_t == 0.0 { 0.0 } else { row.p_rest / sums.at_t };
-        let q = (sums.max / row.temperature - softmax.log_z_t).exp();
-        let at_t = row.kl_weight * (q - p_rest);
+        let at_t = row.kl_weight * self.slope_of_others();
         let here = row.here(first, logits.len());
         for slot in here.clone() {
             // What is left of the largest logit would overflow where a token of the signal is
@@ -167,8 +182,11 @@ impl Heard {
         for slot in here {
             let z = row.top[slot];
             let ce = (z - softmax.log_z_one).exp();
-            let kl = softmax.log_q(z).exp() - row.p[slot];
-            let gradient = row.ce_weight * ce + row.kl_weight * kl;
+            let slope = match &self.outcomes {
+                None => softmax.log_q(z).exp() - row.p[slot],
+                Some(outcomes) => outcomes.gradient[slot],
+            };
+            let gradient = row.ce_weight * ce + row.kl_weight * slope;
             logits[row.ids[slot] as usize - first] = gradient as f32;
         }
         if let Some(at) = row.target.checked_sub(first).filter(|&at| at < logits.len()) {
@@ -176,9 +194,21 @@ impl Heard {
         }
     }
 
+    /// The slope of one of the other classes, for each unit of `e^((z - m) / T)`.
+    fn slope_of_others(&self) -> f64 {
+        let Self { row, softmax, outcomes } = self;
+        let sum = row.sums.at_t;
+        // A student that leaves the others nothing at all leaves them no direction to grow in.
+        let shared = |of_rest: f64| if sum == 0.0 { 0.0 } else { of_rest / sum };
+        match outcomes {
+            None => (row.sums.max / row.temperature - softmax.log_z_t).exp() - shared(row.p_rest),
+            Some(outcomes) => shared(outcomes.gradient[row.ids.len()]),
+        }
+    }
+
     /// The losses.
     pub(super) fn losses(&self) -> RowLoss {
-        let Self { row, softmax } = self;
+        let Self { row, softmax, outcomes } = self;
         let mut kl = kl_term(row.p_rest, softmax.log_q_rest);
         let mut student_mass = 0.0;
         for (&z, &p) in row.top.iter().zip(&row.p) {
@@ -186,10 +216,22 @@ impl Heard {
             kl += kl_term(p, log_q);
             student_mass += log_q.exp();
         }
+        if let Some(outcomes) = outcomes {
+            kl = outcomes.value;
+        }
         let ce = softmax.log_z_one - row.logit_of_target;
         let (argmax, teacher_mass) = (row.argmax(), row.teacher_mass);
         RowLoss { ce, kl, argmax, teacher_mass, student_mass }
     }
+}
+
+/// Logarithms of the probabilities of a signal's tokens, by ascending id, and of all others'.
+fn log_outcomes(signal: &TopK, number: usize) -> Vec<f64> {
+    let (log_p, log_rest) = signal.log_probabilities(number);
+    let ids = signal.ids[number * signal.k..].iter().copied();
+    let mut pairs: Vec<(u32, f64)> = ids.zip(log_p).collect();
+    pairs.sort_unstable_by_key(|pair| pair.0);
+    pairs.into_iter().map(|(_, log)| log).chain([log_rest]).collect()
 }
 
 /// The student's partition functions, and its probabilities at T of the k + 1 outcomes, which sum
