@@ -26,7 +26,7 @@ impl Bench {
         let network = Network::start().unwrap();
         let served = FakeTeacher::of(&source).serve();
         let set = rows(12, 3);
-        let facts = source.student_facts([&set, &[]], 5);
+        let facts = source.student_facts([&set, &[]], 5, CodecKind::Packed);
         let teacher = Teacher::connect(
             &network,
             &served.url,
@@ -247,7 +247,7 @@ fn a_teacher_that_does_not_answer_is_named_with_the_attempts_and_the_time() {
     // A port nobody listens on: taken, then let go.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("grpc://127.0.0.1:{port}");
-    let facts = source.student_facts([&[], &[]], 5);
+    let facts = source.student_facts([&[], &[]], 5, CodecKind::Packed);
     let limit = Duration::from_millis(700);
     let error =
         Teacher::connect(&network, &url, &Access::default(), &facts, limit, &Stop::default())
@@ -277,7 +277,7 @@ fn stranger(says: &'static [u8]) -> std::net::SocketAddr {
 #[test]
 fn a_port_where_something_else_listens_is_named_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5);
+    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
     let network = Network::start().unwrap();
     let (begin, limit) = (Instant::now(), Duration::from_secs(60));
     let health = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nserving\n";
@@ -310,7 +310,7 @@ fn a_teacher_of_another_tokenizer_is_refused_with_both_fingerprints() {
     facts.tokenizer_fingerprint = Fingerprint([1; 32]);
     *bench.served.teacher.facts.lock().unwrap() = facts;
     let dir = tempfile::tempdir().unwrap();
-    let student = tiny_source(dir.path()).student_facts([&[], &[]], 5);
+    let student = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
     let stop = Stop::default();
     let error = Teacher::connect(
         &bench.network,

@@ -29,7 +29,7 @@ impl Bench {
             window: 4,
             give_up_after: Duration::from_secs(3),
         };
-        let facts = source.student_facts([&set, &[]], ask.top_k);
+        let facts = source.student_facts([&set, &[]], ask.top_k, CodecKind::Packed);
         let patience = ask.give_up_after;
         let stop = Stop::default();
         let teacher =

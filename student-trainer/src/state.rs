@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CheckpointError;
-use crate::config::{Config, SchedulerKind};
+use crate::config::{Choice as _, CodecKind, Config, SchedulerKind};
 use crate::observer::{EvalReport, StepReport};
 
 /// The file of it within a checkpoint.
@@ -15,11 +15,12 @@ const FILE: &str = "training.json";
 
 /// Options that decide what the steps compute. A resumed run must have the same; all others (how
 /// long, how often to evaluate and save, where to) may change.
-const DECISIVE: [&str; 21] = [
+const DECISIVE: [&str; 22] = [
     "alpha",
     "temperature",
     "signal",
     "top_k",
+    "codec",
     "tail",
     "learning_rate",
     "lr_scheduler_type",
@@ -156,8 +157,11 @@ pub fn load(dir: &Path, identity: &Identity) -> Result<Progress, CheckpointError
         path: path.clone(),
         source,
     })?;
-    let saved: Saved = serde_json::from_str(&text)
+    let mut saved: Saved = serde_json::from_str(&text)
         .map_err(|e| CheckpointError::Unreadable { path, reason: e.to_string() })?;
+    // Runs of releases without the option had this one.
+    let packed = || CodecKind::Packed.word().into();
+    saved.identity.values.entry("codec").or_insert_with(packed);
     if let Some((key, wanted, found)) = identity.differs(&saved.identity) {
         return Err(CheckpointError::OtherRun { dir: dir.to_owned(), key, found, wanted });
     }

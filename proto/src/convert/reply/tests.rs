@@ -296,7 +296,7 @@ proptest! {
         job.ranges = sequence.scored_ranges();
         prop_assume!(job.rows() > 0);
         // The request, checked by a server that can just send one row.
-        let limit = message_bytes(1, k, Layout { codec, ids: true }) + room;
+        let limit = message_bytes(1, k, Layout { codec, classes: Some(90) }) + room;
         let limits = Limits { max_sequence_tokens: 200, max_top_k: 40, max_reply_bytes: limit,
             ..server().limits };
         let server = TeacherFacts { limits, ..server() };
