@@ -142,7 +142,8 @@ impl Ids<'_> {
 /// # Errors
 /// [`CodecError`] when the arrays do not belong together, a number is not finite (`log_rest` may be
 /// -inf) or would not be once read (that of a row down to -3.4e38, in every codec but the raw one), or
-/// the codec has no way to write an id. Row numbers count within `rows`.
+/// the codec has no way to write an id, of the compact ones also one that comes twice. Row numbers
+/// count within `rows`.
 ///
 /// # Panics
 /// When `rows` lies outside the signal.

@@ -43,10 +43,10 @@ impl Ascending {
         (1 << self.lower) - 1
     }
 
-    /// Writes the ids of a row, which ascend, among the bytes of all rows, which are still 0.
+    /// Writes the ids of a row, which do not fall, among the bytes of all rows, which are still 0.
     ///
     /// # Errors
-    /// [`CodecError::Id`] when the largest is no class.
+    /// [`CodecError`] when one comes twice or is no class.
     pub(super) fn put(
         self,
         row: usize,
@@ -54,6 +54,10 @@ impl Ascending {
         lower: &mut [u8],
         upper: &mut [u8],
     ) -> Result<(), CodecError> {
+        let mut twice = ids.clone().zip(ids.clone().skip(1)).filter(|(id, next)| id == next);
+        if let Some((found, _)) = twice.next() {
+            return Err(CodecError::DuplicateId { row, found });
+        }
         let largest = ids.clone().next_back();
         if let Some(found) = largest.filter(|&id| id as usize >= self.classes) {
             return Err(CodecError::Id { row, found, classes: self.classes });
@@ -85,7 +89,7 @@ impl Ascending {
         rest.copy_from_slice(&word.to_le_bytes()[..rest.len()]);
     }
 
-    /// Reads the ids of a row among the bytes of all rows into `ids`; `scratch` is anything.
+    /// Reads the ids of a row among the bytes of all rows into `ids`, k of them; `scratch` is anything.
     ///
     /// # Errors
     /// [`CodecError`] where they do not ascend or are no classes, or a bit is set that is nobody's: a
@@ -96,7 +100,7 @@ impl Ascending {
         lower: &[u8],
         upper: &[u8],
         scratch: &mut Vec<u8>,
-        ids: &mut Vec<u32>,
+        ids: &mut [u32],
     ) -> Result<(), CodecError> {
         let (lower_bytes, upper_bytes) = (self.lower_bytes(), self.upper_bytes());
         let lower = &lower[row * lower_bytes..][..lower_bytes];
@@ -109,7 +113,6 @@ impl Ascending {
         if used != 0 && lower.last().is_some_and(|last| last >> used != 0) {
             return Err(CodecError::Padding { row });
         }
-        ids.resize(self.k, 0);
         self.read_upper(upper, ids);
         self.read_lower(lower, scratch, ids);
         self.check(row, ids)

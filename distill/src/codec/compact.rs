@@ -1,13 +1,13 @@
 //! [`super::Codec::Compact`] and [`super::Codec::Compact8`]: ids as short as ascending ones can be,
 //! values in 16-bit or 8-bit fixed point beside them, and a head that says what all of it is.
 //!
-//! Sorting is most of the work, both ways: once by id to write, once by value to read.
+//! Most of the work is sorting, by id to write and by value to read.
 
 use std::ops::Range;
 
 use super::ascending::Ascending;
 use super::scale::Scale;
-use super::{Codec, CodecError, Layout, arrays, check_classes, floats, put_floats};
+use super::{Codec, CodecError, Layout, arrays, check_classes, floats, put_floats, put_words};
 use crate::signal::TopK;
 
 /// Bytes of the head.
@@ -98,49 +98,21 @@ pub(super) fn encode(
     });
     put_floats(z, log_z);
     put_floats(mass, log_rest);
-    let scales = [top, step];
-    let of_ids = layout.classes.map(|classes| Ascending::new(k, classes)).zip(Some([lower, upper]));
+    let most = if layout.codec == Codec::Compact8 { u8::MAX.into() } else { u16::MAX };
+    let scale = |(row, values)| {
+        let scale = Scale::of(values, most);
+        scale.check_last(row, most).map(|()| scale)
+    };
+    let scales = values.chunks_exact(k).enumerate().map(scale).collect::<Result<Vec<_>, _>>()?;
+    put_words(top, scales.iter().map(|scale| scale.top.to_bits()));
+    put_words(step, scales.iter().map(|scale| scale.step.to_bits()));
+    let rows =
+        Rows { k, scales, ids: layout.classes.map(|n| (Ascending::new(k, n), lower, upper)) };
     match layout.codec {
-        Codec::Compact8 => put_rows::<1>(k, ids, values, scales, of_ids, codes)?,
-        _ => put_rows::<2>(k, ids, values, scales, of_ids, codes)?,
+        Codec::Compact8 => rows.put::<1>(ids, values, codes)?,
+        _ => rows.put::<2>(ids, values, codes)?,
     }
     Ok(bytes)
-}
-
-/// Scales, ids and codes of `W` bytes.
-fn put_rows<const W: usize>(
-    k: usize,
-    ids: &[u32],
-    values: &[f32],
-    [tops, steps]: [&mut [u8]; 2],
-    mut of_ids: Option<(Ascending, [&mut [u8]; 2])>,
-    codes: &mut [u8],
-) -> Result<(), CodecError> {
-    let most = most::<W>();
-    let mut keys = vec![0; if of_ids.is_some() { k } else { 0 }];
-    let scales = tops.as_chunks_mut().0.iter_mut().zip(steps.as_chunks_mut().0);
-    let rows = values.chunks_exact(k).zip(codes.chunks_exact_mut(k * W));
-    for (row, ((values, codes), (top, step))) in rows.zip(scales).enumerate() {
-        let scale = Scale::of(values, most);
-        scale.check_last(row, most)?;
-        *top = scale.top.to_le_bytes();
-        *step = scale.step.to_le_bytes();
-        let codes = codes.as_chunks_mut::<W>().0;
-        let Some((ascending, [lower, upper])) = &mut of_ids else {
-            scale.put_codes(values, codes, |code| narrow(code as u16));
-            continue;
-        };
-        scale.put_codes(values, &mut keys, |code| code & u64::from(u16::MAX));
-        for (key, &id) in keys.iter_mut().zip(&ids[row * k..]) {
-            *key |= u64::from(id) << 16;
-        }
-        keys.sort_unstable();
-        ascending.put(row, keys.iter().map(|key| (key >> 16) as u32), lower, upper)?;
-        for (code, key) in codes.iter_mut().zip(&keys) {
-            *code = narrow(*key as u16);
-        }
-    }
-    Ok(())
 }
 
 /// The bytes are as many as such a signal has, and begin as they do.
@@ -157,64 +129,105 @@ pub(super) fn decode(
             rest = others;
             array
         });
-    let of_ids = layout.classes.map(|classes| (Ascending::new(k, classes), [lower, upper]));
+    let scales = arrays(top).zip(arrays(step)).enumerate();
+    let scales = scales.map(|(row, (top, step))| Scale::read(row, top, step));
+    let scales = scales.collect::<Result<Vec<_>, _>>()?;
+    let rows =
+        Rows { k, scales, ids: layout.classes.map(|n| (Ascending::new(k, n), lower, upper)) };
     let (ids, scaled) = match layout.codec {
-        Codec::Compact8 => read_rows::<1>(k, [top, step], of_ids, codes)?,
-        _ => read_rows::<2>(k, [top, step], of_ids, codes)?,
+        Codec::Compact8 => rows.read::<1>(codes)?,
+        _ => rows.read::<2>(codes)?,
     };
     Ok(TopK { k, ids, scaled, log_z: floats(log_z), log_rest: floats(log_rest) })
 }
 
-/// Ids and values of codes of `W` bytes.
-fn read_rows<const W: usize>(
+/// Rows of `k` entries; the bytes of their ids, where these are among the bytes: lower bits and upper
+/// parts.
+struct Rows<B> {
     k: usize,
-    [tops, steps]: [&[u8]; 2],
-    of_ids: Option<(Ascending, [&[u8]; 2])>,
-    codes: &[u8],
-) -> Result<(Vec<u32>, Vec<f32>), CodecError> {
-    let entries = codes.len() / W;
-    let mut scaled = Vec::with_capacity(entries);
-    let mut ids = Vec::with_capacity(if of_ids.is_some() { entries } else { 0 });
-    let (mut read, mut keys, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
-    let scales = arrays(tops).zip(arrays(steps)).enumerate();
-    for ((row, (top, step)), codes) in scales.zip(codes.chunks_exact(k * W)) {
-        let scale = Scale::read(row, top, step)?;
-        let values = arrays::<W>(codes).map(|code| scale.value(wide(code)));
-        let Some((ascending, [lower, upper])) = of_ids else {
-            scaled.extend(values);
-            continue;
+    scales: Vec<Scale>,
+    ids: Option<(Ascending, B, B)>,
+}
+
+impl Rows<&mut [u8]> {
+    /// Ids, and codes of `W` bytes.
+    fn put<const W: usize>(
+        self,
+        ids: &[u32],
+        values: &[f32],
+        codes: &mut [u8],
+    ) -> Result<(), CodecError> {
+        let Self { k, scales, ids: of_ids } = self;
+        let codes = codes.as_chunks_mut::<W>().0;
+        let Some((ascending, lower, upper)) = of_ids else {
+            let rows = values.chunks_exact(k).zip(codes.chunks_exact_mut(k));
+            for (scale, (values, codes)) in scales.iter().zip(rows) {
+                scale.put_codes(values, codes, |code| narrow(code as u16));
+            }
+            return Ok(());
         };
-        ascending.read(row, lower, upper, &mut scratch, &mut read)?;
-        keys.clear();
-        keys.extend(values.zip(&read).map(|(value, &id)| key(value, id)));
-        keys.sort_unstable();
-        ids.extend(keys.iter().map(|&key| key as u32));
-        scaled.extend(keys.iter().map(|&key| value_of(key)));
+        let mut keys = vec![0; k];
+        let rows = values.chunks_exact(k).zip(ids.chunks_exact(k)).zip(codes.chunks_exact_mut(k));
+        for ((row, scale), ((values, ids), codes)) in scales.iter().enumerate().zip(rows) {
+            scale.put_codes(values, &mut keys, |code| code & CODE);
+            for (key, &id) in keys.iter_mut().zip(ids) {
+                *key |= u64::from(id) << 16;
+            }
+            keys.sort_unstable();
+            ascending.put(row, keys.iter().map(|key| (key >> 16) as u32), lower, upper)?;
+            for (code, &key) in codes.iter_mut().zip(&keys) {
+                *code = narrow(key as u16);
+            }
+        }
+        Ok(())
     }
-    Ok((ids, scaled))
 }
 
-/// What is smaller the larger the value, and of equal ones the smaller the id. No row has both 0 and
-/// -0: the largest value, one of them, is all its others' beginning.
-fn key(value: f32, id: u32) -> u64 {
+impl Rows<&[u8]> {
+    /// Ids and values of codes of `W` bytes.
+    fn read<const W: usize>(self, codes: &[u8]) -> Result<(Vec<u32>, Vec<f32>), CodecError> {
+        let Self { k, scales, ids: of_ids } = self;
+        let codes = codes.as_chunks::<W>().0;
+        let mut scaled = Vec::with_capacity(codes.len());
+        let Some((ascending, lower, upper)) = of_ids else {
+            for (scale, codes) in scales.iter().zip(codes.chunks_exact(k)) {
+                scaled.extend(codes.iter().map(|&code| scale.value(wide(code))));
+            }
+            return Ok((Vec::new(), scaled));
+        };
+        let mut ids = Vec::with_capacity(codes.len());
+        let (mut keys, mut read, mut scratch) = (vec![0; k], vec![0; k], Vec::new());
+        for ((row, scale), codes) in scales.iter().enumerate().zip(codes.chunks_exact(k)) {
+            ascending.read(row, lower, upper, &mut scratch, &mut read)?;
+            for ((key, &id), &code) in keys.iter_mut().zip(&read).zip(codes) {
+                *key = falling(scale.value(wide(code))) << 32 | u64::from(id);
+            }
+            keys.sort_unstable();
+            ids.extend(keys.iter().map(|&key| key as u32));
+            scaled.extend(keys.iter().map(|key| risen(key >> 32)));
+        }
+        Ok((ids, scaled))
+    }
+}
+
+/// A number that is smaller the larger the value. No row has both 0 and -0, since every value of it is
+/// a difference from the same.
+fn falling(value: f32) -> u64 {
     let bits = value.to_bits();
-    let falling = if bits >> 31 == 0 { !(bits | SIGN) } else { bits };
-    u64::from(falling) << 32 | u64::from(id)
+    u64::from(if bits & SIGN == 0 { !(bits | SIGN) } else { bits })
 }
 
-/// The value in a key.
-fn value_of(key: u64) -> f32 {
-    let falling = (key >> 32) as u32;
-    f32::from_bits(if falling >> 31 == 0 { !(falling | SIGN) } else { falling })
+/// The value of such a number.
+fn risen(falling: u64) -> f32 {
+    let bits = falling as u32;
+    f32::from_bits(if bits & SIGN == 0 { !(bits | SIGN) } else { bits })
 }
 
-/// The bit of float32 that says a number is negative.
+/// The bit of a float32 that makes it negative.
 const SIGN: u32 = 1 << 31;
 
-/// The largest code of `W` bytes.
-fn most<const W: usize>() -> u16 {
-    if W == 1 { u8::MAX.into() } else { u16::MAX }
-}
+/// A code among the bits of a number.
+const CODE: u64 = u16::MAX as u64;
 
 /// The lower bytes of a code.
 fn narrow<const W: usize>(code: u16) -> [u8; W] {

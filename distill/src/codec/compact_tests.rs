@@ -383,6 +383,8 @@ fn signals_that_cannot_travel_are_refused() {
         far.ids[1] = u32::MAX;
         let wanted = CodecError::Id { row: 0, found: u32::MAX, classes: 100 };
         assert_eq!(refused(&far, 100), wanted);
+        let twice = TopK { ids: vec![42, 7, 42, 40], ..example() };
+        assert_eq!(refused(&twice, 100), CodecError::DuplicateId { row: 0, found: 42 });
         assert_eq!(refused(&example(), 3), CodecError::TooManyEntries { k: 4, classes: 3 });
         let classes = (1 << 24) + 1;
         assert_eq!(refused(&example(), classes), CodecError::PackedClasses { classes });

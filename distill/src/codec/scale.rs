@@ -52,7 +52,12 @@ impl Scale {
     /// The codes of values of this row, as `written`: steps below the top, halves rounded up. The step
     /// being rounded up, there are never `most` and a half of them. Of the number that `written` takes
     /// the lower 16 bits are the code.
-    pub(super) fn put_codes<C: Copy>(&self, values: &[f32], codes: &mut [C], written: impl Fn(u64) -> C) {
+    pub(super) fn put_codes<C: Copy>(
+        &self,
+        values: &[f32],
+        codes: &mut [C],
+        written: impl Fn(u64) -> C,
+    ) {
         if self.step == 0.0 {
             return codes.fill(written(0));
         }
