@@ -2,7 +2,10 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use distill::codec::Codec;
+
 use super::*;
+use crate::config::CodecKind;
 use crate::testing::{FakeTeacher, Served, rows, tiny_source};
 use client::Access;
 

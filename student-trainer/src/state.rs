@@ -178,3 +178,26 @@ fn digest(rows: &[Sequence]) -> String {
     }
     hasher.finalize().to_hex().to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::config;
+
+    #[test]
+    fn a_checkpoint_of_a_release_without_codecs_is_one_of_the_packed_codec() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = |codec| {
+            let config = config(dir.path(), &[("alpha", "0"), ("codec", codec)]);
+            Identity::new(&config, &[], None, 1)
+        };
+        let mut old = identity("packed");
+        assert_eq!(old.values.remove("codec"), Some("packed".into()));
+        save(dir.path(), &Progress::default(), &old).unwrap();
+        assert_eq!(load(dir.path(), &identity("packed")).unwrap(), Progress::default());
+        let error = load(dir.path(), &identity("compact8")).unwrap_err();
+        let CheckpointError::OtherRun { key, found, wanted, .. } = error else { panic!("{error}") };
+        let words = (key.as_str(), found.as_str(), wanted.as_str());
+        assert_eq!(words, ("codec", "\"packed\"", "\"compact8\""));
+    }
+}

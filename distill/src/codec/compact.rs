@@ -108,10 +108,9 @@ pub(super) fn encode(
     put_words(step, scales.iter().map(|scale| scale.step.to_bits()));
     let rows =
         Rows { k, scales, ids: layout.classes.map(|n| (Ascending::new(k, n), lower, upper)) };
-    match layout.codec {
-        Codec::Compact8 => rows.put::<1>(ids, values, codes)?,
-        _ => rows.put::<2>(ids, values, codes)?,
-    }
+    let eight = layout.codec == Codec::Compact8;
+    let put = if eight { Rows::put::<1> } else { Rows::put::<2> };
+    put(rows, ids, values, codes)?;
     Ok(bytes)
 }
 
@@ -134,10 +133,9 @@ pub(super) fn decode(
     let scales = scales.collect::<Result<Vec<_>, _>>()?;
     let rows =
         Rows { k, scales, ids: layout.classes.map(|n| (Ascending::new(k, n), lower, upper)) };
-    let (ids, scaled) = match layout.codec {
-        Codec::Compact8 => rows.read::<1>(codes)?,
-        _ => rows.read::<2>(codes)?,
-    };
+    let eight = layout.codec == Codec::Compact8;
+    let read = if eight { Rows::read::<1> } else { Rows::read::<2> };
+    let (ids, scaled) = read(rows, codes)?;
     Ok(TopK { k, ids, scaled, log_z: floats(log_z), log_rest: floats(log_rest) })
 }
 

@@ -296,12 +296,12 @@ fn heads_of_another_kind_version_or_shape_are_refused() {
     assert_eq!(refused(2, 0x4c), CodecError::Magic { codec: Codec::Compact, found });
     assert_eq!(refused(3, 2), CodecError::Version { found: 2, known: 1 });
     assert!(refused(3, 2).to_string().contains("version 2"));
-    let other = |at, byte, what: &str, found, wanted| match refused(at, byte) {
-        CodecError::Head { what: a, found: b, wanted: c } => {
-            assert_eq!((b, c), (found, wanted), "{a}");
-            assert!(a.contains(what), "{a}");
-        }
-        error => panic!("{error}"),
+    let other = |at, byte, what: &str, found, wanted| {
+        let error = refused(at, byte);
+        let CodecError::Head { what: which, found: has, wanted: had } = error else {
+            panic!("{error}")
+        };
+        assert!(which.contains(what) && (has, had) == (found, wanted), "{which}: {has}, {had}");
     };
     other(4, 8, "bits", 8, 16);
     other(5, 0, "ids", 0, 1);

@@ -10,6 +10,7 @@ use tonic::transport::{Identity, ServerTlsConfig};
 
 use super::vllm_tests::StandIn;
 use super::*;
+use crate::config::CodecKind;
 use crate::testing::{FakeTeacher, Served, tiny_source};
 
 /// What no error may take: it would have been tried again until then.
