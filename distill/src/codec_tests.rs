@@ -88,7 +88,7 @@ fn sizes_are_those_of_the_contract() {
 
 #[test]
 fn some_rows_are_those_rows() {
-    for codec in [Codec::Packed, Codec::Raw] {
+    for codec in Codec::ALL {
         let second = encode_all(&sample().slice(1..2), codec).unwrap();
         assert_eq!(
             encode(&sample(), 1..2, Layout { codec, classes: Some(151_936) }).unwrap(),
@@ -298,12 +298,17 @@ proptest! {
         rows in 0usize..8,
         k in 0usize..8,
         classes in prop_oneof![0usize..20, Just(usize::MAX)],
-        packed: bool,
+        codec in prop::sample::select(&Codec::ALL[..]),
     ) {
-        let codec = if packed { Codec::Packed } else { Codec::Raw };
         // Mostly of the right length, or nothing beyond the first check would be reached.
-        let length = rows * row_bytes(k, codec);
-        let exact: Vec<u8> = bytes.iter().copied().cycle().take(length).collect();
+        let length = Ids::Sent { classes }.layout(codec).bytes(rows, k).min(1_000);
+        let mut exact: Vec<u8> = bytes.iter().copied().cycle().take(length).collect();
+        if let Codec::Compact | Codec::Compact8 = codec && exact.len() >= 20 {
+            let bits = if codec == Codec::Compact { 16 } else { 8 };
+            exact[..8].copy_from_slice(&[0x4c, 0x54, 0x4b, 1, bits, 1, 0, 0]);
+            let numbers = [rows, k, classes].map(|number| (number as u32).to_le_bytes());
+            exact[8..20].copy_from_slice(&numbers.concat());
+        }
         for bytes in [&bytes, &exact] {
             if let Ok(signal) = decode_all(bytes, rows, k, classes, codec) {
                 prop_assert!(signal.ids.iter().all(|&id| (id as usize) < classes));
