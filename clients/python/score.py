@@ -11,6 +11,7 @@ The stubs are generated from teacher.proto into a temporary directory when the p
 import argparse
 import importlib
 import pathlib
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ import "google/protobuf/any.proto"; import "google/protobuf/duration.proto";
 message Status { repeated google.protobuf.Any details = 3; }
 message RetryInfo { google.protobuf.Duration retry_delay = 1; }
 """
+KNOWN = {1: "packed", 2: "raw", 3: "compact", 4: "compact8"}  # codecs that `unpack` reads
 PATIENCE = 60.0  # seconds in which a refused request is tried again
 PAUSE = 0.5  # seconds to wait where the teacher names none
 CALL = 120.0  # seconds a call may take; a stream of many sequences wants more
@@ -83,17 +85,47 @@ def unpack(signal, rows, k, codec, ids_left_out=False):
         log_z, log_rest = take("<f4", rows), take("<f4", rows)
         ids = None if ids_left_out else take("<u4", rows * k).reshape(rows, k)
         values = take("<f4", rows * k).reshape(rows, k)
+    elif codec in (3, 4):  # CODEC_COMPACT, CODEC_COMPACT8
+        magic, bits, sent, _, *shape, classes = struct.unpack_from("<4sBBHIII", signal)
+        wanted = (b"LTK\x01", 16 if codec == 3 else 8, not ids_left_out, [rows, k])
+        check("head", (magic, bits, sent == 1, shape), wanted)
+        at = 20
+        top, step, log_z, log_rest = (take("<f4", rows) for _ in range(4))
+        ids = None if ids_left_out else ascending(take, rows, k, classes)
+        codes = take("<u2" if codec == 3 else "u1", rows * k).reshape(rows, k)
+        values = fixed_point(top, step, codes)
+        if ids is not None:  # by descending value, equal ones by ascending id
+            order = np.lexsort((ids, -values), axis=1)
+            ids, values = (np.take_along_axis(array, order, 1) for array in (ids, values))
     else:  # CODEC_PACKED
         top, step, log_z, log_rest = (take("<f4", rows) for _ in range(4))
         three = None if ids_left_out else take("u1", rows * k * 3).reshape(rows, k, 3)
         ids = None if ids_left_out else three @ np.array([1, 1 << 8, 1 << 16])
         codes = take("<u2", rows * k).reshape(rows, k)
-        # In float64, then rounded, as every reader does: all get the same bits.
-        exact = top[:, None].astype(np.float64) - codes * step[:, None].astype(np.float64)
-        values = exact.astype(np.float32)
+        values = fixed_point(top, step, codes)
     if at != len(signal):
         raise ValueError(f"signal has {len(signal)} bytes, {rows} rows of {k} entries have {at}")
     return log_z, log_rest, ids, values
+
+
+def fixed_point(top, step, codes):
+    """In float64, then rounded, as every reader does: all get the same bits."""
+    top, step = (row[:, None].astype(np.float64) for row in (top, step))
+    return (top - codes * step).astype(np.float32)
+
+
+def ascending(take, rows, k, classes):
+    """The ids [rows, k] of a compact codec: lower bits as they are, of the upper parts that of rank i
+    as the bit upper + i."""
+    lower = (classes // k).bit_length() - 1
+
+    def bits(count):
+        of_a_row = -(-count // 8)
+        return np.unpackbits(take("u1", rows * of_a_row).reshape(rows, of_a_row), axis=1, bitorder="little")
+
+    low = bits(k * lower)[:, : k * lower].reshape(rows, k, lower) @ (1 << np.arange(lower))
+    places = np.nonzero(bits(k + ((classes - 1) >> lower)))[1].reshape(rows, k)
+    return (places - np.arange(k) << lower) + low
 
 
 class Teacher:
@@ -208,6 +240,12 @@ def show(tokens, raw, word, few=3):
         print(f"{t:5}  {word(tokens[t]):12}  {follows:12}  {raw.next_logprob[row]:10.4f}  {best}")
 
 
+def error(coded, raw):
+    """The largest difference of a value; a codec may exchange entries that are nearly equal."""
+    by_id = (np.take_along_axis(some.values, some.ids.argsort(1), 1) for some in (coded, raw))
+    return np.abs(np.subtract(*by_id)).max()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--teacher", required=True, metavar="HOST:PORT")
@@ -242,22 +280,23 @@ def main():
             id=id, tokens=np.array(tokens, "<u4").tobytes(), temperature=a.temperature, top_k=a.top_k,
             positions=[pb.PositionRange(first=a.first, end=len(tokens))], codec=codec, **what)
 
-    # Each sequence in both codecs; ids of our own choice say which answer is whose.
-    top = teacher.score(request(2 * n + codec - 1, tokens, codec, signal=pb.SIGNAL_KIND_TOP_K)
-                        for n, tokens in enumerate(sequences) for codec in (pb.CODEC_PACKED, pb.CODEC_RAW))
+    # Each sequence in every codec; ids of our own choice say which answer is whose.
+    codecs = [codec for codec in info.codecs if codec in KNOWN]
+    top = teacher.score(request(16 * n + codec, tokens, codec, signal=pb.SIGNAL_KIND_TOP_K)
+                        for n, tokens in enumerate(sequences) for codec in codecs)
     # Then the tokens of our own choice: here for each position those of the first answer, backwards.
     named = teacher.score(request(n, tokens, pb.CODEC_RAW, signal=pb.SIGNAL_KIND_CANDIDATES,
-                                  candidates=top[2 * n + 1].ids[:, ::-1].astype("<u4").tobytes(),
+                                  candidates=top[16 * n + pb.CODEC_RAW].ids[:, ::-1].astype("<u4").tobytes(),
                                   priority=pb.PRIORITY_HIGH) for n, tokens in enumerate(sequences))
     for n, tokens in enumerate(sequences):
-        packed, raw = top[2 * n], top[2 * n + 1]
+        raw = top[16 * n + pb.CODEC_RAW]
         print(f"\nsequence {n}: {len(tokens)} tokens, {len(raw.positions)} positions, top {a.top_k} at "
               f"T = {a.temperature:g}; waited {raw.queue_ms:.1f} ms, computed in {raw.compute_ms:.1f} ms")
         show(tokens, raw, lambda id: repr(words[id]) if id in words else f"[{id}]")
         again = np.abs(named[n].logprobs[:, ::-1] - raw.logprobs).max()
         mass = np.exp(raw.logprobs).sum(1) + np.exp(raw.log_rest.astype(np.float64))
-        print(f"  packed is off by at most {np.abs(packed.values - raw.values).max():.1e}, candidates by {again:.1e}; "
-              f"the mass is 1 within {np.abs(mass - 1).max():.1e}")
+        off = (f"{KNOWN[codec]} is off by at most {error(top[16 * n + codec], raw):.1e}, " for codec in codecs)
+        print(f"  {''.join(off)}candidates by {again:.1e}; the mass is 1 within {np.abs(mass - 1).max():.1e}")
     print(f"\nchecksums: {'equal' if xxhash else 'not compared (pip install xxhash)'}")
 
 

@@ -6,7 +6,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use distill::codec::{Codec, Ids, Layout, decode, encode, repeated};
+use distill::codec::{Codec, Ids, decode, encode, repeated};
 use distill::signal::TopK;
 use rand::seq::index;
 use rand::{Rng as _, SeedableRng as _};
@@ -37,9 +37,9 @@ fn benches(criterion: &mut Criterion) {
     for rows in ROWS {
         let signal = signal(rows);
         group.throughput(Throughput::Elements(rows as u64));
-        for codec in [Codec::Packed, Codec::Raw] {
-            let layout = Layout { codec, ids: true };
+        for codec in Codec::ALL {
             let ids = Ids::Sent { classes: CLASSES };
+            let layout = ids.layout(codec);
             let bytes = encode(&signal, 0..rows, layout).expect("a signal that can travel");
             group.bench_function(format!("encode/{codec}/{rows}"), |bencher| {
                 bencher.iter(|| encode(black_box(&signal), 0..rows, layout));

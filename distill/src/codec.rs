@@ -1,24 +1,34 @@
-//! Signals as bytes: two layouts of [`TopK`], both little-endian and without padding.
+//! Signals as bytes: four layouts of [`TopK`], all little-endian (docs/wire.md has them to the bit).
 //!
 //! For `R` rows of `k` entries, one array after another:
 //! * [`Codec::Packed`]: `top f32[R] | step f32[R] | log_z f32[R] | log_rest f32[R] | ids u24[R*k] |
 //!   codes u16[R*k]`; the value of an entry is `top - code * step`.
 //! * [`Codec::Raw`]: `log_z f32[R] | log_rest f32[R] | ids u32[R*k] | values f32[R*k]`.
+//! * [`Codec::Compact`] and [`Codec::Compact8`]: `head [20] | top f32[R] | step f32[R] | log_z f32[R] |
+//!   log_rest f32[R] | lower bits of the ids [R] | upper bits of the ids [R] | codes u16 or u8 [R*k]`,
+//!   entries by ascending id. The reader puts them back: by descending value as it is read, of equal
+//!   values the lower id first.
 //!
 //! Where the receiver knows the ids, having named them, their array is left out ([`Ids::Known`]).
 
+mod ascending;
+mod compact;
 mod error;
 mod packed;
 mod raw;
+mod repeated;
+mod scale;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 
 use crate::signal::TopK;
+use ascending::Ascending;
 pub use error::CodecError;
+use repeated::check_ids;
+pub use repeated::repeated;
 
-/// Classes an id of three bytes can name.
+/// Classes that the ids of every codec but the raw one can name.
 pub const MAX_PACKED_CLASSES: usize = 1 << 24;
 
 /// How a signal is laid out in bytes.
@@ -29,6 +39,27 @@ pub enum Codec {
     Packed,
     /// 8 bytes an entry and 8 a row, exact.
     Raw,
+    /// As the packed one, with ids of about `2 + log2(classes / k)` bits: 250 bytes a row of 64 entries
+    /// out of 151,936 classes, where the packed one takes 336.
+    Compact,
+    /// The same with values in 8-bit fixed point, off by at most `(largest - smallest) / 510`: 186 bytes
+    /// for such a row.
+    Compact8,
+}
+
+impl Codec {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Packed, Self::Raw, Self::Compact, Self::Compact8];
+
+    /// The most that a value is off by, as a share of its row's range (largest - smallest), before it
+    /// is rounded to float32.
+    pub fn error_share(self) -> f64 {
+        match self {
+            Self::Packed | Self::Compact => 0.5 / f64::from(u16::MAX),
+            Self::Compact8 => 0.5 / f64::from(u8::MAX),
+            Self::Raw => 0.0,
+        }
+    }
 }
 
 impl fmt::Display for Codec {
@@ -36,6 +67,8 @@ impl fmt::Display for Codec {
         f.write_str(match self {
             Self::Packed => "packed",
             Self::Raw => "raw",
+            Self::Compact => "compact",
+            Self::Compact8 => "compact8",
         })
     }
 }
@@ -45,19 +78,40 @@ impl fmt::Display for Codec {
 pub struct Layout {
     /// How numbers are laid out.
     pub codec: Codec,
-    /// False where the receiver named the ids and knows them.
-    pub ids: bool,
+    /// The number of classes of the ids among the bytes; none where the receiver named the ids and
+    /// knows them.
+    pub classes: Option<usize>,
 }
 
 impl Layout {
+    /// Every number as it is, whatever the classes: about what a signal takes in memory.
+    pub const PLAIN: Self = Self { codec: Codec::Raw, classes: Some(usize::MAX) };
+
+    /// Bytes before the first row.
+    pub fn head_bytes(self) -> usize {
+        match self.codec {
+            Codec::Packed | Codec::Raw => 0,
+            Codec::Compact | Codec::Compact8 => compact::HEAD,
+        }
+    }
+
     /// Bytes of one row of `k` entries.
     pub fn row_bytes(self, k: usize) -> usize {
-        let (row, id, value) = match self.codec {
-            Codec::Packed => (16, 3, 2),
-            Codec::Raw => (8, 4, 4),
+        let ids = |width: usize| k.saturating_mul(width);
+        let ascending = |classes| Ascending::new(k, classes).bytes();
+        let (row, value, of_ids) = match self.codec {
+            Codec::Packed => (16, 2, self.classes.map(|_| ids(3))),
+            Codec::Raw => (8, 4, self.classes.map(|_| ids(4))),
+            Codec::Compact => (16, 2, self.classes.map(ascending)),
+            Codec::Compact8 => (16, 1, self.classes.map(ascending)),
         };
-        let entry = value + if self.ids { id } else { 0 };
-        k.saturating_mul(entry).saturating_add(row)
+        k.saturating_mul(value).saturating_add(of_ids.unwrap_or(0)).saturating_add(row)
+    }
+
+    /// Bytes of `rows` rows of `k` entries: none for no rows.
+    pub fn bytes(self, rows: usize, k: usize) -> usize {
+        let head = if rows == 0 { 0 } else { self.head_bytes() };
+        rows.saturating_mul(self.row_bytes(k)).saturating_add(head)
     }
 }
 
@@ -73,12 +127,23 @@ pub enum Ids<'a> {
     Known(&'a [u32]),
 }
 
+impl Ids<'_> {
+    /// The layout of bytes of which this is known.
+    pub fn layout(&self, codec: Codec) -> Layout {
+        match *self {
+            Ids::Sent { classes } => Layout { codec, classes: Some(classes) },
+            Ids::Known(_) => Layout { codec, classes: None },
+        }
+    }
+}
+
 /// Writes rows of a signal as bytes.
 ///
 /// # Errors
 /// [`CodecError`] when the arrays do not belong together, a number is not finite (`log_rest` may be
-/// -inf) or would not be once read (the packed codec's, at -3.4e38), or an id does not fit into three
-/// bytes of the packed codec. Row numbers count within `rows`.
+/// -inf) or would not be once read (that of a row down to -3.4e38, in every codec but the raw one), or
+/// the codec has no way to write an id, of the compact ones also one that comes twice. Row numbers
+/// count within `rows`.
 ///
 /// # Panics
 /// When `rows` lies outside the signal.
@@ -88,7 +153,8 @@ pub fn encode(signal: &TopK, rows: Range<usize>, layout: Layout) -> Result<Vec<u
         return Ok(Vec::new());
     }
     let k = signal.k;
-    let ids = if layout.ids { &signal.ids[rows.start * k..rows.end * k] } else { &[] };
+    let ids =
+        if layout.classes.is_some() { &signal.ids[rows.start * k..rows.end * k] } else { &[] };
     let values = &signal.scaled[rows.start * k..rows.end * k];
     let log_z = &signal.log_z[rows.clone()];
     let log_rest = &signal.log_rest[rows.clone()];
@@ -96,6 +162,9 @@ pub fn encode(signal: &TopK, rows: Range<usize>, layout: Layout) -> Result<Vec<u
     match layout.codec {
         Codec::Raw => Ok(raw::encode(ids, values, log_z, log_rest)),
         Codec::Packed => packed::encode(k, ids, values, log_z, log_rest),
+        Codec::Compact | Codec::Compact8 => {
+            compact::encode(layout, k, ids, values, log_z, log_rest)
+        }
     }
 }
 
@@ -103,8 +172,9 @@ pub fn encode(signal: &TopK, rows: Range<usize>, layout: Layout) -> Result<Vec<u
 ///
 /// # Errors
 /// [`CodecError`] when the length is not exactly that of such a signal, an id is no class or comes
-/// twice in a row, or a number is not finite (`log_rest` may be -inf). No bytes make it panic, and
-/// it reserves no more than the length of `bytes` warrants, and a bit a class.
+/// twice in a row, or a number is not finite (`log_rest` may be -inf); of the compact codecs also when
+/// the head says another version or shape, or ids are written in another way than they would be. No
+/// bytes make it panic, and it reserves no more than the length of `bytes` warrants, and a bit a class.
 pub fn decode(
     bytes: &[u8],
     rows: usize,
@@ -115,8 +185,14 @@ pub fn decode(
     if k == 0 {
         return Err(CodecError::ZeroEntries);
     }
-    let sent = check_announced(rows, k, codec, ids)?;
-    let wanted = rows.saturating_mul(Layout { codec, ids: sent }.row_bytes(k));
+    check_announced(rows, k, codec, ids)?;
+    let layout = ids.layout(codec);
+    let compact = matches!(codec, Codec::Compact | Codec::Compact8);
+    if compact && rows > 0 {
+        // First, since what another version means may have another length.
+        compact::check_head(bytes, layout, rows, k)?;
+    }
+    let wanted = layout.bytes(rows, k);
     if bytes.len() != wanted {
         return Err(CodecError::Length { codec, rows, k, wanted, found: bytes.len() });
     }
@@ -124,31 +200,41 @@ pub fn decode(
         // Entries of no row may be more than any arithmetic bears.
         return Ok(TopK::new(k));
     }
+    let sent = layout.classes.is_some();
     let mut signal = match codec {
         Codec::Raw => raw::decode(bytes, rows, k, sent),
         Codec::Packed => packed::decode(bytes, rows, k, sent)?,
+        Codec::Compact | Codec::Compact8 => compact::decode(bytes, layout, rows, k)?,
     };
     check_numbers(k, &signal.scaled, &signal.log_z, &signal.log_rest)?;
     match ids {
+        // Ascending ids below the number of classes are what the compact codecs read.
+        Ids::Sent { .. } if compact => {}
         Ids::Sent { classes } => check_ids(&signal, classes)?,
         Ids::Known(ids) => signal.ids = ids.to_vec(),
     }
     Ok(signal)
 }
 
-/// Whether such ids are among the bytes.
-fn check_announced(rows: usize, k: usize, codec: Codec, ids: Ids<'_>) -> Result<bool, CodecError> {
+/// Whether the codec can say such ids.
+fn check_announced(rows: usize, k: usize, codec: Codec, ids: Ids<'_>) -> Result<(), CodecError> {
     match ids {
-        Ids::Sent { classes } if k > classes => Err(CodecError::TooManyEntries { k, classes }),
-        Ids::Sent { classes } if codec == Codec::Packed && classes > MAX_PACKED_CLASSES => {
-            Err(CodecError::PackedClasses { classes })
-        }
-        Ids::Sent { .. } => Ok(true),
+        Ids::Sent { classes } => check_classes(k, codec, classes),
         Ids::Known(ids) if ids.len() != rows.saturating_mul(k) => {
             let (wanted, found) = (rows.saturating_mul(k), ids.len());
             Err(CodecError::Shape { rows, k, array: "known ids", wanted, found })
         }
-        Ids::Known(_) => Ok(false),
+        Ids::Known(_) => Ok(()),
+    }
+}
+
+fn check_classes(k: usize, codec: Codec, classes: usize) -> Result<(), CodecError> {
+    if k > classes {
+        return Err(CodecError::TooManyEntries { k, classes });
+    }
+    match codec != Codec::Raw && classes > MAX_PACKED_CLASSES {
+        true => Err(CodecError::PackedClasses { classes }),
+        false => Ok(()),
     }
 }
 
@@ -219,107 +305,6 @@ fn first_not(values: &[f32], good: impl Fn(f32) -> bool) -> Option<usize> {
     values.iter().position(|&value| !good(value))
 }
 
-/// Every id a class, and none twice in a row: a repeated id would count its mass twice.
-fn check_ids(signal: &TopK, classes: usize) -> Result<(), CodecError> {
-    let (ids, k) = (&signal.ids, signal.k);
-    let bound = bound(ids);
-    if bound > classes {
-        let at = ids.iter().position(|&id| id as usize >= classes).unwrap_or_default();
-        return Err(CodecError::Id { row: at / k, found: ids[at], classes });
-    }
-    match repeated_below(ids, k, bound) {
-        None => Ok(()),
-        Some((row, found)) => Err(CodecError::DuplicateId { row, found }),
-    }
-}
-
-/// The first row of `k` ids that holds one twice, and that id. Every id is below `classes`.
-///
-/// # Panics
-/// When k is 0 or an id is no class.
-pub fn repeated(ids: &[u32], k: usize, classes: usize) -> Option<(usize, u32)> {
-    repeated_below(ids, k, classes.min(bound(ids)))
-}
-
-fn repeated_below(ids: &[u32], k: usize, bound: usize) -> Option<(usize, u32)> {
-    let mut rows = ids.chunks_exact(k).enumerate();
-    let mut exact = Seen { words: Vec::new(), bound };
-    let (row, ids) = if k <= MOST_MARKED && ids.len() >= MARKS {
-        let mut marks = Marks { of: vec![0; MARKS], mark: 0 };
-        rows.find(|(_, ids)| marks.meet(ids) && exact.twice(ids))?
-    } else {
-        rows.find(|(_, ids)| exact.twice(ids))?
-    };
-    let mut before = BTreeSet::new();
-    ids.iter().find(|&&id| !before.insert(id)).map(|&id| (row, id))
-}
-
-/// Places for marks, so many that they stay in the nearest cache. For fewer ids than that it does not
-/// pay to make them.
-const MARKS: usize = 1 << 14;
-/// Longest row for which [`Marks`] say no more often than they leave it open.
-const MOST_MARKED: usize = 128;
-
-/// Which ids of a row may be the same: those that meet at a place. Each row has a mark of its own, so
-/// that nothing need be cleaned after it.
-struct Marks {
-    of: Vec<u8>,
-    mark: u8,
-}
-
-impl Marks {
-    fn meet(&mut self, ids: &[u32]) -> bool {
-        self.mark = self.mark.wrapping_add(1);
-        if self.mark == 0 {
-            self.of.fill(0);
-            self.mark = 1;
-        }
-        let (mark, mut met) = (self.mark, false);
-        let of = &mut self.of[..MARKS];
-        by_fours(ids, |id| {
-            let place = &mut of[id as usize % MARKS];
-            met |= *place == mark;
-            *place = mark;
-        });
-        met
-    }
-}
-
-/// Which ids a row has: one bit a class below `bound`, made when first needed.
-struct Seen {
-    words: Vec<u64>,
-    bound: usize,
-}
-
-impl Seen {
-    fn twice(&mut self, ids: &[u32]) -> bool {
-        self.words.resize(self.bound.div_ceil(64), 0);
-        let (seen, mut twice) = (&mut self.words, 0);
-        by_fours(ids, |id| {
-            let word = &mut seen[id as usize / 64];
-            twice |= *word >> (id % 64);
-            *word |= 1 << (id % 64);
-        });
-        by_fours(ids, |id| seen[id as usize / 64] = 0);
-        twice & 1 != 0
-    }
-}
-
-/// One after another, in a loop unrolled.
-#[inline]
-fn by_fours(ids: &[u32], mut each: impl FnMut(u32)) {
-    let (groups, rest) = ids.as_chunks::<4>();
-    for group in groups {
-        group.iter().for_each(|&id| each(id));
-    }
-    rest.iter().for_each(|&id| each(id));
-}
-
-/// 1 + the largest id.
-fn bound(ids: &[u32]) -> usize {
-    ids.iter().max().map_or(0, |&id| id as usize + 1)
-}
-
 /// Words of four bytes, the lowest first.
 fn words(values: impl ExactSizeIterator<Item = u32>) -> Vec<u8> {
     let mut bytes = vec![0; 4 * values.len()];
@@ -349,3 +334,6 @@ fn arrays<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
 #[cfg(test)]
 #[path = "codec_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod loss_tests;

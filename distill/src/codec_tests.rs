@@ -17,7 +17,7 @@ fn sample() -> TopK {
 
 /// All of a signal, its ids included.
 fn encode_all(signal: &TopK, codec: Codec) -> Result<Vec<u8>, CodecError> {
-    encode(signal, 0..signal.rows(), Layout { codec, ids: true })
+    encode(signal, 0..signal.rows(), Layout { codec, classes: Some(151_936) })
 }
 
 /// A signal whose ids are among the bytes.
@@ -32,7 +32,7 @@ fn decode_all(
 }
 
 fn row_bytes(k: usize, codec: Codec) -> usize {
-    Layout { codec, ids: true }.row_bytes(k)
+    Layout { codec, classes: Some(151_936) }.row_bytes(k)
 }
 
 // Written by hand: f32 2.0 = 0x40000000, 1.0 = 0x3f800000, 1.5 = 0x3fc00000, -0.25 = 0xbe800000,
@@ -88,10 +88,15 @@ fn sizes_are_those_of_the_contract() {
 
 #[test]
 fn some_rows_are_those_rows() {
-    for codec in [Codec::Packed, Codec::Raw] {
+    for codec in Codec::ALL {
         let second = encode_all(&sample().slice(1..2), codec).unwrap();
-        assert_eq!(encode(&sample(), 1..2, Layout { codec, ids: true }).unwrap(), second);
-        assert!(encode(&sample(), 1..1, Layout { codec, ids: true }).unwrap().is_empty());
+        assert_eq!(
+            encode(&sample(), 1..2, Layout { codec, classes: Some(151_936) }).unwrap(),
+            second
+        );
+        assert!(
+            encode(&sample(), 1..1, Layout { codec, classes: Some(151_936) }).unwrap().is_empty()
+        );
     }
 }
 
@@ -101,7 +106,7 @@ fn ids_the_receiver_knows_are_left_out_and_put_back() {
     for (codec, golden, at, of_ids) in
         [(Codec::Raw, &RAW[..], 16, 24), (Codec::Packed, &PACKED[..], 32, 18)]
     {
-        let layout = Layout { codec, ids: false };
+        let layout = Layout { codec, classes: None };
         let bytes = encode(&sample(), 0..2, layout).unwrap();
         assert_eq!(bytes, [&golden[..at], &golden[at + of_ids..]].concat());
         assert_eq!(bytes.len(), 2 * layout.row_bytes(3));
@@ -116,7 +121,7 @@ fn ids_the_receiver_knows_are_left_out_and_put_back() {
     // Such ids may be beyond three bytes: they do not travel.
     let mut wide = sample();
     wide.ids[0] = u32::MAX;
-    let packed = Layout { codec: Codec::Packed, ids: false };
+    let packed = Layout { codec: Codec::Packed, classes: None };
     let bytes = encode(&wide, 0..2, packed).unwrap();
     assert_eq!(decode(&bytes, 2, 3, Codec::Packed, Ids::Known(&wide.ids)).unwrap().ids, wide.ids);
 }
@@ -153,14 +158,15 @@ fn signals_that_cannot_travel_are_refused() {
 
 #[test]
 fn no_rows_are_no_bytes_however_many_entries_each_would_have() {
-    for (codec, k) in [(Codec::Packed, 1 << 63), (Codec::Raw, 1 << 63), (Codec::Packed, 1)] {
-        for ids in [true, false] {
+    for (codec, k) in
+        Codec::ALL.map(|codec| (codec, 1 << 63)).into_iter().chain([(Codec::Packed, 1)])
+    {
+        for ids in [Ids::Sent { classes: 1 << 24 }, Ids::Known(&[])] {
             let none = TopK::new(k);
-            assert!(encode(&none, 0..0, Layout { codec, ids }).unwrap().is_empty());
-            let known = if ids { Ids::Sent { classes: 1 << 24 } } else { Ids::Known(&[]) };
-            match decode(&[], 0, k, codec, known) {
+            assert!(encode(&none, 0..0, ids.layout(codec)).unwrap().is_empty());
+            match decode(&[], 0, k, codec, ids) {
                 Ok(read) => assert_eq!(read, none),
-                Err(error) => assert!(ids, "{error}"),
+                Err(error) => assert!(matches!(ids, Ids::Sent { .. }), "{error}"),
             }
         }
     }
@@ -292,12 +298,17 @@ proptest! {
         rows in 0usize..8,
         k in 0usize..8,
         classes in prop_oneof![0usize..20, Just(usize::MAX)],
-        packed: bool,
+        codec in prop::sample::select(&Codec::ALL[..]),
     ) {
-        let codec = if packed { Codec::Packed } else { Codec::Raw };
         // Mostly of the right length, or nothing beyond the first check would be reached.
-        let length = rows * row_bytes(k, codec);
-        let exact: Vec<u8> = bytes.iter().copied().cycle().take(length).collect();
+        let length = Ids::Sent { classes }.layout(codec).bytes(rows, k).min(1_000);
+        let mut exact: Vec<u8> = bytes.iter().copied().cycle().take(length).collect();
+        if let Codec::Compact | Codec::Compact8 = codec && exact.len() >= 20 {
+            let bits = if codec == Codec::Compact { 16 } else { 8 };
+            exact[..8].copy_from_slice(&[0x4c, 0x54, 0x4b, 1, bits, 1, 0, 0]);
+            let numbers = [rows, k, classes].map(|number| (number as u32).to_le_bytes());
+            exact[8..20].copy_from_slice(&numbers.concat());
+        }
         for bytes in [&bytes, &exact] {
             if let Ok(signal) = decode_all(bytes, rows, k, classes, codec) {
                 prop_assert!(signal.ids.iter().all(|&id| (id as usize) < classes));

@@ -242,16 +242,19 @@ pub enum Mismatch {
         student: SignalKind,
     },
     /// A codec the teacher does not offer.
-    #[error("the student asks for the codec {student}, the teacher offers {}", list(teacher))]
+    #[error(
+        "the student asks for the codec {student}, the teacher offers {}: set --codec to one of these",
+        list(teacher)
+    )]
     Codec {
         /// What the teacher offers.
         teacher: Vec<Codec>,
         /// What the student asks.
         student: Codec,
     },
-    /// More classes than the packed codec can name.
+    /// More classes than every codec but the raw one can name.
     #[error(
-        "{classes} classes, but the codec packed names at most {MAX_PACKED_CLASSES}: use the codec \
+        "{classes} classes, but codecs other than raw name at most {MAX_PACKED_CLASSES}: use the codec \
          raw"
     )]
     PackedClasses {
@@ -314,7 +317,7 @@ fn check_signal(
         let (teacher, student) = (teacher.codecs.clone(), student.codec);
         return Err(Mismatch::Codec { teacher, student });
     }
-    if student.codec == Codec::Packed && classes > MAX_PACKED_CLASSES {
+    if student.codec != Codec::Raw && classes > MAX_PACKED_CLASSES {
         return Err(Mismatch::PackedClasses { classes });
     }
     if student.top_k == 0 {

@@ -4,10 +4,11 @@
 //! libFuzzer calls them with inputs of its own making (`cargo xtask fuzz`, see the README beside);
 //! the tests call them with the inputs that were kept of that.
 //!
-//! [`request`] and [`reply`] are messages in both directions, [`packed`] the arrays in them,
-//! [`bodies`] what comes over HTTP.
+//! [`request`] and [`reply`] are messages in both directions, [`packed`] and [`compact`] the arrays in
+//! them, [`bodies`] what comes over HTTP.
 
 pub mod bodies;
+pub mod compact;
 pub mod packed;
 pub mod reply;
 pub mod request;
@@ -29,9 +30,10 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     Target { name: "request", run: request::run, seeds: request::seeds },
     Target { name: "reply", run: reply::run, seeds: reply::seeds },
     Target { name: "packed", run: packed::run, seeds: packed::seeds },
+    Target { name: "compact", run: compact::run, seeds: compact::seeds },
     Target { name: "bodies", run: bodies::run, seeds: bodies::seeds },
 ];

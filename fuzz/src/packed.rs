@@ -1,4 +1,4 @@
-//! The arrays in a message: bytes that are no signal are refused whole, and those that are one say
+//! The arrays in a message, in the codecs packed and raw: bytes that are no signal are refused whole, and those that are one say
 //! what docs/wire.md has them say; a signal that can travel arrives within the error stated there.
 //!
 //! An input's first byte says which way: bytes to read, or numbers to write.
@@ -49,24 +49,20 @@ fn read(mut draw: Draw<'_>) -> bool {
         true => (0..rows * k + usize::from(draw.once_in(16))).map(|_| draw.any()).collect(),
         false => vec![],
     };
-    let sent = Layout { codec, ids: !known };
+    let ids = if known { Ids::Known(&ids) } else { Ids::Sent { classes } };
     let mut bytes = draw.rest().to_vec();
     if whole && few {
-        bytes.resize(rows * sent.row_bytes(k), 0);
+        bytes.resize(ids.layout(codec).bytes(rows, k), 0);
         if distinct && !known {
             number(&mut bytes, rows, k, codec);
         }
     }
-    let ids = if known { Ids::Known(&ids) } else { Ids::Sent { classes } };
     Question { bytes: &bytes, rows, k, codec, ids }.check()
 }
 
 /// Puts ids in the place of ids that differ within a row, by the bytes that were there.
 fn number(bytes: &mut [u8], rows: usize, k: usize, codec: Codec) {
-    let (start, width) = match codec {
-        Codec::Packed => (16 * rows, 3),
-        Codec::Raw => (8 * rows, 4),
-    };
+    let (start, width) = if codec == Codec::Packed { (16 * rows, 3) } else { (8 * rows, 4) };
     for (entry, id) in bytes[start..][..rows * k * width].chunks_exact_mut(width).enumerate() {
         let number = (entry % k) as u32 + k as u32 * u32::from(id[0]);
         id.copy_from_slice(&number.to_le_bytes()[..width]);
@@ -107,10 +103,8 @@ impl Question<'_> {
     fn meaning(&self) -> Option<TopK> {
         let &Self { bytes, rows, k, codec, ids } = self;
         let entries = rows.checked_mul(k).filter(|_| k > 0)?;
-        let a_row = match codec {
-            Codec::Packed => k.saturating_mul(2).saturating_add(16),
-            Codec::Raw => k.saturating_mul(4).saturating_add(8),
-        };
+        let (value, others) = if codec == Codec::Packed { (2, 16) } else { (4, 8) };
+        let a_row = k.saturating_mul(value).saturating_add(others);
         let width = if codec == Codec::Packed { 3 } else { 4 };
         let mut signal = TopK::new(k);
         let of_ids = match ids {
@@ -138,12 +132,11 @@ impl Question<'_> {
                 if of_ids > 0 {
                     signal.ids.push(number(first + width * entry, width));
                 }
-                signal.scaled.push(match codec {
-                    Codec::Raw => float(first + of_ids + 4 * entry),
-                    Codec::Packed => {
-                        let code = number(first + of_ids + 2 * entry, 2);
-                        (f64::from(column(0)) - f64::from(code) * f64::from(column(1))) as f32
-                    }
+                signal.scaled.push(if codec == Codec::Packed {
+                    let code = number(first + of_ids + 2 * entry, 2);
+                    (f64::from(column(0)) - f64::from(code) * f64::from(column(1))) as f32
+                } else {
+                    float(first + of_ids + 4 * entry)
                 });
             }
             let packed = codec == Codec::Packed;
@@ -166,25 +159,30 @@ impl Question<'_> {
     /// What was read can be written: in the raw codec the same bytes, in the packed one what is
     /// within its error of them.
     fn check_way_back(&self, signal: &TopK) {
-        let layout = Layout { codec: self.codec, ids: matches!(self.ids, Ids::Sent { .. }) };
-        let written = encode(signal, 0..self.rows, layout);
+        let written = encode(signal, 0..self.rows, self.ids.layout(self.codec));
         if written.is_err() && self.codec == Codec::Packed && at_the_edge(signal) {
             return;
         }
         let bytes = written.expect("a signal that has been read");
-        match self.codec {
-            Codec::Raw => assert_eq!(bytes, self.bytes),
-            Codec::Packed => {
-                let back = decode(&bytes, self.rows, self.k, self.codec, self.ids);
-                assert_arrived(&back.expect("a signal that was written"), signal);
-            }
+        if self.codec == Codec::Raw {
+            return assert_eq!(bytes, self.bytes);
         }
+        let back = decode(&bytes, self.rows, self.k, self.codec, self.ids);
+        let back = back.expect("a signal that was written");
+        assert_eq!(back.ids, signal.ids);
+        assert_arrived(&back, signal, self.codec);
     }
 }
 
 fn write(mut draw: Draw<'_>) -> bool {
     let codec = draw.of(&[Codec::Packed, Codec::Raw]);
-    let layout = Layout { codec, ids: !draw.once_in(2) };
+    let classes = if codec == Codec::Packed { 1 << 24 } else { 1 << 32 };
+    let layout = Layout { codec, classes: (!draw.once_in(2)).then_some(classes) };
+    travels(&drawn(&mut draw), layout)
+}
+
+/// A signal by decisions, most of them good ones.
+pub(crate) fn drawn(draw: &mut Draw<'_>) -> TopK {
     let (rows, k) = (draw.up_to(5), draw.up_to(19));
     let mut signal = TopK::new(k);
     let stride = draw.of(&[1, 7, 1 << 10, 0]);
@@ -197,8 +195,8 @@ fn write(mut draw: Draw<'_>) -> bool {
         3 => draw.any(),
         _ => f32::from(draw.any::<i16>()) / 4096.0 * scale,
     };
-    signal.scaled = (0..rows * k).map(|_| number(&mut draw)).collect();
-    signal.log_z = (0..rows).map(|_| number(&mut draw)).collect();
+    signal.scaled = (0..rows * k).map(|_| number(draw)).collect();
+    signal.log_z = (0..rows).map(|_| number(draw)).collect();
     signal.log_rest = (0..rows).map(|_| draw.of_or_any(&[-1.0, f32::NEG_INFINITY])).collect();
     match draw.up_to(31) {
         31 => drop(signal.ids.pop()),
@@ -207,32 +205,40 @@ fn write(mut draw: Draw<'_>) -> bool {
         28 => signal.ids.iter_mut().take(3).for_each(|id| *id = draw.any()),
         _ => {}
     }
-    travels(&signal, layout)
+    signal
+}
+
+/// Whether the arrays belong together and their numbers are finite.
+pub(crate) fn is_sound(signal: &TopK) -> bool {
+    let (rows, k) = (signal.rows(), signal.k);
+    let mass = |&number: &f32| number.is_finite() || number == f32::NEG_INFINITY;
+    let whole = signal.ids.len() == rows * k
+        && signal.scaled.len() == rows * k
+        && signal.log_rest.len() == rows
+        && k > 0;
+    whole
+        && signal.scaled.iter().chain(&signal.log_z).all(|number| number.is_finite())
+        && signal.log_rest.iter().all(mass)
 }
 
 /// A signal of finite numbers arrives; another is refused.
 fn travels(signal: &TopK, layout: Layout) -> bool {
     let (rows, k) = (signal.rows(), signal.k);
-    let whole = signal.ids.len() == rows * k
-        && signal.scaled.len() == rows * k
-        && signal.log_rest.len() == rows
-        && k > 0;
-    let mass = |&number: &f32| number.is_finite() || number == f32::NEG_INFINITY;
-    let numbers = signal.scaled.iter().chain(&signal.log_z).all(|number| number.is_finite())
-        && signal.log_rest.iter().all(mass);
-    let three_bytes = layout.codec == Codec::Packed && layout.ids;
+    let three_bytes = layout.codec == Codec::Packed && layout.classes.is_some();
     let named = !three_bytes || signal.ids.iter().all(|&id| id < 1 << 24);
     let written = encode(signal, 0..rows, layout);
-    let may = whole && numbers && named;
+    let may = is_sound(signal) && named;
     let edge = may && layout.codec == Codec::Packed && at_the_edge(signal);
     assert!(edge || written.is_ok() == may, "{signal:?}: {written:?}");
     let Ok(bytes) = written else { return false };
     assert_eq!(bytes.len(), rows * layout.row_bytes(k));
-    let classes = if layout.codec == Codec::Packed { 1 << 24 } else { 1 << 32 };
-    let ids = if layout.ids { Ids::Sent { classes } } else { Ids::Known(&signal.ids) };
+    let ids = layout.classes.map_or(Ids::Known(&signal.ids), |classes| Ids::Sent { classes });
     match decode(&bytes, rows, k, layout.codec, ids) {
         Ok(back) if layout.codec == Codec::Raw => assert_eq!(bits(&back), bits(signal)),
-        Ok(back) => assert_arrived(&back, signal),
+        Ok(back) => {
+            assert_eq!(back.ids, signal.ids);
+            assert_arrived(&back, signal, Codec::Packed);
+        }
         // Writing does not look for ids that come twice: no model answers so.
         Err(CodecError::DuplicateId { .. }) => {
             let twice = |row: &[u32]| (1..k).any(|at| row[..at].contains(&row[at]));
@@ -243,21 +249,23 @@ fn travels(signal: &TopK, layout: Layout) -> bool {
     true
 }
 
-/// Rows so close to the smallest float32 that the packed codec may refuse them.
-fn at_the_edge(signal: &TopK) -> bool {
+/// Rows so close to the smallest float32 that every codec but the raw one may refuse them.
+pub(crate) fn at_the_edge(signal: &TopK) -> bool {
     signal.scaled.iter().any(|&value| value < -3.4e38)
 }
 
-/// What arrived is within the error of the packed codec of what was sent; all else is the same.
-fn assert_arrived(back: &TopK, sent: &TopK) {
-    assert_eq!((&back.ids, back.k), (&sent.ids, sent.k));
+/// The values, which come in the order they were sent in, are within the error of the codec; what a row
+/// has is the same.
+pub(crate) fn assert_arrived(back: &TopK, sent: &TopK, codec: Codec) {
+    let most = if codec == Codec::Compact8 { 255.0 } else { 65_535.0 };
+    assert_eq!(back.k, sent.k);
     assert_eq!(bits(back)[2..], bits(sent)[2..]);
     for (sent, back) in sent.scaled.chunks(sent.k).zip(back.scaled.chunks(sent.k)) {
         let wide = |value: f32| f64::from(value);
         let largest = sent.iter().copied().map(wide).fold(f64::MIN, f64::max);
         let smallest = sent.iter().copied().map(wide).fold(f64::MAX, f64::min);
         // The step is itself a float32, and so is the result.
-        let step = (largest - smallest) / 65_535.0 * (1.0 + 2f64.powi(-23)) + 1.5e-45;
+        let step = (largest - smallest) / most * (1.0 + 2f64.powi(-23)) + 1.5e-45;
         for (&sent, &back) in sent.iter().zip(back) {
             let half_ulp = wide(back.abs()) * 2f64.powi(-24) + 1e-45;
             let off = (wide(sent) - wide(back)).abs();
@@ -267,7 +275,7 @@ fn assert_arrived(back: &TopK, sent: &TopK) {
 }
 
 /// Every number as bits, so that 0 is not -0.
-fn bits(signal: &TopK) -> [Vec<u32>; 4] {
+pub(crate) fn bits(signal: &TopK) -> [Vec<u32>; 4] {
     let of = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect();
     [signal.ids.clone(), of(&signal.scaled), of(&signal.log_z), of(&signal.log_rest)]
 }

@@ -98,7 +98,8 @@ impl Right {
         let job = score_job(&drawn(draw, &server), &server).ok()?;
         let (signal, next) = (job.rows() * job.k <= 512).then(|| answer(&job))?;
         // A few rows a message.
-        let limit = 128 + (1 + draw.up_to(3)) * (job.layout().row_bytes(job.k) + 4);
+        let rows = 1 + draw.up_to(3);
+        let limit = 128 + job.layout().bytes(rows, job.k) + 4 * rows;
         let replies = score_replies(&job, &signal, &next, &stamp(limit)).expect("a sound answer");
         let mut assembler = ReplyAssembler::new(job.clone(), &agreement(&job));
         let pushed = replies.iter().map(|reply| assembler.push(reply).expect("a right answer"));
@@ -185,7 +186,7 @@ fn fault(replies: &mut Vec<ScoreReply>, draw: &mut Draw<'_>) {
         6 => reply.last ^= true,
         7 => reply.temperature = draw.of_or_any(&[1.0, 5.0]),
         8 => reply.top_k = draw.of_or_any(&[0, 1, 2, 3]),
-        9 => reply.codec = draw.of_or_any(&[0, 1, 2, 3]),
+        9 => reply.codec = draw.of_or_any(&[0, 1, 2, 3, 4, 5]),
         10 => reply.token_checksum ^= draw.any::<u64>(),
         11 => reply.model_fingerprint = MODEL.0[..draw.up_to(20)].to_vec().into(),
         12 => reply.tokenizer_fingerprint = TOKENIZER.0[..draw.up_to(20)].to_vec().into(),
@@ -246,7 +247,7 @@ fn info(bytes: &[u8]) -> bool {
 fn who_agrees_is_answered(facts: &TeacherFacts) {
     for (signal, codec) in [SignalKind::TopK, SignalKind::Candidates]
         .into_iter()
-        .flat_map(|signal| [(signal, Codec::Packed), (signal, Codec::Raw)])
+        .flat_map(|signal| Codec::ALL.map(|codec| (signal, codec)))
     {
         let student = StudentFacts {
             tokenizer_fingerprint: facts.tokenizer_fingerprint,
@@ -264,7 +265,12 @@ fn who_agrees_is_answered(facts: &TeacherFacts) {
             temperature: 1.0,
             signal: if signal == SignalKind::TopK { 1 } else { 2 },
             top_k: 2,
-            codec: if codec == Codec::Packed { 1 } else { 2 },
+            codec: match codec {
+                Codec::Packed => 1,
+                Codec::Raw => 2,
+                Codec::Compact => 3,
+                Codec::Compact8 => 4,
+            },
             vocab_size: agreed.classes as u32,
             candidates: match signal {
                 SignalKind::TopK => Bytes::new(),

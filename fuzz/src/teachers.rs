@@ -22,7 +22,7 @@ fn teacher(vocab_size: usize, tokenizer_size: usize, limits: Limits) -> TeacherF
         tokenizer_size,
         limits,
         signals: vec![SignalKind::TopK, SignalKind::Candidates],
-        codecs: vec![Codec::Packed, Codec::Raw],
+        codecs: Codec::ALL.to_vec(),
         protocol_version: PROTOCOL_VERSION,
         server_version: "0.1.0".to_owned(),
         dtype: "f32".to_owned(),
@@ -39,7 +39,7 @@ pub(crate) fn numbered(number: usize) -> TeacherFacts {
         0 => teacher(96, 90, short),
         // One row of the raw codec fits for k up to 494 only.
         1 => teacher(2000, 2000, Limits { max_reply_bytes: MIN_REPLY_BYTES, ..DEFAULT_LIMITS }),
-        // More classes than the packed codec names.
+        // More classes than any codec but the raw one names.
         2 => TeacherFacts {
             signals: vec![SignalKind::Candidates],
             ..teacher((1 << 24) + 1, 1 << 24, short)

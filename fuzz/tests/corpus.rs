@@ -43,6 +43,11 @@ fn packed_arrays() {
 }
 
 #[test]
+fn compact_arrays() {
+    no_law_is_broken("compact");
+}
+
+#[test]
 fn bodies() {
     no_law_is_broken("bodies");
 }

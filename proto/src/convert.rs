@@ -54,7 +54,8 @@ impl ScoreJob {
 
     /// How the answer is laid out: ids the client named do not travel back.
     pub fn layout(&self) -> Layout {
-        Layout { codec: self.codec, ids: self.entries == Entries::Top }
+        let classes = (self.entries == Entries::Top).then_some(self.classes);
+        Layout { codec: self.codec, classes }
     }
 
     /// The positions wanted, ascending.
@@ -96,6 +97,8 @@ fn codec_to_wire(codec: Codec) -> crate::v1::Codec {
     match codec {
         Codec::Packed => crate::v1::Codec::Packed,
         Codec::Raw => crate::v1::Codec::Raw,
+        Codec::Compact => crate::v1::Codec::Compact,
+        Codec::Compact8 => crate::v1::Codec::Compact8,
     }
 }
 
@@ -104,5 +107,7 @@ fn codec_from_wire(number: i32) -> Option<Codec> {
     match crate::v1::Codec::try_from(number).ok()? {
         crate::v1::Codec::Unspecified | crate::v1::Codec::Packed => Some(Codec::Packed),
         crate::v1::Codec::Raw => Some(Codec::Raw),
+        crate::v1::Codec::Compact => Some(Codec::Compact),
+        crate::v1::Codec::Compact8 => Some(Codec::Compact8),
     }
 }

@@ -17,8 +17,8 @@ use proto::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
 use serde::{Serialize, Serializer};
 
 pub use kinds::{
-    ChatTemplateUse, Choice, DtypeChoice, LossOn, ProgressKind, RecomputeChoice, Resume, SaveDtype,
-    SchedulerKind, SignalKind, StudentInit, TailKind,
+    ChatTemplateUse, Choice, CodecKind, DtypeChoice, LossOn, ProgressKind, RecomputeChoice, Resume,
+    SaveDtype, SchedulerKind, SignalKind, StudentInit, TailKind,
 };
 pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
 pub use options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
@@ -55,6 +55,7 @@ pub struct Config {
     pub temperature: f64,
     pub signal: SignalKind,
     pub top_k: usize,
+    pub codec: CodecKind,
     pub tail: TailKind,
     pub learning_rate: f64,
     pub lr_scheduler_type: SchedulerKind,
@@ -104,6 +105,7 @@ pub struct EvalConfig {
     pub temperature: f64,
     pub signal: SignalKind,
     pub top_k: usize,
+    pub codec: CodecKind,
     pub tail: TailKind,
     pub per_device_train_batch_size: usize,
     pub device: String,
@@ -151,6 +153,7 @@ impl Config {
             temperature: temperature(&mut r),
             signal: signal(&mut r),
             top_k: top_k(&mut r),
+            codec: r.choice("codec"),
             tail: r.choice("tail"),
             learning_rate: not_negative(&mut r, "learning-rate"),
             lr_scheduler_type: r.choice("lr-scheduler-type"),
@@ -210,6 +213,7 @@ impl EvalConfig {
             temperature: temperature(&mut r),
             signal: signal(&mut r),
             top_k: top_k(&mut r),
+            codec: r.choice("codec"),
             tail: r.choice("tail"),
             per_device_train_batch_size: count(&mut r, "per-device-train-batch-size"),
             device: device(&mut r),

@@ -6,6 +6,7 @@ use distill::fingerprint::Fingerprint;
 use distill::handshake::Mismatch;
 
 use super::*;
+use crate::config::CodecKind;
 use crate::testing::{CLASSES, FakeTeacher, Served, logits, rows, tiny_source};
 use client::Access;
 
@@ -26,7 +27,7 @@ impl Bench {
         let network = Network::start().unwrap();
         let served = FakeTeacher::of(&source).serve();
         let set = rows(12, 3);
-        let facts = source.student_facts([&set, &[]], 5);
+        let facts = source.student_facts([&set, &[]], 5, CodecKind::Packed);
         let teacher = Teacher::connect(
             &network,
             &served.url,
@@ -93,6 +94,37 @@ fn answers_come_in_the_order_asked_even_when_the_teacher_reverses_them() {
     let bench = Bench::new();
     bench.served.teacher.mischief.reverse.store(4, Relaxed);
     bench.all_come(vec![5, 0, 11, 3, 3, 7, 1, 2, 10, 9]);
+}
+
+#[test]
+fn every_codec_brings_the_answer_within_its_error_and_proves_the_alignment() {
+    let bench = Bench::new();
+    let mut bytes = Vec::new();
+    for codec in Codec::ALL {
+        let ask = Ask { codec, ..Bench::ask() };
+        let (network, stop) = (&bench.network, Stop::default());
+        crate::proof::prove(network, &bench.teacher, &bench.set, ask, &stop).unwrap();
+        let mut feed =
+            Feed::start(network, &bench.teacher, Arc::clone(&bench.set), [3].into_iter(), ask);
+        let found = feed.next(&stop).unwrap().unwrap();
+        let wanted = bench.wanted(3, found.wire_bytes);
+        bytes.push(found.wire_bytes);
+        assert_eq!(found.signal.log_z, wanted.signal.log_z);
+        let rows = found.signal.scaled.chunks(5).zip(found.signal.ids.chunks(5));
+        for (row, (values, ids)) in rows.enumerate() {
+            assert!(values.is_sorted_by(|a, b| a >= b), "{codec}: {values:?}");
+            let entries = row * 5..row * 5 + 5;
+            let (sent, names) =
+                (&wanted.signal.scaled[entries.clone()], &wanted.signal.ids[entries]);
+            let most = f64::from(sent[0] - sent[4]) * codec.error_share() + 1e-6;
+            for (&sent, name) in sent.iter().zip(names) {
+                let at = ids.iter().position(|id| id == name).expect("the same ids");
+                let off = f64::from((values[at] - sent).abs());
+                assert!(off <= most, "{codec}: {sent} became {}", values[at]);
+            }
+        }
+    }
+    assert!(bytes[3] < bytes[2] && bytes[2] < bytes[0] && bytes[0] < bytes[1], "{bytes:?}");
 }
 
 #[test]
@@ -247,7 +279,7 @@ fn a_teacher_that_does_not_answer_is_named_with_the_attempts_and_the_time() {
     // A port nobody listens on: taken, then let go.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("grpc://127.0.0.1:{port}");
-    let facts = source.student_facts([&[], &[]], 5);
+    let facts = source.student_facts([&[], &[]], 5, CodecKind::Packed);
     let limit = Duration::from_millis(700);
     let error =
         Teacher::connect(&network, &url, &Access::default(), &facts, limit, &Stop::default())
@@ -277,7 +309,7 @@ fn stranger(says: &'static [u8]) -> std::net::SocketAddr {
 #[test]
 fn a_port_where_something_else_listens_is_named_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5);
+    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
     let network = Network::start().unwrap();
     let (begin, limit) = (Instant::now(), Duration::from_secs(60));
     let health = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nserving\n";
@@ -310,7 +342,7 @@ fn a_teacher_of_another_tokenizer_is_refused_with_both_fingerprints() {
     facts.tokenizer_fingerprint = Fingerprint([1; 32]);
     *bench.served.teacher.facts.lock().unwrap() = facts;
     let dir = tempfile::tempdir().unwrap();
-    let student = tiny_source(dir.path()).student_facts([&[], &[]], 5);
+    let student = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
     let stop = Stop::default();
     let error = Teacher::connect(
         &bench.network,

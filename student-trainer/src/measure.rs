@@ -69,7 +69,7 @@ pub fn measure(
     let limit = config.max_eval_samples;
     let rows = source.rows("held-out", &config.eval_file, limit, options, note)?;
     let network = Network::start()?;
-    let facts = source.student_facts([&rows.sequences, &[]], config.top_k);
+    let facts = source.student_facts([&rows.sequences, &[]], config.top_k, config.codec);
     let ask = Ask {
         temperature: config.temperature as f32,
         top_k: config.top_k,

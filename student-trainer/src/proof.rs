@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use distill::batch::Sequence;
+use distill::codec::Codec;
 
 use crate::feed::{Ask, Feed, Scored};
 use crate::stop::Stop;
@@ -19,8 +20,6 @@ use crate::teacher::{Network, Teacher, TeacherError};
 const SAMPLE_ROWS: usize = 2;
 /// Allowed difference of two log-probabilities beyond what the codec costs, in nats.
 const TOLERANCE: f64 = 2e-3;
-/// Largest error of an entry by the packed codec, as a share of the row's range.
-const CODEC_ERROR: f64 = 1.0 / 65_535.0;
 /// Allowed difference of a logit between two requests. A server of another make may compute them in
 /// batches of different sizes, which in 16-bit arithmetic changes the last digits; a temperature
 /// forgotten changes logits by whole numbers.
@@ -51,7 +50,8 @@ pub fn prove(
     let softened = score(ask.temperature)?;
     let t = f64::from(ask.temperature);
     for (row, (plain, softened)) in plain.iter().zip(&softened).enumerate() {
-        let found = targets_agree(&set[row], plain).or_else(|| logits_agree(plain, softened, t));
+        let found =
+            targets_agree(&set[row], plain, ask.codec).or_else(|| logits_agree(plain, softened, t));
         if let Some((index, reason)) = found {
             let position = set[row].scored().nth(index).unwrap_or(index);
             let url = teacher.url().to_owned();
@@ -62,7 +62,7 @@ pub fn prove(
 }
 
 /// The first scored position whose next-token log-probability contradicts the signal at T = 1.
-fn targets_agree(sequence: &Sequence, plain: &Scored) -> Option<(usize, String)> {
+fn targets_agree(sequence: &Sequence, plain: &Scored, codec: Codec) -> Option<(usize, String)> {
     let signal = &plain.signal;
     for (index, position) in sequence.scored().enumerate() {
         let next = sequence.ids[position + 1];
@@ -71,7 +71,8 @@ fn targets_agree(sequence: &Sequence, plain: &Scored) -> Option<(usize, String)>
         let log_p = |scaled: f32| f64::from(scaled) - f64::from(signal.log_z[index]);
         let values = &signal.scaled[entries];
         let (largest, smallest) = (log_p(values[0]), log_p(values[values.len() - 1]));
-        let tolerance = TOLERANCE + (largest - smallest) * CODEC_ERROR;
+        // Twice what one value may be off by, as the range is made of two.
+        let tolerance = TOLERANCE + (largest - smallest) * 2.0 * codec.error_share();
         let found = f64::from(*plain.next_logprob.get(index)?);
         match ids.iter().position(|&id| id == next) {
             Some(rank) => {
@@ -149,8 +150,9 @@ mod tests {
         let ids = std::iter::once(3).chain((0..9).map(most_probable)).collect();
         let sequence = Sequence::all_scored(ids).unwrap();
         for k in 1..=8 {
-            assert_eq!(targets_agree(&sequence, &scored(&sequence, k, 1.0, 0)), None);
-            let (_, reason) = targets_agree(&sequence, &scored(&sequence, k, 1.0, 1)).unwrap();
+            assert_eq!(targets_agree(&sequence, &scored(&sequence, k, 1.0, 0), Codec::Raw), None);
+            let (_, reason) =
+                targets_agree(&sequence, &scored(&sequence, k, 1.0, 1), Codec::Raw).unwrap();
             assert!(reason.contains("shifted"), "{reason}");
         }
     }

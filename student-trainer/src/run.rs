@@ -90,7 +90,8 @@ impl Run {
     ) -> Result<Self, TrainError> {
         let Material { source, rows, held_out: held_out_rows } = material;
         let network = Network::start()?;
-        let facts = source.student_facts([&rows.sequences, &held_out_rows.sequences], config.top_k);
+        let sets: [&[_]; 2] = [&rows.sequences, &held_out_rows.sequences];
+        let facts = source.student_facts(sets, config.top_k, config.codec);
         let ask = ask(config, facts.codec);
         let reach = (&config.teacher[..], &config.access);
         let note = &mut |text: &str| observer.note(text);

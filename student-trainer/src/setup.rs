@@ -23,7 +23,9 @@ use model::state_file::load_state;
 use model::student::{Student, StudentError, Training};
 
 use crate::checkpoint;
-use crate::config::{Config, DtypeChoice, RecomputeChoice, Resume, StudentInit, TailKind};
+use crate::config::{
+    CodecKind, Config, DtypeChoice, RecomputeChoice, Resume, StudentInit, TailKind,
+};
 use crate::data::{self, RowSet, TokenizeOptions};
 use crate::error::TrainError;
 use crate::feed::Ask;
@@ -121,7 +123,12 @@ impl Source {
     }
 
     /// What this model states of itself to a teacher, for these rows.
-    pub(crate) fn student_facts(&self, sets: [&[Sequence]; 2], top_k: usize) -> StudentFacts {
+    pub(crate) fn student_facts(
+        &self,
+        sets: [&[Sequence]; 2],
+        top_k: usize,
+        codec: CodecKind,
+    ) -> StudentFacts {
         let vocab_size = self.config.vocab_size;
         StudentFacts {
             tokenizer_fingerprint: Fingerprint(self.tokenizer.fingerprint()),
@@ -130,14 +137,20 @@ impl Source {
             max_length: sets.into_iter().flatten().map(Sequence::len).max().unwrap_or(0),
             signal: SignalKind::TopK,
             top_k,
-            codec: codec(vocab_size),
+            codec: layout(codec, vocab_size),
         }
     }
 }
 
-/// The denser layout, where its ids are wide enough.
-pub(crate) fn codec(classes: usize) -> Codec {
-    if classes > MAX_PACKED_CLASSES { Codec::Raw } else { Codec::Packed }
+/// The layout that is wanted, where it can name so many classes.
+fn layout(wanted: CodecKind, classes: usize) -> Codec {
+    match wanted {
+        _ if classes > MAX_PACKED_CLASSES => Codec::Raw,
+        CodecKind::Packed => Codec::Packed,
+        CodecKind::Raw => Codec::Raw,
+        CodecKind::Compact => Codec::Compact,
+        CodecKind::Compact8 => Codec::Compact8,
+    }
 }
 
 /// Reaches the teacher, where there is one, checks that it fits the student, and proves on `rows`

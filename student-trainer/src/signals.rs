@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distill::batch::Sequence;
-use distill::codec::{Codec, Layout};
+use distill::codec::Layout;
 
 use crate::feed::{Ask, Feed, Scored};
 use crate::memory;
@@ -115,7 +115,7 @@ pub(crate) fn bytes_to_keep(set: &[Sequence], top_k: usize, budget: u64) -> u64 
 
 /// What a row's answer takes in memory, about: as much as the codec that packs nothing makes of it.
 fn kept_bytes(row: &Sequence, top_k: usize) -> u64 {
-    let position = Layout { codec: Codec::Raw, ids: true }.row_bytes(top_k) + size_of::<f32>();
+    let position = Layout::PLAIN.row_bytes(top_k) + size_of::<f32>();
     (size_of::<Option<Scored>>() + row.scored().count().saturating_mul(position)) as u64
 }
 

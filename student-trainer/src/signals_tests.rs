@@ -2,7 +2,10 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use distill::codec::Codec;
+
 use super::*;
+use crate::config::CodecKind;
 use crate::testing::{FakeTeacher, Served, rows, tiny_source};
 use client::Access;
 
@@ -29,7 +32,7 @@ impl Bench {
             window: 4,
             give_up_after: Duration::from_secs(3),
         };
-        let facts = source.student_facts([&set, &[]], ask.top_k);
+        let facts = source.student_facts([&set, &[]], ask.top_k, CodecKind::Packed);
         let patience = ask.give_up_after;
         let stop = Stop::default();
         let teacher =

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CheckpointError;
-use crate::config::{Config, SchedulerKind};
+use crate::config::{Choice as _, CodecKind, Config, SchedulerKind};
 use crate::observer::{EvalReport, StepReport};
 
 /// The file of it within a checkpoint.
@@ -15,11 +15,12 @@ const FILE: &str = "training.json";
 
 /// Options that decide what the steps compute. A resumed run must have the same; all others (how
 /// long, how often to evaluate and save, where to) may change.
-const DECISIVE: [&str; 21] = [
+const DECISIVE: [&str; 22] = [
     "alpha",
     "temperature",
     "signal",
     "top_k",
+    "codec",
     "tail",
     "learning_rate",
     "lr_scheduler_type",
@@ -156,8 +157,11 @@ pub fn load(dir: &Path, identity: &Identity) -> Result<Progress, CheckpointError
         path: path.clone(),
         source,
     })?;
-    let saved: Saved = serde_json::from_str(&text)
+    let mut saved: Saved = serde_json::from_str(&text)
         .map_err(|e| CheckpointError::Unreadable { path, reason: e.to_string() })?;
+    // Runs of releases without the option had this one.
+    let packed = || CodecKind::Packed.word().into();
+    saved.identity.values.entry("codec").or_insert_with(packed);
     if let Some((key, wanted, found)) = identity.differs(&saved.identity) {
         return Err(CheckpointError::OtherRun { dir: dir.to_owned(), key, found, wanted });
     }
@@ -173,4 +177,27 @@ fn digest(rows: &[Sequence]) -> String {
         hasher.update(&row.loss_mask.iter().map(|&scored| u8::from(scored)).collect::<Vec<_>>());
     }
     hasher.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::config;
+
+    #[test]
+    fn a_checkpoint_of_a_release_without_codecs_is_one_of_the_packed_codec() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = |codec| {
+            let config = config(dir.path(), &[("alpha", "0"), ("codec", codec)]);
+            Identity::new(&config, &[], None, 1)
+        };
+        let mut old = identity("packed");
+        assert_eq!(old.values.remove("codec"), Some("packed".into()));
+        save(dir.path(), &Progress::default(), &old).unwrap();
+        assert_eq!(load(dir.path(), &identity("packed")).unwrap(), Progress::default());
+        let error = load(dir.path(), &identity("compact8")).unwrap_err();
+        let CheckpointError::OtherRun { key, found, wanted, .. } = error else { panic!("{error}") };
+        let words = (key.as_str(), found.as_str(), wanted.as_str());
+        assert_eq!(words, ("codec", "\"packed\"", "\"compact8\""));
+    }
 }

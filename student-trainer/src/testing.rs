@@ -94,7 +94,7 @@ impl FakeTeacher {
             tokenizer_size: source.tokenizer.size(),
             limits: Limits { max_top_k: CLASSES, ..proto::limits::DEFAULT_LIMITS },
             signals: vec![SignalKind::TopK],
-            codecs: vec![Codec::Packed, Codec::Raw],
+            codecs: Codec::ALL.to_vec(),
             protocol_version: PROTOCOL_VERSION,
             server_version: "test".to_owned(),
             dtype: "f32".to_owned(),

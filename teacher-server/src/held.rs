@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use distill::codec::{Codec, Layout};
+use distill::codec::Layout;
 use proto::convert::ScoreJob;
 
 use crate::client::Client;
@@ -42,5 +42,5 @@ impl Held {
 
 /// What the answer to a job takes, in bytes.
 pub fn answer_bytes(job: &ScoreJob) -> usize {
-    job.rows() * Layout { codec: Codec::Raw, ids: true }.row_bytes(job.k)
+    job.rows() * Layout::PLAIN.row_bytes(job.k)
 }

@@ -170,7 +170,7 @@ impl Settings {
             tokenizer_size: facts.tokenizer_size as usize,
             limits: Limits { max_sequence_tokens, max_text_bytes, ..self.limits },
             signals: vec![SignalKind::TopK, SignalKind::Candidates],
-            codecs: vec![Codec::Packed, Codec::Raw],
+            codecs: Codec::ALL.to_vec(),
             protocol_version: PROTOCOL_VERSION,
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
             dtype: facts.dtype.clone(),
@@ -216,8 +216,9 @@ impl Settings {
             return Err(SettingsError::ReplyRange { bytes });
         }
         let k = self.limits.max_top_k.min(facts.vocab_size as usize);
-        let row = |codec| Layout { codec, ids: true }.row_bytes(k);
-        let needed = row(Codec::Packed).max(row(Codec::Raw)) + 4 + MESSAGE_OVERHEAD;
+        let classes = Some(facts.vocab_size as usize);
+        let row = |codec| Layout { codec, classes }.bytes(1, k);
+        let needed = Codec::ALL.map(row).into_iter().max().unwrap_or(0) + 4 + MESSAGE_OVERHEAD;
         if needed > bytes {
             return Err(SettingsError::ReplyBytes { k, bytes, needed });
         }

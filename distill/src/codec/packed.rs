@@ -3,17 +3,9 @@
 //! Loops go over several lanes or whole groups without an early exit, which the compiler makes
 //! vector code of; nothing here is unsafe or depends on the processor.
 
+use super::scale::Scale;
 use super::{CodecError, MAX_PACKED_CLASSES, arrays, floats, put_floats};
 use crate::signal::TopK;
-
-/// Largest code.
-const MAX_CODE: f64 = 65_535.0;
-
-/// The largest number below a half.
-const ALMOST_HALF: f64 = 0.5f64.next_down();
-
-/// From here on a float64 has no fraction.
-const NO_FRACTION: f64 = 4_503_599_627_370_496.0;
 
 /// The three lower bytes of an id.
 const ID: u32 = MAX_PACKED_CLASSES as u32 - 1;
@@ -40,15 +32,12 @@ pub(super) fn encode(
     let scales = top.as_chunks_mut::<4>().0.iter_mut().zip(step.as_chunks_mut::<4>().0);
     let rows = values.chunks_exact(k).zip(code.chunks_exact_mut(2 * k));
     for (row, ((values, codes), (top, step))) in rows.zip(scales).enumerate() {
-        let scale = Scale::of(values);
-        let found = scale.value(u16::MAX);
-        if !found.is_finite() {
-            let what = "the smallest value, in steps from the largest,";
-            return Err(CodecError::NotFinite { row, what, found });
-        }
+        let scale = Scale::of(values, u16::MAX);
+        scale.check_last(row, u16::MAX)?;
         *top = scale.top.to_le_bytes();
         *step = scale.step.to_le_bytes();
-        scale.put_codes(codes, values);
+        let codes = codes.as_chunks_mut::<2>().0;
+        scale.put_codes(values, codes, |code| (code as u16).to_le_bytes());
     }
     Ok(bytes)
 }
@@ -63,76 +52,11 @@ pub(super) fn decode(bytes: &[u8], rows: usize, k: usize, sent: bool) -> Result<
     let scales = arrays(top).zip(arrays(step)).enumerate();
     let mut scaled = Vec::with_capacity(rows * k);
     for ((row, (top, step)), codes) in scales.zip(codes.chunks_exact(2 * k)) {
-        let scale = Scale { top: f32::from_le_bytes(top), step: f32::from_le_bytes(step) };
-        for (what, found) in [("the largest value", scale.top), ("the step", scale.step)] {
-            if !found.is_finite() {
-                return Err(CodecError::NotFinite { row, what, found });
-            }
-        }
+        let scale = Scale::read(row, top, step)?;
         scaled.extend(arrays(codes).map(|code| scale.value(u16::from_le_bytes(code))));
     }
     let (log_z, log_rest) = (floats(log_z), floats(log_rest));
     Ok(TopK { k, ids: read_ids(ids), scaled, log_z, log_rest })
-}
-
-/// The fixed point of one row.
-struct Scale {
-    top: f32,
-    step: f32,
-}
-
-impl Scale {
-    /// The step is rounded up, so that the smallest value never needs a code beyond the largest.
-    fn of(row: &[f32]) -> Self {
-        let top = extreme(row, |value, most| value > most);
-        let smallest = extreme(row, |value, least| value < least);
-        let exact = (f64::from(top) - f64::from(smallest)) / MAX_CODE;
-        let nearest = exact as f32;
-        let step = if f64::from(nearest) < exact { nearest.next_up() } else { nearest };
-        Self { top, step }
-    }
-
-    /// The codes of values of this row, 2 bytes each: steps below the top, halves rounded up. The
-    /// step being rounded up, there are never 65,535.5 of them.
-    fn put_codes(&self, codes: &mut [u8], values: &[f32]) {
-        if self.step == 0.0 {
-            return codes.fill(0);
-        }
-        let (top, step) = (f64::from(self.top), f64::from(self.step));
-        for (code, &value) in codes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-            let steps = (top - f64::from(value)) / step;
-            *code = (rounded(steps) as u16).to_le_bytes();
-        }
-    }
-
-    fn value(&self, code: u16) -> f32 {
-        (f64::from(self.top) - f64::from(code) * f64::from(self.step)) as f32
-    }
-}
-
-/// `x.round()` of `0 <= x < 2^51` in the lower bits of a number, as SSE2 has no instruction for it.
-///
-/// Adding a half would make 1 of the largest number below it; adding that number makes 0 of it, and
-/// `n + 1` of every `n + 1/2` still. Adding `NO_FRACTION` then rounds to the nearest integer, which
-/// is one too many where it is above the sum.
-fn rounded(x: f64) -> u64 {
-    let sum = x + ALMOST_HALF;
-    let nearest = sum + NO_FRACTION;
-    nearest.to_bits() - u64::from(nearest - NO_FRACTION > sum)
-}
-
-/// The largest or smallest of a row, as `beats` says; of 0 and -0, which are equal, the first.
-fn extreme(row: &[f32], beats: impl Fn(f32, f32) -> bool) -> f32 {
-    let better = |best: f32, value: f32| if beats(value, best) { value } else { best };
-    let mut lanes = [row[0]; 4];
-    let (groups, rest) = row.as_chunks::<4>();
-    for group in groups {
-        for (lane, &value) in lanes.iter_mut().zip(group) {
-            *lane = better(*lane, value);
-        }
-    }
-    let best = lanes.into_iter().chain(rest.iter().copied()).fold(row[0], better);
-    if best == 0.0 { row.iter().copied().find(|&value| value == 0.0).unwrap_or(best) } else { best }
 }
 
 /// Three bytes an id.

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::{Codec, Ids, Layout, decode, encode, repeated};
+use super::super::{Codec, Ids, Layout, decode, encode};
 use super::*;
 
 /// The largest of a row; of equal numbers the first.
@@ -93,13 +93,13 @@ fn signal_of(rows: &[Vec<f32>]) -> TopK {
 fn check(signal: &TopK) {
     let (rows, k) = (signal.rows(), signal.k);
     let wanted = reference_bytes(signal);
-    let layout = Layout { codec: Codec::Packed, ids: true };
+    let layout = Layout { codec: Codec::Packed, classes: Some(1 << 24) };
     assert_eq!(encode(signal, 0..rows, layout).unwrap(), wanted, "{signal:?}");
     let decoded = decode(&wanted, rows, k, Codec::Packed, Ids::Sent { classes: 1 << 24 }).unwrap();
     let expected = reference_signal(&wanted, rows, k);
     assert_eq!(bits(&decoded), bits(&expected), "{signal:?}");
     let (ids, end) = (16 * rows, 16 * rows + 3 * rows * k);
-    let without = encode(signal, 0..rows, Layout { ids: false, ..layout }).unwrap();
+    let without = encode(signal, 0..rows, Layout { classes: None, ..layout }).unwrap();
     assert_eq!(without, [&wanted[..ids], &wanted[end..]].concat());
     let known = decode(&without, rows, k, Codec::Packed, Ids::Known(&signal.ids)).unwrap();
     assert_eq!(bits(&known), bits(&expected));
@@ -156,7 +156,7 @@ fn quotients_at_halves_are_rounded_up_and_those_beside_them_to_the_nearest() {
 
 #[test]
 fn an_id_beyond_three_bytes_is_found_wherever_it_stands() {
-    let layout = Layout { codec: Codec::Packed, ids: true };
+    let layout = Layout { codec: Codec::Packed, classes: Some(1 << 24) };
     for at in 0..7 {
         let mut signal = signal_of(&[vec![1.0; 7]]);
         signal.ids = vec![0; 7];
@@ -166,52 +166,6 @@ fn an_id_beyond_three_bytes_is_found_wherever_it_stands() {
         signal.ids[at + 1..].fill(u32::MAX);
         assert_eq!(encode(&signal, 0..1, layout), Err(wanted));
     }
-}
-
-#[test]
-fn rounding_is_that_of_the_standard_library() {
-    for n in 0..65_535 {
-        for at in [f64::from(n), f64::from(n) + 0.5, f64::from(n) + 1.0] {
-            let (mut down, mut up) = (at, at);
-            for _ in 0..4 {
-                assert_eq!(rounded(up) as u16, up.round() as u16, "{up:e}");
-                assert_eq!(rounded(down) as u16, down.round() as u16, "{down:e}");
-                (down, up) = (down.next_down().max(0.0), up.next_up());
-            }
-        }
-    }
-}
-
-#[test]
-fn repeated_ids_are_found_wherever_they_stand() {
-    for k in [2, 3, 4, 5, 64, 67] {
-        let distinct: Vec<u32> = (0..3 * k as u32).map(|n| n * 2_371 % 151_936).collect();
-        assert_eq!(repeated(&distinct, k, 151_936), None);
-        // In two rows is not twice in a row.
-        let row = &distinct[..k];
-        let last = [&row[..k - 1], &row[..1]].concat();
-        assert_eq!(repeated(&[row, row, &last].concat(), k, 151_936), Some((2, row[0])));
-        for (first, second) in (0..k).flat_map(|a| (a + 1..k).map(move |b| (a, b))) {
-            let mut ids = distinct.clone();
-            ids[k + second] = ids[k + first];
-            // The same in the row after it comes too late.
-            ids[2 * k + 1] = ids[2 * k];
-            assert_eq!(repeated(&ids, k, 151_936), Some((1, ids[k + first])), "{first} {second}");
-        }
-    }
-    // Rows so long that the other way of looking is taken, and so many that marks come again.
-    for (k, count) in [(128, 200), (129, 3), (1000, 2), (64, 700), (3, 6_000)] {
-        let row: Vec<u32> = (0..k as u32).map(|n| n * 2_371 % 151_936).collect();
-        let mut ids = row.repeat(count);
-        assert_eq!(repeated(&ids, k, 151_936), None, "{k}");
-        // 16,384 apart: the same place, other ids.
-        ids[k * (count - 1) + 1] = ids[0] + 16_384;
-        assert_eq!(repeated(&ids, k, 151_936), None, "{k}");
-        ids[k * count - 1] = ids[0];
-        assert_eq!(repeated(&ids, k, 151_936), Some((count - 1, ids[0])), "{k}");
-    }
-    // Of several, the one whose second place comes first.
-    assert_eq!(repeated(&[7, 9, 8, 9, 7, 7], 6, 10), Some((0, 9)));
 }
 
 /// Rows of one length of numbers at every scale, or all near each other.

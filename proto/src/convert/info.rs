@@ -6,7 +6,7 @@ use distill::codec::Codec;
 use distill::fingerprint::{Fingerprint, NotAFingerprint};
 use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, TeacherFacts};
 
-use super::{codec_to_wire, printable};
+use super::{codec_from_wire, codec_to_wire, printable};
 use crate::limits::{MAX_MESSAGE_BYTES, MIN_REPLY_BYTES};
 use crate::v1;
 
@@ -198,11 +198,7 @@ fn signal_from_wire(number: i32) -> Option<SignalKind> {
 
 /// In an offer, unlike in a request, unspecified names no codec.
 fn offered_codec(number: i32) -> Option<Codec> {
-    match v1::Codec::try_from(number).ok()? {
-        v1::Codec::Unspecified => None,
-        v1::Codec::Packed => Some(Codec::Packed),
-        v1::Codec::Raw => Some(Codec::Raw),
-    }
+    codec_from_wire(number).filter(|_| number != v1::Codec::Unspecified as i32)
 }
 
 /// Whole seconds, rounded up: less than one is not none.

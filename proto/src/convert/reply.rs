@@ -36,7 +36,8 @@ pub struct Stamp {
 
 /// An upper bound of the encoded size of a reply with `rows` positions.
 pub(super) fn message_bytes(rows: usize, k: usize, layout: Layout) -> usize {
-    rows.saturating_mul(layout.row_bytes(k).saturating_add(4)).saturating_add(ENVELOPE_BYTES)
+    let next = rows.saturating_mul(4);
+    layout.bytes(rows, k).saturating_add(next).saturating_add(ENVELOPE_BYTES)
 }
 
 /// The answer to a job as messages in position order, each of at most `stamp.max_reply_bytes`. A
@@ -70,15 +71,16 @@ pub fn score_replies(
         what: "the log-probability of the next token",
         found,
     })?;
-    let room = stamp.max_reply_bytes.saturating_sub(ENVELOPE_BYTES);
-    let rows_a_message = (room / (job.layout().row_bytes(k) + 4)).max(1);
+    let layout = job.layout();
+    let room = stamp.max_reply_bytes.saturating_sub(ENVELOPE_BYTES + layout.head_bytes());
+    let rows_a_message = (room / (layout.row_bytes(k) + 4)).max(1);
     let checksum = token_checksum(&job.tokens);
     let positions: Vec<u32> = job.positions().collect();
     let starts = (0..rows).step_by(rows_a_message);
     starts
         .map(|start| {
             let end = (start + rows_a_message).min(rows);
-            let payload = codec::encode(signal, start..end, job.layout())?;
+            let payload = codec::encode(signal, start..end, layout)?;
             let next = codec::float_bytes(&next_logprob[start..end]);
             Ok(v1::ScoreReply {
                 id: job.id,

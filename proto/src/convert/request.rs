@@ -29,8 +29,8 @@ pub fn score_job(
     let classes = check_classes(request.vocab_size as usize, server)?;
     let k = request.top_k as usize;
     check_top_k(k, classes, server)?;
-    let layout = Layout { codec, ids: signal == SignalKind::TopK };
-    check_row(k, layout, classes, server)?;
+    let layout = Layout { codec, classes: (signal == SignalKind::TopK).then_some(classes) };
+    check_row(k, layout, server)?;
     let unknown = RequestError::UnknownPriority { found: request.priority };
     let priority = priority_from_wire(request.priority).ok_or(unknown)?;
     let tokens = check_tokens(&request.tokens, classes, server)?;
@@ -123,14 +123,9 @@ fn check_classes(found: usize, server: &TeacherFacts) -> Result<usize, RequestEr
 }
 
 /// One position must fit into a reply, or no reply could be made.
-fn check_row(
-    k: usize,
-    layout: Layout,
-    classes: usize,
-    server: &TeacherFacts,
-) -> Result<(), RequestError> {
-    let codec = layout.codec;
-    if layout.ids && codec == Codec::Packed && classes > MAX_PACKED_CLASSES {
+fn check_row(k: usize, layout: Layout, server: &TeacherFacts) -> Result<(), RequestError> {
+    let Layout { codec, classes } = layout;
+    if let Some(classes) = classes.filter(|&n| codec != Codec::Raw && n > MAX_PACKED_CLASSES) {
         return Err(RequestError::PackedClasses { classes });
     }
     let (found, limit) = (reply::message_bytes(1, k, layout), server.limits.max_reply_bytes);

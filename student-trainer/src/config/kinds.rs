@@ -71,6 +71,21 @@ choice! {
 }
 
 choice! {
+    /// How the teacher's answers are laid out on the wire.
+    CodecKind {
+        /// 5 bytes a class.
+        #[default]
+        Packed = "packed",
+        /// 8 bytes a class, exact.
+        Raw = "raw",
+        /// Under 4 bytes a class, with the error of the packed one.
+        Compact = "compact",
+        /// Under 3 bytes a class, values in 8 bits.
+        Compact8 = "compact8",
+    }
+}
+
+choice! {
     /// How the learning rate moves, as in transformers.
     SchedulerKind {
         /// Always the same.

@@ -172,7 +172,11 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(LOSS, TRAIN, ("signal", "top-k|sampled|full|coded", "top-k"),
         "What the teacher sends of each position; only top-k is offered yet"),
     option(LOSS, TRAIN, ("top-k", "K", "64"),
-        "Classes the teacher names per position; 5 bytes each"),
+        "Classes the teacher names per position; 5 bytes each with the codec packed"),
+    option(LOSS, TRAIN, ("codec", "packed|raw|compact|compact8", "packed"),
+        "Layout of the teacher's answers: 340, 524, 254 or 190 bytes a position for the top 64 of \
+         151936. raw is exact; in packed and compact a value is off by at most 1/131070 of its \
+         position's range, in compact8 by 1/510. Above 16777216 classes always raw"),
     option(LOSS, TRAIN, ("tail", "bucket|renormalise", "bucket"),
         "What becomes of the classes outside the top k: one more outcome (exact), or dropped \
          (biased; for comparison)"),
@@ -183,6 +187,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "What the teacher sends of each position; only top-k is offered yet"),
     option(COMPARISON, EVAL, ("top-k", "K", "64"),
         "Classes the teacher names per position, for KL"),
+    option(COMPARISON, EVAL, ("codec", "packed|raw|compact|compact8", "packed"),
+        "Layout of the teacher's answers, as in training"),
     option(COMPARISON, EVAL, ("tail", "bucket|renormalise", "bucket"),
         "How KL takes the classes outside the top k: as one more outcome, or not at all"),
 

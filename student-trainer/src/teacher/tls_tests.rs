@@ -10,6 +10,7 @@ use tonic::transport::{Identity, ServerTlsConfig};
 
 use super::vllm_tests::StandIn;
 use super::*;
+use crate::config::CodecKind;
 use crate::testing::{FakeTeacher, Served, tiny_source};
 
 /// What no error may take: it would have been tried again until then.
@@ -72,7 +73,7 @@ fn serve(dir: &Path, tls: ServerTlsConfig, token: Option<&'static str>) -> Serve
 
 fn connect(url: &str, papers: Papers) -> Result<Teacher, String> {
     let dir = tempfile::tempdir().unwrap();
-    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5);
+    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
     let access = Access::read(papers).unwrap();
     let network = Network::start().unwrap();
     let begin = Instant::now();
@@ -186,7 +187,7 @@ fn the_token_goes_with_every_call() {
     // The alignment proof asks for scores.
     let source = tiny_source(dir.path());
     let rows = crate::testing::row_set("train.jsonl", crate::testing::rows(3, 1));
-    let facts = source.student_facts([&rows.sequences, &[]], 5);
+    let facts = source.student_facts([&rows.sequences, &[]], 5, CodecKind::Packed);
     let ask = crate::feed::Ask {
         temperature: 2.0,
         top_k: 5,

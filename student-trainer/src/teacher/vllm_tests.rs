@@ -10,7 +10,7 @@ use distill::signal::log_sum_exp;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::TailKind;
+use crate::config::{CodecKind, TailKind};
 use crate::feed::{Ask, Feed};
 use crate::setup::{join_teacher, tail};
 use crate::testing::{CLASSES, FakeTeacher, logits, row_set, rows, tiny_source};
@@ -168,7 +168,7 @@ fn join(
     let dir = tempfile::tempdir().unwrap();
     let source = tiny_source(dir.path());
     let set = row_set("train.jsonl", rows(9, 4));
-    let facts = source.student_facts([&set.sequences, &[]], ask.top_k);
+    let facts = source.student_facts([&set.sequences, &[]], ask.top_k, CodecKind::Packed);
     let (network, urls) = (Network::start().unwrap(), [url.to_owned()]);
     let (mut noted, stop) = (String::new(), Stop::default());
     let note = &mut |text: &str| noted.push_str(text);
@@ -286,7 +286,7 @@ fn another_model_behind_the_address_stops_the_run() {
 fn rows_beyond_its_context_are_refused_before_anything_is_asked() {
     let theirs = StandIn::serve(None);
     let dir = tempfile::tempdir().unwrap();
-    let mut facts = tiny_source(dir.path()).student_facts([&[], &[]], 5);
+    let mut facts = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
     let network = Network::start().unwrap();
     let mut connect = |length| {
         facts.max_length = length;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-use distill::codec::{Codec, Layout, token_bytes};
+use distill::codec::{Layout, token_bytes};
 use distill::handshake::TeacherFacts;
 use proto::convert::{ScoreJob, Times, score_job};
 use proto::v1;
@@ -67,7 +67,7 @@ impl Asked {
                 ..Default::default()
             };
             let job = score_job(&request, facts).map_err(|error| wrong(error.to_string()))?;
-            held += rows.len() * Layout { codec: Codec::Raw, ids: true }.row_bytes(k);
+            held += rows.len() * Layout::PLAIN.row_bytes(k);
             jobs.push((!rows.is_empty()).then_some(job));
         }
         let limit = facts.limits.max_held_bytes_per_stream;

@@ -195,9 +195,10 @@ pub enum RequestError {
         /// Classes.
         classes: usize,
     },
-    /// More classes than the packed codec can name.
+    /// More classes than every codec but the raw one can name.
     #[error(
-        "{classes} classes, but CODEC_PACKED names at most {MAX_PACKED_CLASSES}: ask for CODEC_RAW"
+        "{classes} classes, but every codec but CODEC_RAW names at most {MAX_PACKED_CLASSES}: ask for \
+         that one"
     )]
     PackedClasses {
         /// Classes.
@@ -206,7 +207,7 @@ pub enum RequestError {
     /// One position alone that exceeds a reply.
     #[error(
         "one position of top_k {k} in codec {codec} takes a reply of {found} bytes, this server \
-         sends at most {limit} (max_reply_bytes): lower top_k or use the codec packed"
+         sends at most {limit} (max_reply_bytes): lower top_k or use a codec of fewer bytes"
     )]
     RowTooLarge {
         /// Entries a position.

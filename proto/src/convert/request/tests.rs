@@ -21,7 +21,7 @@ pub(crate) fn server() -> TeacherFacts {
         tokenizer_size: 90,
         limits: Limits { max_sequence_tokens: 12, max_top_k: 16, ..DEFAULT_LIMITS },
         signals: vec![SignalKind::TopK, SignalKind::Candidates],
-        codecs: vec![Codec::Packed, Codec::Raw],
+        codecs: Codec::ALL.to_vec(),
         protocol_version: 1,
         server_version: "0.1.0".to_string(),
         dtype: "f32".to_string(),
@@ -88,7 +88,7 @@ fn rows_positions_and_next_tokens_are_those_asked_for() {
 #[test]
 fn every_bad_request_is_refused_by_name_with_both_values() {
     type Change = fn(&mut v1::ScoreRequest);
-    let offered = || "packed, raw".to_string();
+    let offered = || "packed, raw, compact, compact8".to_string();
     let signals = || "top-k, candidates".to_string();
     let cases: Vec<(Change, RequestError)> = vec![
         (|r| r.tokens.clear(), RequestError::Empty),
@@ -146,7 +146,7 @@ fn every_bad_request_is_refused_by_name_with_both_values() {
         ),
         (|r| name(r, &[1, 2, 3, 3, 5, 6]), RequestError::DuplicateCandidate { row: 1, found: 3 }),
         (|r| name(r, &[7, 7]), RequestError::DuplicateCandidate { row: 0, found: 7 }),
-        (|r| r.codec = 3, RequestError::UnknownCodec { found: 3, offered: offered() }),
+        (|r| r.codec = 5, RequestError::UnknownCodec { found: 5, offered: offered() }),
         (
             |r| r.positions = ranges(&[(0, 1), (2, 2)]),
             RequestError::EmptyRange { index: 1, first: 2, end: 2 },
@@ -195,10 +195,12 @@ fn what_this_server_does_not_offer_is_refused() {
 #[test]
 fn more_classes_than_three_bytes_name_need_the_raw_codec() {
     let vast = TeacherFacts { vocab_size: (1 << 24) + 1, ..server() };
-    let packed = v1::ScoreRequest { codec: 1, vocab_size: 0, ..score_request(&job()) };
-    let wanted = RequestError::PackedClasses { classes: (1 << 24) + 1 };
-    assert_eq!(score_job(&packed, &vast), Err(wanted));
-    assert!(score_job(&v1::ScoreRequest { codec: 2, ..packed }, &vast).is_ok());
+    let asked = |codec| v1::ScoreRequest { codec, vocab_size: 0, ..score_request(&job()) };
+    for codec in [0, 1, 3, 4] {
+        let wanted = RequestError::PackedClasses { classes: (1 << 24) + 1 };
+        assert_eq!(score_job(&asked(codec), &vast), Err(wanted), "{codec}");
+    }
+    assert!(score_job(&asked(2), &vast).is_ok());
 }
 
 #[test]
@@ -237,7 +239,7 @@ proptest! {
         of_each in any::<bool>(),
         priority in -1i32..5,
         top_k in prop_oneof![0u32..20, any::<u32>()],
-        codec in -1i32..4,
+        codec in -1i32..6,
         vocab_size in prop_oneof![Just(0u32), 85u32..100, any::<u32>()],
     ) {
         let mut positions = ranges(&positions);
