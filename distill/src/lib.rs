@@ -4,7 +4,7 @@
 //! arguments. Everything here is tested in seconds, and the tensor code of `model` is tested
 //! against it.
 //!
-//! Reading order: [`batch`] (tokens), [`signal`], [`codec`] and [`coded`] (what a teacher says of them),
+//! Reading order: [`batch`] (tokens), [`signal`], [`codec`], [`hidden`] and [`coded`] (what a teacher says of them),
 //! [`mod@reference`] (the loss and its gradient, in float64), [`schedule`], [`order`], [`perplexity`]
 //! (training arithmetic), [`window`] and [`backoff`] (requests in flight), [`queue`] (what waits for
 //! the teacher's device, and whose turn it is) and [`share`] (who may have how much of a bound), [`handshake`] and
@@ -16,6 +16,7 @@ pub mod codec;
 pub mod coded;
 pub mod fingerprint;
 pub mod handshake;
+pub mod hidden;
 pub mod order;
 pub mod perplexity;
 pub mod queue;

@@ -17,7 +17,7 @@ use proto::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
 use serde::{Serialize, Serializer};
 
 pub use kinds::{
-    ChatTemplateUse, Choice, CodecKind, DtypeChoice, LossOn, ProgressKind, RecomputeChoice, Resume,
+    ChatTemplateUse, Choice, CodecKind, DivergenceKind, DtypeChoice, LossOn, ProgressKind, RecomputeChoice, Resume,
     SaveDtype, SchedulerKind, SignalKind, StudentInit, TailKind,
 };
 pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
@@ -57,6 +57,8 @@ pub struct Config {
     pub top_k: usize,
     pub codec: CodecKind,
     pub tail: TailKind,
+    pub divergence: DivergenceKind,
+    pub beta: f64,
     pub learning_rate: f64,
     pub lr_scheduler_type: SchedulerKind,
     pub warmup_steps: usize,
@@ -107,6 +109,8 @@ pub struct EvalConfig {
     pub top_k: usize,
     pub codec: CodecKind,
     pub tail: TailKind,
+    pub divergence: DivergenceKind,
+    pub beta: f64,
     pub per_device_train_batch_size: usize,
     pub device: String,
     pub dtype: DtypeChoice,
@@ -155,6 +159,8 @@ impl Config {
             top_k: top_k(&mut r),
             codec: r.choice("codec"),
             tail: r.choice("tail"),
+            divergence: r.choice("divergence"),
+            beta: beta(&mut r),
             learning_rate: not_negative(&mut r, "learning-rate"),
             lr_scheduler_type: r.choice("lr-scheduler-type"),
             warmup_steps: r.number("warmup-steps", .., "a whole number of steps from 0"),
@@ -185,6 +191,7 @@ impl Config {
             progress: r.choice("progress"),
         };
         let config = Self { max_steps: steps_or_epochs(&mut r, config.max_steps), ..config };
+        comparison(&mut r, config.divergence, config.tail);
         contradictions(&mut r, &config);
         r.finish(config)
     }
@@ -215,12 +222,15 @@ impl EvalConfig {
             top_k: top_k(&mut r),
             codec: r.choice("codec"),
             tail: r.choice("tail"),
+            divergence: r.choice("divergence"),
+            beta: beta(&mut r),
             per_device_train_batch_size: count(&mut r, "per-device-train-batch-size"),
             device: device(&mut r),
             dtype: r.choice("dtype"),
             progress: r.choice("progress"),
             json: r.switch("json"),
         };
+        comparison(&mut r, config.divergence, config.tail);
         r.finish(config)
     }
 }
@@ -280,6 +290,27 @@ fn signal(r: &mut Reader<'_>) -> SignalKind {
         r.fault(format!("--signal {kind} is not offered yet; use top-k"));
     }
     kind
+}
+
+fn beta(r: &mut Reader<'_>) -> f64 {
+    r.number("beta", 0.0..=1.0, "a number from 0 to 1")
+}
+
+/// Divergences that the rest of the signal, or nobody, can make something of.
+fn comparison(r: &mut Reader<'_>, divergence: DivergenceKind, tail: TailKind) {
+    let layers = r.layers();
+    if tail == TailKind::Renormalise && divergence != DivergenceKind::ForwardKl {
+        r.fault(format!(
+            "--divergence {divergence} needs --tail bucket: where the teacher's mass outside the top k \
+             is dropped, only forward-kl has a meaning"
+        ));
+    }
+    let weighs = matches!(divergence, DivergenceKind::Jsd | DivergenceKind::Mixture);
+    if !weighs && layers.given("beta") == Some(&Origin::Flag) {
+        r.fault(format!(
+            "--beta says nothing with --divergence {divergence}; it is for jsd and mixture"
+        ));
+    }
 }
 
 /// A device this build can compute on.

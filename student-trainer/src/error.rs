@@ -11,6 +11,7 @@ use model::save::SaveError;
 use model::student::StudentError;
 
 use crate::checkpoint::CheckpointError;
+use crate::config::DivergenceKind;
 use crate::data::DataError;
 use crate::outputs::OutputError;
 use crate::teacher::TeacherError;
@@ -147,6 +148,20 @@ pub enum TrainError {
     SeveralTeachers {
         /// How many.
         found: usize,
+    },
+    /// A divergence the teacher's answers do not suffice for.
+    #[error(
+        "--divergence {divergence} needs the mass of the tokens a teacher does not send, which {url} \
+         cannot say at --temperature {temperature}: use --divergence forward-kl or --temperature 1, or \
+         teacher-server, which says it at every temperature"
+    )]
+    Divergence {
+        /// The teacher's address.
+        url: String,
+        /// What was wanted.
+        divergence: DivergenceKind,
+        /// The temperature.
+        temperature: f32,
     },
     /// A held-out set without a scored token.
     #[error("the held-out rows have no scored token: check --eval-file and --loss-on")]

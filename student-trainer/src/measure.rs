@@ -80,13 +80,14 @@ pub fn measure(
     let reach = (&config.teacher[..], &config.access);
     let who = (&source.tokenizer, &facts);
     let teacher = setup::join_teacher(&network, reach, who, ask, &rows, note, stop)?;
-    let tail = setup::tail(config.tail, teacher.as_ref(), note);
+    let tail = setup::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
+    let compared = (tail, config.divergence.with(config.beta));
     let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
     let model = load(&source, config)?;
     let settings = EvalSettings {
         classes,
         rows_at_once: config.per_device_train_batch_size,
-        loss: setup::loss(0.0, config.temperature, tail, model.precision()),
+        loss: setup::loss(0.0, config.temperature, compared, model.precision()),
     };
     let count = rows.len();
     // Each row is asked for once: nothing need be kept.

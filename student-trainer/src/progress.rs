@@ -267,7 +267,9 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
     if config.alpha > 0.0 {
         line("loss", {
             let (alpha, t, tail) = (config.alpha, config.temperature, facts.tail);
-            format!("alpha {alpha}, temperature {t}, {} {} + {tail}", config.signal, config.top_k)
+            let divergence = config.divergence.with(config.beta);
+            let signal = format!("{} {} + {tail}", config.signal, config.top_k);
+            format!("alpha {alpha}, temperature {t}, {divergence} on {signal}")
         });
     }
     line("steps", {

@@ -97,7 +97,7 @@ impl Run {
         let note = &mut |text: &str| observer.note(text);
         let who = (&source.tokenizer, &facts);
         let teacher = setup::join_teacher(&network, reach, who, ask, &rows, note, stop)?;
-        let tail = setup::tail(config.tail, teacher.as_ref(), note);
+        let tail = setup::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
         let config = &Config { tail, ..config.clone() };
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
         let plan = plan(config, rows.len());
@@ -135,7 +135,12 @@ impl Run {
             saving: None,
             progress,
             schedule,
-            loss: setup::loss(config.alpha, config.temperature, config.tail, precision),
+            loss: setup::loss(
+                config.alpha,
+                config.temperature,
+                (config.tail, config.divergence.with(config.beta)),
+                precision,
+            ),
             classes,
             rows_at_once: config.per_device_train_batch_size,
             max_grad_norm: Some(config.max_grad_norm).filter(|norm| norm.is_finite()),

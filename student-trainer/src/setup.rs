@@ -24,7 +24,7 @@ use model::student::{Student, StudentError, Training};
 
 use crate::checkpoint;
 use crate::config::{
-    CodecKind, Config, DtypeChoice, RecomputeChoice, Resume, StudentInit, TailKind,
+    CodecKind, Config, DivergenceKind, DtypeChoice, RecomputeChoice, Resume, StudentInit, TailKind,
 };
 use crate::data::{self, RowSet, TokenizeOptions};
 use crate::error::TrainError;
@@ -180,14 +180,22 @@ pub(crate) fn join_teacher(
 
 /// How the loss takes the tokens that are not sent: as wished, or as the teacher's signal allows;
 /// notes it when that is less.
+///
+/// # Errors
+/// [`TrainError::Divergence`] where that is too little for the divergence wanted.
 pub(crate) fn tail(
     wish: TailKind,
+    divergence: DivergenceKind,
     teacher: Option<&(Teacher, Ask)>,
     note: &mut dyn FnMut(&str),
-) -> TailKind {
-    let Some((teacher, ask)) = teacher else { return wish };
+) -> Result<TailKind, TrainError> {
+    let Some((teacher, ask)) = teacher else { return Ok(wish) };
     if teacher.knows_mass(f64::from(ask.temperature)) {
-        return wish;
+        return Ok(wish);
+    }
+    if divergence != DivergenceKind::ForwardKl {
+        let (url, temperature) = (teacher.url().to_owned(), ask.temperature);
+        return Err(TrainError::Divergence { url, divergence, temperature });
     }
     note(&format!(
         "teacher {} gives log-probabilities at temperature 1 alone: at --temperature {} the mass of \
@@ -198,7 +206,7 @@ pub(crate) fn tail(
         ask.temperature,
         ask.top_k
     ));
-    TailKind::Renormalise
+    Ok(TailKind::Renormalise)
 }
 
 /// A teacher's error, with the place of the row it speaks of.
@@ -221,14 +229,14 @@ pub(crate) fn at_row(source: TeacherError, rows: &RowSet) -> TrainError {
 pub(crate) fn loss(
     alpha: f64,
     temperature: f64,
-    tail: TailKind,
+    (tail, divergence): (TailKind, Divergence),
     precision: Precision,
 ) -> LossSettings {
     let tail = match tail {
         TailKind::Bucket => Tail::Bucket,
         TailKind::Renormalise => Tail::Renormalise,
     };
-    LossSettings { alpha, temperature, divergence: Divergence::ForwardKl, tail, precision }
+    LossSettings { alpha, temperature, divergence, tail, precision }
 }
 
 /// The arithmetic a choice means on a device.

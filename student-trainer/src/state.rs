@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CheckpointError;
-use crate::config::{Choice as _, CodecKind, Config, SchedulerKind};
+use crate::config::{Choice as _, CodecKind, Config, DivergenceKind, SchedulerKind};
 use crate::observer::{EvalReport, StepReport};
 
 /// The file of it within a checkpoint.
@@ -15,13 +15,15 @@ const FILE: &str = "training.json";
 
 /// Options that decide what the steps compute. A resumed run must have the same; all others (how
 /// long, how often to evaluate and save, where to) may change.
-const DECISIVE: [&str; 22] = [
+const DECISIVE: [&str; 24] = [
     "alpha",
     "temperature",
     "signal",
     "top_k",
     "codec",
     "tail",
+    "divergence",
+    "beta",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -159,9 +161,15 @@ pub fn load(dir: &Path, identity: &Identity) -> Result<Progress, CheckpointError
     })?;
     let mut saved: Saved = serde_json::from_str(&text)
         .map_err(|e| CheckpointError::Unreadable { path, reason: e.to_string() })?;
-    // Runs of releases without the option had this one.
-    let packed = || CodecKind::Packed.word().into();
-    saved.identity.values.entry("codec").or_insert_with(packed);
+    // Runs of releases without these options had these.
+    let later: [(&str, Value); 3] = [
+        ("codec", CodecKind::Packed.word().into()),
+        ("divergence", DivergenceKind::ForwardKl.word().into()),
+        ("beta", 0.5.into()),
+    ];
+    for (key, value) in later {
+        saved.identity.values.entry(key).or_insert(value);
+    }
     if let Some((key, wanted, found)) = identity.differs(&saved.identity) {
         return Err(CheckpointError::OtherRun { dir: dir.to_owned(), key, found, wanted });
     }
@@ -185,7 +193,7 @@ mod tests {
     use crate::testing::config;
 
     #[test]
-    fn a_checkpoint_of_a_release_without_codecs_is_one_of_the_packed_codec() {
+    fn a_checkpoint_of_a_release_without_an_option_had_its_default() {
         let dir = tempfile::tempdir().unwrap();
         let identity = |codec| {
             let config = config(dir.path(), &[("alpha", "0"), ("codec", codec)]);
@@ -193,6 +201,8 @@ mod tests {
         };
         let mut old = identity("packed");
         assert_eq!(old.values.remove("codec"), Some("packed".into()));
+        assert_eq!(old.values.remove("divergence"), Some("forward-kl".into()));
+        assert_eq!(old.values.remove("beta"), Some(0.5.into()));
         save(dir.path(), &Progress::default(), &old).unwrap();
         assert_eq!(load(dir.path(), &identity("packed")).unwrap(), Progress::default());
         let error = load(dir.path(), &identity("compact8")).unwrap_err();

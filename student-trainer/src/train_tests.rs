@@ -135,6 +135,39 @@ fn the_numbers_of_a_step_are_those_of_the_reference() {
     assert_eq!(summary.student_perplexity_before, summary.student_perplexity_after);
 }
 
+/// Every divergence reaches loss, log and evaluation: those of the ends of beta are the KLs, a mixture
+/// is what it says. That each is right, the operation's own tests show.
+#[test]
+fn a_divergence_is_what_its_beta_says() {
+    let root = tempfile::tempdir().unwrap();
+    let served = serve(root.path());
+    let with = |divergence: &str, beta: &str| {
+        let mut told = Recorder::default();
+        let mut options = vec![
+            ("max-steps", "1"),
+            ("learning-rate", "0"),
+            ("temperature", "1"),
+            ("divergence", divergence),
+        ];
+        options.extend((!beta.is_empty()).then_some(("beta", beta)));
+        let out = format!("{divergence}-{beta}");
+        let summary =
+            run(root.path(), &out, &served.url, &options, &mut told, &Stop::default()).unwrap();
+        [told.steps[0].kl.unwrap(), summary.eval_kl_after.unwrap()]
+    };
+    let (forward, reverse) = (with("forward-kl", ""), with("reverse-kl", ""));
+    let (mixture, jsd) = (with("mixture", "0.25"), with("jsd", "0.5"));
+    assert_eq!((with("jsd", "0"), with("jsd", "1")), (forward, reverse));
+    for ((forward, reverse), (mixture, jsd)) in
+        forward.into_iter().zip(reverse).zip(mixture.into_iter().zip(jsd))
+    {
+        assert!((forward / reverse - 1.0).abs() > 1e-3, "{forward} {reverse}");
+        assert!((mixture - 0.75 * forward - 0.25 * reverse).abs() < 1e-6 * forward, "{mixture}");
+        // Lin 1991: at most a quarter of the mean of both.
+        assert!(jsd > 0.0 && jsd <= (forward + reverse) / 8.0, "{jsd} {forward} {reverse}");
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_bits_and_another_seed_others() {
     let root = tempfile::tempdir().unwrap();

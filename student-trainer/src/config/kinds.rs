@@ -1,5 +1,6 @@
 //! The settings that are a choice among words.
 
+use model::ops::head::Divergence;
 use serde::{Serialize, Serializer};
 
 /// A setting with a fixed list of words, spelled the same in flags, variables, files and reports.
@@ -56,6 +57,33 @@ choice! {
         Full = "full",
         /// The hidden state, coded in the metric of its softmax.
         Coded = "coded",
+    }
+}
+
+choice! {
+    /// How far the student is said to be from the teacher.
+    DivergenceKind {
+        /// KL(teacher || student): the student covers all that the teacher holds possible.
+        #[default]
+        ForwardKl = "forward-kl",
+        /// KL(student || teacher): the student keeps to what the teacher holds likely.
+        ReverseKl = "reverse-kl",
+        /// The generalised Jensen-Shannon divergence.
+        Jsd = "jsd",
+        /// Forward and reverse KL, weighed.
+        Mixture = "mixture",
+    }
+}
+
+impl DivergenceKind {
+    /// The divergence it means with this beta.
+    pub fn with(self, beta: f64) -> Divergence {
+        match self {
+            Self::ForwardKl => Divergence::ForwardKl,
+            Self::ReverseKl => Divergence::ReverseKl,
+            Self::Jsd => Divergence::Jsd { beta },
+            Self::Mixture => Divergence::Mixture { beta },
+        }
     }
 }
 

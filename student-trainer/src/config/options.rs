@@ -180,6 +180,14 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(LOSS, TRAIN, ("tail", "bucket|renormalise", "bucket"),
         "What becomes of the classes outside the top k: one more outcome (exact), or dropped \
          (biased; for comparison)"),
+    option(LOSS, TRAIN, ("divergence", "NAME", "forward-kl"),
+        "forward-kl, KL(teacher || student); reverse-kl, KL(student || teacher); jsd, the generalised \
+         Jensen-Shannon divergence of --beta; mixture, (1 - beta) forward + beta reverse. On the \
+         top k and, as one more outcome, the rest"),
+    option(LOSS, TRAIN, ("beta", "0..1", "0.5"),
+        "For --divergence jsd, beta KL(teacher || m) + (1 - beta) KL(student || m) with m = beta \
+         teacher + (1 - beta) student, as in TRL: 0 is forward-kl, 1 reverse-kl; for mixture the \
+         weight of reverse-kl"),
     option(COMPARISON, EVAL, ("temperature", "T", "5.0"),
         "Softens both distributions before KL is taken, 0.0001 to 1000000. Perplexity and \
          agreement do not depend on it"),
@@ -191,6 +199,10 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Layout of the teacher's answers, as in training"),
     option(COMPARISON, EVAL, ("tail", "bucket|renormalise", "bucket"),
         "How KL takes the classes outside the top k: as one more outcome, or not at all"),
+    option(COMPARISON, EVAL, ("divergence", "NAME", "forward-kl"),
+        "The divergence that is reported: forward-kl, reverse-kl, jsd or mixture, as in training"),
+    option(COMPARISON, EVAL, ("beta", "0..1", "0.5"),
+        "Of --divergence jsd and mixture, as in training"),
 
     option(OPTIMISER, TRAIN, ("learning-rate", "RATE", "5e-5"),
         "Peak learning rate of AdamW"),

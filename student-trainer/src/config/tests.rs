@@ -188,6 +188,8 @@ fn contradictions_are_refused() {
         (&[("overwrite-output-dir", "true"), ("resume-from-checkpoint", "auto")], "contradict"),
         (&[("eval-steps", "5")], "--eval-steps says nothing without --eval-file"),
         (&[("max-steps", "5"), ("num-train-epochs", "2")], "give one of them"),
+        (&[("divergence", "jsd"), ("tail", "renormalise")], "jsd needs --tail bucket"),
+        (&[("beta", "0.3")], "--beta says nothing with --divergence forward-kl"),
         (&[("signal", "sampled")], "--signal sampled is not offered yet; use top-k"),
     ] {
         let found = faults(flags);

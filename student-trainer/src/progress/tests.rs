@@ -107,7 +107,7 @@ fn the_banner_names_both_models_and_what_matters() {
         "Qwen/Qwen3-4B 1cfa9a7  (4.02 B parameters, bf16 on cuda:0) at grpc://10.0.0.7:50051",
         "fingerprint 0123456789ab",
         "9,846 rows, 4.5 M tokens an epoch; 100 held-out rows",
-        "alpha 0.7, temperature 5, top-k 64 + bucket",
+        "alpha 0.7, temperature 5, forward-kl on top-k 64 + bucket",
         "7386 of 4 rows, learning rate 5e-5 constant",
     ] {
         assert!(text.contains(piece), "{piece} is not in\n{text}");

@@ -10,7 +10,7 @@ use distill::signal::log_sum_exp;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::{CodecKind, TailKind};
+use crate::config::{CodecKind, DivergenceKind, TailKind};
 use crate::feed::{Ask, Feed};
 use crate::setup::{join_teacher, tail};
 use crate::testing::{CLASSES, FakeTeacher, logits, row_set, rows, tiny_source};
@@ -176,7 +176,8 @@ fn join(
     let joined = join_teacher(&network, (&urls, access), who, ask, &set, note, &stop);
     let joined = joined.map_err(|error| error.to_string())?.unwrap();
     assert_eq!(
-        tail(TailKind::Bucket, Some(&joined), note) == TailKind::Bucket,
+        tail(TailKind::Bucket, DivergenceKind::ForwardKl, Some(&joined), note).unwrap()
+            == TailKind::Bucket,
         joined.0.knows_mass(f64::from(ask.temperature))
     );
     Ok((network, joined.0, set.sequences, noted))
@@ -228,6 +229,13 @@ fn at_another_temperature_it_is_said_plainly_what_is_missing() {
     }
     let (_, _, _, noted) = join(&theirs.url(), &Access::default(), ask(1.0, 5)).unwrap();
     assert!(!noted.contains("renormalise"), "{noted}");
+    let told = Some((teacher, ask(5.0, 5)));
+    let with = |kind| tail(TailKind::Bucket, kind, told.as_ref(), &mut |_| ());
+    let refused = with(DivergenceKind::ReverseKl).unwrap_err().to_string();
+    for piece in ["--divergence reverse-kl", "--temperature 5", theirs.url().as_str(), "teacher-server"] {
+        assert!(refused.contains(piece), "no {piece:?} in {refused}");
+    }
+    assert_eq!(with(DivergenceKind::ForwardKl).unwrap(), TailKind::Renormalise);
 }
 
 #[test]
