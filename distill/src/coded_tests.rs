@@ -116,7 +116,8 @@ fn a_hidden_state_is_the_mean_and_the_matrix_times_the_numbers() {
 #[test]
 fn the_finest_step_within_bytes_and_the_coarsest_within_an_error_are_chosen() {
     let rate = |rung, bytes, divergence| Rate { rung: Rung(rung), bytes, divergence };
-    let code = code(4, 4).with_rates(vec![rate(-4, 60.0, 1e-4), rate(0, 40.0, 1e-3), rate(4, 20.0, 1e-2)]);
+    let code =
+        code(4, 4).with_rates(vec![rate(-4, 60.0, 1e-4), rate(0, 40.0, 1e-3), rate(4, 20.0, 1e-2)]);
     assert_eq!(code.rung_for_bytes(44.0).map(|r| r.rung), Some(Rung(0)));
     assert_eq!(code.rung_for_bytes(60.0).map(|r| r.rung), Some(Rung(-4)));
     assert_eq!(code.rung_for_bytes(19.0), None);

@@ -27,8 +27,7 @@ pub enum HiddenForm {
     F32,
     /// Rounded to bfloat16.
     Bf16,
-    /// Signed bytes, a scale for each [`GROUP`]: off by at most 1/254 of the group's largest magnitude
-    /// (1/251 for the rounding of the scale).
+    /// Signed bytes, a scale for each [`GROUP`]: off by at most 1/251 of the group's largest magnitude.
     Int8,
     /// Half bytes of -7 to 7, a scale for each [`GROUP`]: off by at most 1/14 of the group's largest
     /// magnitude.
@@ -123,7 +122,9 @@ pub enum HiddenError {
         form: HiddenForm,
     },
     /// A wrong number of bytes.
-    #[error("{rows} hidden states of {width} numbers in form {form} take {wanted} bytes, found {found}")]
+    #[error(
+        "{rows} hidden states of {width} numbers in form {form} take {wanted} bytes, found {found}"
+    )]
     Length {
         /// The form.
         form: HiddenForm,
@@ -193,7 +194,9 @@ pub fn encode(states: &[f32], width: usize, form: HiddenForm) -> Result<Vec<u8>,
                 row.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
             }
             HiddenForm::Bf16 => row.iter().for_each(|&x| bytes.extend(to_bf16(x).to_le_bytes())),
-            HiddenForm::Int8 => row.chunks(GROUP).for_each(|group| put_group(&mut bytes, group, 127)),
+            HiddenForm::Int8 => {
+                row.chunks(GROUP).for_each(|group| put_group(&mut bytes, group, 127))
+            }
             HiddenForm::Int4 => row.chunks(GROUP).for_each(|group| put_group(&mut bytes, group, 7)),
         }
     }
@@ -221,7 +224,8 @@ pub fn decode(
                 values.extend(row.as_chunks::<4>().0.iter().map(|&x| f32::from_le_bytes(x)));
             }
             HiddenForm::Bf16 => {
-                values.extend(row.as_chunks::<2>().0.iter().map(|&x| of_bf16(u16::from_le_bytes(x))));
+                values
+                    .extend(row.as_chunks::<2>().0.iter().map(|&x| of_bf16(u16::from_le_bytes(x))));
             }
             HiddenForm::Int8 => get_groups(&mut values, row, width, 1),
             HiddenForm::Int4 => get_groups(&mut values, row, width, 2),
@@ -381,7 +385,8 @@ mod tests {
     #[test]
     fn what_is_not_such_rows_is_refused() {
         let bytes = encode(&[1.0; 6], 3, HiddenForm::Int8).unwrap();
-        let refused = |bytes: &[u8], rows, form| decode(bytes, rows, 3, form).unwrap_err().to_string();
+        let refused =
+            |bytes: &[u8], rows, form| decode(bytes, rows, 3, form).unwrap_err().to_string();
         assert!(refused(&bytes, 2, HiddenForm::Bf16).contains("[c1, 01, 02, 00]"));
         assert!(refused(&bytes, 3, HiddenForm::Int8).contains("take 15 bytes, found 10"));
         assert!(refused(&bytes[..3], 0, HiddenForm::Int8).contains("begin with"));

@@ -1,44 +1,13 @@
 //! What a teacher says of a position: the signals.
 
-use crate::hidden::{HiddenForm, HiddenRows};
-
-/// What a signal says of a position.
+/// Which tokens of a position a signal speaks of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Entries {
-    /// The k most probable tokens.
+    /// The k most probable.
     #[default]
     Top,
     /// Those the client names: k ids, the same at every position, or k for each position in turn.
     Named(Vec<u32>),
-    /// All of them, as the hidden state the output matrix is applied to. There is no k then.
-    Hidden(HiddenForm),
-}
-
-/// What a teacher said of some positions.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Signal {
-    /// k tokens of each.
-    Listed(TopK),
-    /// The hidden state of each, as it travelled.
-    Hidden(HiddenRows),
-}
-
-impl Signal {
-    /// Number of positions.
-    pub fn rows(&self) -> usize {
-        match self {
-            Self::Listed(signal) => signal.rows(),
-            Self::Hidden(states) => states.rows(),
-        }
-    }
-
-    /// The k tokens, where it lists them.
-    pub fn listed(&self) -> Option<&TopK> {
-        match self {
-            Self::Listed(signal) => Some(signal),
-            Self::Hidden(_) => None,
-        }
-    }
 }
 
 impl Entries {
@@ -48,7 +17,7 @@ impl Entries {
     /// When ids of each row are named and there is no such row.
     pub fn named_at(&self, row: usize, k: usize) -> Option<&[u32]> {
         match self {
-            Self::Top | Self::Hidden(_) => None,
+            Self::Top => None,
             Self::Named(ids) if ids.len() == k => Some(ids),
             Self::Named(ids) => Some(&ids[row * k..(row + 1) * k]),
         }

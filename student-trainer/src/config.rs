@@ -17,8 +17,8 @@ use proto::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
 use serde::{Serialize, Serializer};
 
 pub use kinds::{
-    ChatTemplateUse, Choice, CodecKind, DivergenceKind, DtypeChoice, LossOn, ProgressKind, RecomputeChoice, Resume,
-    SaveDtype, SchedulerKind, SignalKind, StudentInit, TailKind,
+    ChatTemplateUse, Choice, CodecKind, DivergenceKind, DtypeChoice, LossOn, ProgressKind,
+    RecomputeChoice, Resume, SaveDtype, SchedulerKind, SignalKind, StudentInit, TailKind,
 };
 pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
 pub use options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};

@@ -32,6 +32,9 @@ pub enum Command {
     /// Serves a model. This is what happens when no command is named.
     #[command(after_help = "`teacher-server health --help` describes the probe for containers.")]
     Serve(Box<ServeArgs>),
+    /// Makes the code of the model's hidden states from text like that which will be taught, keeps it
+    /// under the model's fingerprint, and shows what its steps take and cost.
+    Calibrate(Box<CalibrateArgs>),
     /// Asks a running server for its health: status 0 when it serves, 1 otherwise.
     Health(HealthArgs),
 }
@@ -95,6 +98,56 @@ pub struct ServeArgs {
     pub bounds: BoundArgs,
 }
 
+/// Flags of `calibrate`.
+#[derive(Clone, Debug, Args)]
+pub struct CalibrateArgs {
+    /// Hub id (`Qwen/Qwen3-4B`) or local directory in Hugging Face form.
+    #[arg(long, value_name = "MODEL", env = "TEACHER_SERVER_MODEL")]
+    pub model: String,
+    /// Branch, tag or commit on the hub [default: main].
+    #[arg(long, value_name = "REV", env = "TEACHER_SERVER_REVISION")]
+    pub revision: Option<String>,
+    /// Text: a .jsonl file, of whose rows all strings are taken, or a file that is text.
+    #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_CALIBRATION_DATA")]
+    pub data: PathBuf,
+    /// Tokens of the text that are used at most; at least two for each number of a hidden state.
+    #[arg(long, value_name = "N", env = "TEACHER_SERVER_CALIBRATION_TOKENS")]
+    #[arg(default_value_t = 8192, value_parser = at_least_1)]
+    pub tokens: u32,
+    /// Directory for calibrations [default: limbeck/calibration in $XDG_CACHE_HOME or ~/.cache].
+    #[arg(long, value_name = "DIR", env = "TEACHER_SERVER_CALIBRATION_DIR")]
+    pub calibration_dir: Option<PathBuf>,
+    /// `auto`, `cpu` or `cuda:N`.
+    #[arg(long, value_name = "DEVICE", env = "TEACHER_SERVER_DEVICE", default_value = "auto")]
+    #[arg(value_parser = device)]
+    pub device: String,
+    /// Arithmetic of the matrix products; `auto` is f32 on a CPU and bf16 on a GPU.
+    #[arg(long, env = "TEACHER_SERVER_DTYPE", default_value = "auto")]
+    pub dtype: Dtype,
+    /// Threads for computing [default: one a processor].
+    #[arg(long, value_name = "N", env = "TEACHER_SERVER_THREADS", value_parser = at_least_1)]
+    pub threads: Option<u32>,
+}
+
+impl CalibrateArgs {
+    /// The directory for calibrations.
+    ///
+    /// # Errors
+    /// When neither the flag nor the environment names one.
+    pub fn dir(&self) -> Result<PathBuf, NoCacheDir> {
+        let of =
+            |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let cache = || of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")));
+        let kept = || cache().map(|cache| cache.join("limbeck/calibration"));
+        self.calibration_dir.clone().or_else(kept).ok_or(NoCacheDir)
+    }
+}
+
+/// There is no place for calibrations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("neither XDG_CACHE_HOME nor HOME is set: say with --calibration-dir where to keep it")]
+pub struct NoCacheDir;
+
 /// Flags of `health`.
 #[derive(Clone, Debug, Args)]
 pub struct HealthArgs {
@@ -157,7 +210,7 @@ impl Cli {
     /// What clap has to say; its `exit` prints it and ends with status 2 (0 for `--help`).
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut args: Vec<OsString> = args.into_iter().collect();
-        let named = ["serve", "health", "--version", "-V"];
+        let named = ["serve", "calibrate", "health", "--version", "-V"];
         let first = args.get(1).and_then(|a| a.to_str());
         if !first.is_some_and(|first| named.contains(&first)) {
             args.insert(1.min(args.len()), "serve".into());

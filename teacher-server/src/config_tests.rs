@@ -10,7 +10,7 @@ fn read(line: &str) -> Result<Cli, clap::Error> {
 fn serve(line: &str) -> ServeArgs {
     match read(line).unwrap().command {
         Command::Serve(args) => *args,
-        Command::Health(_) => panic!("{line} is no serve command"),
+        Command::Health(_) | Command::Calibrate(_) => panic!("{line} is no serve command"),
     }
 }
 
@@ -50,6 +50,20 @@ fn the_flags_of_serve_are_frozen() {
         let variable = argument.get_env().and_then(|env| env.to_str());
         assert_eq!(variable, Some(wanted.as_str()), "--{flag}");
     }
+}
+
+#[test]
+fn the_flags_of_calibrate_are_frozen() {
+    let mut cli = Cli::command();
+    cli.build();
+    let calibrate = cli.find_subcommand("calibrate").unwrap();
+    let flags: Vec<&str> = calibrate.get_arguments().filter_map(|arg| arg.get_long()).collect();
+    let wanted = "model revision data tokens calibration-dir device dtype threads help";
+    assert_eq!(flags.join(" "), wanted);
+    let line = "teacher-server calibrate --model m --data d --calibration-dir k";
+    let Command::Calibrate(args) = read(line).unwrap().command else { panic!("{line}") };
+    assert_eq!((args.dir(), args.tokens), (Ok("k".into()), 8192));
+    assert_eq!(read("teacher-server calibrate --model m").unwrap_err().exit_code(), 2);
 }
 
 #[test]

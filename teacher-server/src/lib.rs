@@ -4,7 +4,7 @@
 //! [`distill::queue`] admits it, [`engine`] packs it with others on the thread that owns the device, [`scorer`] is the model
 //! ([`qwen3_scorer`]) behind a trait, and the service sends the answer in chunks. What comes over HTTP
 //! in the words of other trainers ([`dialects`]) goes the same way from the [`desk`] on. Around it:
-//! [`config`] and [`settings`] (what was asked of the server), [`accept`], [`guard`] with [`tls`] and
+//! [`config`] and [`settings`] (what was asked of the server), [`calibrate`] (how its hidden states are coded), [`accept`], [`guard`] with [`tls`] and
 //! [`access`], and [`client`] (who comes in), [`connection`], [`idle`], [`deadline`] and [`shutdown`] (how it ends),
 //! [`unfinished`], [`held`], [`watches`] and [`room`] (how much one may hold), [`metrics`], [`http`], [`spans`] with their
 //! [`request_id`], [`telemetry`] and [`seldom`] (what it shows),
@@ -13,6 +13,7 @@
 pub mod config;
 pub mod settings;
 
+pub mod calibrate;
 pub mod qwen3_scorer;
 pub mod scorer;
 

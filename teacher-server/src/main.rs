@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use teacher_server::config::{Cli, Command, HealthArgs, ServeArgs};
+use teacher_server::calibrate::{calibrate, table};
+use teacher_server::config::{CalibrateArgs, Cli, Command, HealthArgs, ServeArgs};
 use teacher_server::qwen3_scorer::ModelSource;
 use teacher_server::telemetry::{self, TelemetryError};
 use teacher_server::{Guard, Listeners, ServeError, banner, health, output, serve, shutdown};
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     }
     match cli.command {
         Command::Health(args) => end(probe(&args)),
+        Command::Calibrate(args) => end(make_code(*args)),
         Command::Serve(args) => {
             if let Err(error) = args.check_exposure() {
                 output::complain(&format!("error: {error}"));
@@ -62,10 +64,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn run(args: ServeArgs, guard: Guard) -> anyhow::Result<()> {
-    if let Some(threads) = args.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
-        pool.build_global().context("starting the threads for computing")?;
-    }
+    threads(args.threads)?;
     let runtime = runtime()?;
     let telemetry = {
         let _runtime = runtime.enter();
@@ -126,6 +125,30 @@ async fn serve_model(
     let settings = (&args.bounds).into();
     serve(listeners, move || source.load(), settings, guard, ready, stop).await?;
     Ok(())
+}
+
+fn make_code(args: CalibrateArgs) -> anyhow::Result<()> {
+    threads(args.threads)?;
+    let runtime = runtime()?;
+    let telemetry = {
+        let _runtime = runtime.enter();
+        telemetry::start(None)?
+    };
+    let dir = args.dir()?;
+    let CalibrateArgs { model, revision, device, dtype, .. } = args;
+    let source = ModelSource { model, revision, device, dtype };
+    let made = calibrate(source, &args.data, args.tokens as usize, &dir)?;
+    output::line(&table(&made.rates));
+    output::line(&format!("calibration of {} tokens: {}", made.tokens, made.path.display()));
+    telemetry.end(LAST_SPANS);
+    Ok(())
+}
+
+/// Starts so many threads for computing, where a number was given.
+fn threads(number: Option<u32>) -> anyhow::Result<()> {
+    let Some(number) = number else { return Ok(()) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(number as usize);
+    pool.build_global().context("starting the threads for computing")
 }
 
 fn probe(args: &HealthArgs) -> anyhow::Result<()> {

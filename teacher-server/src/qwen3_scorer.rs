@@ -36,12 +36,32 @@ pub struct ModelSource {
     pub dtype: Dtype,
 }
 
+/// A model, its tokenizer, and what they are.
+pub struct Opened {
+    /// The model.
+    pub network: Qwen3,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// What was loaded.
+    pub facts: Facts,
+}
+
 impl ModelSource {
-    /// Finds, checks and loads the model. Meant to run on the thread that will own the device.
+    /// Makes the model ready to score. Meant to run on the thread that will own the device.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn load(self) -> Result<Loaded, LoadError> {
+        let Opened { network, tokenizer, facts } = self.open()?;
+        let scorer = Box::new(Qwen3Scorer::new(network));
+        Ok(Loaded { scorer, text: Arc::new(tokenizer), facts })
+    }
+
+    /// Finds, checks and loads the model.
     ///
     /// # Errors
     /// What is wrong with the place, its configuration, tokenizer or weights, or with the device.
-    pub fn load(self) -> Result<Loaded, LoadError> {
+    pub fn open(self) -> Result<Opened, LoadError> {
         let device = model::device::choose(&self.device)?;
         let precision = precision(self.dtype, &device);
         let settings = HubSettings::from_env();
@@ -66,8 +86,7 @@ impl ModelSource {
             parameters: weights.index().total() as u64,
         };
         let network = Qwen3::new(config, weights, precision)?;
-        let scorer = Box::new(Qwen3Scorer::new(network));
-        Ok(Loaded { scorer, text: Arc::new(tokenizer), facts })
+        Ok(Opened { network, tokenizer, facts })
     }
 }
 

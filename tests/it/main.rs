@@ -1,6 +1,7 @@
 //! The whole house at once: the real programs, over loopback, and the Python peers.
 
 mod bad_input;
+mod calibrate;
 mod containers;
 mod demo;
 mod hub;

@@ -100,7 +100,11 @@ impl Table {
         }
         let below = decoder.bits(1) == 1;
         let distance = decoder.number(ESCAPE_BITS)? as i32;
-        Some(if below { self.lowest - 1 - distance } else { self.lowest + escape as i32 + distance })
+        Some(if below {
+            self.lowest - 1 - distance
+        } else {
+            self.lowest + escape as i32 + distance
+        })
     }
 }
 
@@ -197,8 +201,7 @@ impl Symbols {
             return;
         }
         let end = table.lowest + table.escape() as i32;
-        let distance =
-            if number < table.lowest { table.lowest - 1 - number } else { number - end };
+        let distance = if number < table.lowest { table.lowest - 1 - number } else { number - end };
         let escape = u32::from(table.intervals[table.escape()].width);
         self.0 += bits(escape) + 2.0 + 2.0 * f64::from((distance + 1).ilog2());
     }
@@ -314,7 +317,8 @@ mod tests {
                 .iter()
                 .map(|&x| coding.information((f64::from(x) * ratio).round() as i32))
                 .sum();
-            let entropy = (ratio * (2.0 * std::f64::consts::PI * std::f64::consts::E).sqrt()).log2();
+            let entropy =
+                (ratio * (2.0 * std::f64::consts::PI * std::f64::consts::E).sqrt()).log2();
             let found = bits / shape.len() as f64;
             assert!((found - entropy).abs() < 0.02, "class {class}: {found} of {entropy}");
         }

@@ -146,7 +146,8 @@ fn the_decoder_needs_the_code_alone() {
     let rung = read.rung_for_bytes(20.0).unwrap().rung;
     let bytes = encoder.encode(&hidden, rung).unwrap();
     let rows = hidden.dim(0).unwrap();
-    let there = Decoder::new(Arc::clone(&read), rung).hidden_states(&read.decode(&bytes, rows).unwrap());
+    let there =
+        Decoder::new(Arc::clone(&read), rung).hidden_states(&read.decode(&bytes, rows).unwrap());
     let numbers = encoder.code().decode(&bytes, rows).unwrap();
     assert_eq!(there, encoder.code().reconstruct(rung, &numbers));
 }

@@ -7,8 +7,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use distill::coded::{Code, CodedError};
 use distill::codec::{float_bytes, floats_from_bytes};
+use distill::coded::{Code, CodedError};
 use distill::fingerprint::{Fingerprint, payload_checksum};
 
 use super::Encoder;

@@ -165,10 +165,8 @@ fn metric(sample: &Sample<'_>, states: &[f32], width: usize) -> Result<Mat<f64>,
     let count = states.len() / width;
     // Evenly over the text.
     let chosen = count.min(CURVED);
-    let chosen: Vec<f32> = (0..chosen)
-        .flat_map(|n| &states[n * count / chosen * width..][..width])
-        .copied()
-        .collect();
+    let chosen: Vec<f32> =
+        (0..chosen).flat_map(|n| &states[n * count / chosen * width..][..width]).copied().collect();
     let mut mass = vec![0.0_f64; classes];
     let mut expected = Vec::with_capacity(chosen.len());
     let mut logits = vec![0.0_f32; CHUNK * classes];
@@ -266,7 +264,12 @@ fn coarsest(encoder: &Encoder, states: &[f32]) -> Result<Rung, CalibrationError>
 }
 
 /// `log softmax` of hidden states under an output matrix, `[rows, V]`.
-fn log_probabilities(states: &[f32], width: usize, w: MatRef<'_>, precision: Precision) -> Vec<f32> {
+fn log_probabilities(
+    states: &[f32],
+    width: usize,
+    w: MatRef<'_>,
+    precision: Precision,
+) -> Vec<f32> {
     let mut logits = vec![0.0_f32; states.len() / width * w.rows()];
     project(&mut logits, states, w, precision);
     for row in logits.chunks_exact_mut(w.rows()) {

@@ -232,7 +232,9 @@ fn at_another_temperature_it_is_said_plainly_what_is_missing() {
     let told = Some((teacher, ask(5.0, 5)));
     let with = |kind| tail(TailKind::Bucket, kind, told.as_ref(), &mut |_| ());
     let refused = with(DivergenceKind::ReverseKl).unwrap_err().to_string();
-    for piece in ["--divergence reverse-kl", "--temperature 5", theirs.url().as_str(), "teacher-server"] {
+    for piece in
+        ["--divergence reverse-kl", "--temperature 5", theirs.url().as_str(), "teacher-server"]
+    {
         assert!(refused.contains(piece), "no {piece:?} in {refused}");
     }
     assert_eq!(with(DivergenceKind::ForwardKl).unwrap(), TailKind::Renormalise);
