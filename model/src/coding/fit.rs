@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, bail};
+use candle_core::Tensor;
 use distill::coded::{Code, CodedError, Parts, Rate, Rung};
 use distill::fingerprint::Fingerprint;
 use faer::linalg::matmul::matmul;
