@@ -10,6 +10,7 @@ use model::ops::head::LossSettings;
 use model::state_file::TrainingState;
 use model::student::Student;
 
+use crate::cache::join::Asker;
 use crate::checkpoint;
 use crate::config::{Config, Resume, SchedulerKind};
 use crate::data::RowSet;
@@ -95,7 +96,12 @@ impl Run {
         let reach = (&config.teacher[..], &config.access);
         let note = &mut |text: &str| observer.note(text);
         let who = (&source.tokenizer, &facts);
-        let teacher = setup::join_teacher(&network, reach, who, ask, &rows, note, stop)?;
+        let mut asker =
+            Asker { network: &network, reach, who, ask, rows: &rows, note: &mut *note, stop };
+        let none = RowSet::default();
+        let learned = if config.alpha > 0.0 { &rows } else { &none };
+        let teacher = asker
+            .join(config.cache.as_deref(), [("training", learned), ("held-out", &held_out_rows)])?;
         let tail = setup::tail(config.tail, teacher.as_ref(), note);
         let config = &Config { tail, ..config.clone() };
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
@@ -175,7 +181,8 @@ impl Run {
     /// Begins to ask for the signals of the steps that are left, where they need a teacher.
     pub(crate) fn follow_teacher(&mut self, observer: &mut dyn Observer) {
         let [kept, rows] = self.signals.as_ref().map_or([0, 0], Signals::coverage);
-        if kept < rows && self.plan.total_steps > self.plan.steps_per_epoch() {
+        let cached = self.signals.as_ref().is_some_and(Signals::has_cache);
+        if kept < rows && !cached && self.plan.total_steps > self.plan.steps_per_epoch() {
             let (budget, k) = (self.config.teacher_memory, self.config.top_k);
             let all = bytes_to_keep(&self.rows.sequences, k, u64::MAX).div_ceil(1 << 20);
             observer.note(&format!(

@@ -5,7 +5,7 @@
 //! before`, numbers little-endian, records in the order of the segment.
 
 use super::FORMAT_VERSION;
-use super::key::{Key, Space};
+use super::key::Space;
 use super::record::array;
 use crate::fingerprint::payload_checksum;
 
@@ -26,12 +26,13 @@ pub struct Indexed<'a> {
     entries: &'a [[u8; ENTRY]],
 }
 
-/// The index file of a sealed segment of `segment_bytes` that holds these records.
+/// The index file of a sealed segment of `segment_bytes` that holds these records: of each the first
+/// eight bytes of its key, as [`super::Key::prefix`] has them, and its offset.
 pub fn write_index(
     number: u32,
     space: &Space,
     segment_bytes: u64,
-    records: impl ExactSizeIterator<Item = (Key, u32)>,
+    records: impl ExactSizeIterator<Item = (u64, u32)>,
 ) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD + ENTRY * records.len() + 8);
     bytes.extend_from_slice(INDEX_MAGIC);
@@ -40,8 +41,8 @@ pub fn write_index(
     bytes.extend_from_slice(&segment_bytes.to_le_bytes());
     bytes.extend_from_slice(&(records.len() as u64).to_le_bytes());
     bytes.extend_from_slice(&space.0);
-    for (key, offset) in records {
-        bytes.extend_from_slice(&key.0[..8]);
+    for (prefix, offset) in records {
+        bytes.extend_from_slice(&prefix.to_be_bytes());
         bytes.extend_from_slice(&offset.to_le_bytes());
     }
     let check = payload_checksum(&[&bytes]);
@@ -93,7 +94,7 @@ impl<'a> Indexed<'a> {
         self.entries.is_empty()
     }
 
-    /// Of each record the first eight bytes of its key, as [`Key::prefix`] has them, and its offset.
+    /// Of each record the first eight bytes of its key, as [`super::Key::prefix`] has them, and its offset.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = (u64, u32)> + use<'a> {
         self.entries.iter().map(|&[a, b, c, d, e, f, g, h, i, j, k, l]| {
             (u64::from_be_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes([i, j, k, l]))
