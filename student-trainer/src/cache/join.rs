@@ -20,6 +20,8 @@ use crate::setup::join_teacher;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
 
+/// Damaged records that are named; of more, how many.
+const DAMAGE_TOLD: usize = 5;
 /// How long the teacher of a whole cache is looked for, to see that it is still the same.
 const GLANCE: Duration = Duration::from_secs(2);
 
@@ -80,9 +82,15 @@ fn join(
         return with_teacher(asker, located);
     };
     store.manifest.serves(&place, facts, asker.ask.temperature)?;
-    store.damage.iter().for_each(|what| {
+    for what in store.damage.iter().take(DAMAGE_TOLD) {
         (asker.note)(&format!("--cache: damaged: {what}; it counts as not there"));
-    });
+    }
+    if store.damage.len() > DAMAGE_TOLD {
+        let more = store.damage.len() - DAMAGE_TOLD;
+        (asker.note)(&format!(
+            "--cache: {more} more are damaged; `student-trainer cache verify` names all"
+        ));
+    }
     let missing = missing(&store, sets);
     if let Some((what, rows)) = missing {
         if !alone {
