@@ -18,6 +18,10 @@ fn identity() -> Identity {
     }
 }
 
+fn range(start: u32, end: u32) -> std::ops::Range<u32> {
+    start..end
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -83,15 +87,16 @@ fn whatever_an_answer_depends_on_is_in_its_name() {
         Identity { temperature: None, ..one.clone() },
         Identity { temperature: Some(0.0), ..one.clone() },
     ];
-    let mut names: BTreeSet<_> = others.iter().map(|o| o.space().key(&[1, 2], &[0..1])).collect();
+    let mut names: BTreeSet<_> =
+        others.iter().map(|o| o.space().key(&[1, 2], &[range(0, 1)])).collect();
     let space = one.space();
     // Counts keep tokens and ranges apart.
     for (tokens, ranges) in [
-        (&[1, 2][..], &[0..1][..]),
-        (&[2, 1], &[0..1]),
+        (&[1, 2][..], &[range(0, 1)][..]),
+        (&[2, 1], &[range(0, 1)]),
         (&[1, 2, 0, 1], &[]),
-        (&[1, 2, 0], &[0..1]),
-        (&[1, 2], &[0..2]),
+        (&[1, 2, 0], &[range(0, 1)]),
+        (&[1, 2], &[range(0, 2)]),
         (&[1, 2], &[0..1, 1..2]),
     ] {
         names.insert(space.key(tokens, ranges));
@@ -206,7 +211,7 @@ fn other_segments_are_refused_with_both_values() {
 #[test]
 fn a_damaged_index_file_is_not_believed() {
     let space = identity().space();
-    let records = (0..3).map(|i| (u64::from(i), 100 * u32::from(i)));
+    let records = (0..3u32).map(|i| (u64::from(i), 100 * i));
     let bytes = write_index(1, &space, 500, records);
     assert_eq!(read_index(&bytes, 1, &space).unwrap().len(), 3);
     for at in 0..8 * bytes.len() {

@@ -111,5 +111,4 @@ fn a_build_killed_at_random_moments_comes_to_the_same_cache() {
     assert!(there > 0, "killed before anything was written");
     go_on(&killed, Duration::ZERO);
     assert!(files(&killed) == files(&whole), "other bytes than undisturbed");
-    eprintln!("{kills} kills over {there} of {RECORDS} records");
 }
