@@ -266,7 +266,7 @@ proptest! {
         later in prop::collection::vec((0u64..40, 0u32..3, 0u32..9), 0..60),
     ) {
         // Few keys, so that many share one; in both halves of the shards.
-        let prefix = |key: u64| if key % 2 == 0 { key } else { u64::MAX - key };
+        let prefix = |key: u64| if key.is_multiple_of(2) { key } else { u64::MAX - key };
         let mut map: BTreeMap<u64, Vec<Place>> = BTreeMap::new();
         let mut built = IndexBuilder::with_room(first.len());
         for &(key, segment, offset) in &first {
