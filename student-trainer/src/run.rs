@@ -10,7 +10,7 @@ use model::ops::head::LossSettings;
 use model::state_file::TrainingState;
 use model::student::Student;
 
-use crate::cache::join::Asker;
+use crate::cache::join;
 use crate::checkpoint;
 use crate::config::{Config, Resume, SchedulerKind};
 use crate::data::RowSet;
@@ -93,15 +93,10 @@ impl Run {
         let network = Network::start()?;
         let facts = source.student_facts([&rows.sequences, &held_out_rows.sequences], config.top_k);
         let ask = ask(config, facts.codec);
-        let reach = (&config.teacher[..], &config.access);
         let note = &mut |text: &str| observer.note(text);
         let who = (&source.tokenizer, &facts);
-        let mut asker =
-            Asker { network: &network, reach, who, ask, rows: &rows, note: &mut *note, stop };
-        let none = RowSet::default();
-        let learned = if config.alpha > 0.0 { &rows } else { &none };
-        let teacher = asker
-            .join(config.cache.as_deref(), [("training", learned), ("held-out", &held_out_rows)])?;
+        let sets = [&rows, &held_out_rows];
+        let teacher = join::of_run(config, &network, who, ask, sets, note, stop)?;
         let tail = setup::tail(config.tail, teacher.as_ref(), note);
         let config = &Config { tail, ..config.clone() };
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);

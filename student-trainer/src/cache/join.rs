@@ -13,6 +13,7 @@ use super::handle::Cache;
 use super::manifest::Manifest;
 use super::place::Located;
 use super::store::Store;
+use crate::config::Config;
 use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::feed::Ask;
@@ -58,6 +59,27 @@ impl Asker<'_> {
         let Self { network, reach, who, ask, rows, note, stop } = self;
         join_teacher(network, *reach, *who, *ask, rows, note, stop)
     }
+}
+
+/// Who answers a run: its teacher, its cache, or one before the other. `sets` are its training and its
+/// held-out rows.
+///
+/// # Errors
+/// Those of [`Asker::join`].
+pub(crate) fn of_run(
+    config: &Config,
+    network: &Network,
+    who: (&Tokenizer, &StudentFacts),
+    ask: Ask,
+    [rows, held_out]: [&RowSet; 2],
+    note: &mut dyn FnMut(&str),
+    stop: &Stop,
+) -> Result<Option<(Teacher, Ask)>, TrainError> {
+    let reach = (&config.teacher[..], &config.access);
+    let mut asker = Asker { network, reach, who, ask, rows, note, stop };
+    let none = RowSet::default();
+    let learned = if config.alpha > 0.0 { rows } else { &none };
+    asker.join(config.cache.as_deref(), [("training", learned), ("held-out", held_out)])
 }
 
 /// Reaches the teacher as [`join_teacher`] does, with a cache before it: sets of rows, each
