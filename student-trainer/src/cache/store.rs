@@ -93,9 +93,8 @@ impl Store {
         let mut built = IndexBuilder::with_room(places);
         let mut damage = Vec::new();
         for (&number, opened) in numbers.iter().zip(opened) {
-            let sealed = dir.join(index_name(number)).exists();
             let mut segment = opened.index_into(number, &space, &mut built, &mut damage);
-            segment.sealed = sealed;
+            segment.sealed = segment.sealed || dir.join(index_name(number)).exists();
             indexed.push(segment);
         }
         Ok(Some(Self {
