@@ -7,11 +7,13 @@
 //! Reading order: [`batch`] (tokens), [`signal`], [`codec`], [`hidden`] and [`coded`] (what a teacher says of them),
 //! [`mod@reference`] (the loss and its gradient, in float64), [`schedule`], [`order`], [`perplexity`]
 //! (training arithmetic), [`window`] and [`backoff`] (requests in flight), [`queue`] (what waits for
-//! the teacher's device, and whose turn it is) and [`share`] (who may have how much of a bound), [`handshake`] and
+//! the teacher's device, and whose turn it is) and [`share`] (who may have how much of a bound), [`cache`] (answers
+//! kept for later runs, as bytes), [`handshake`] and
 //! [`fingerprint`] (who speaks with whom).
 
 pub mod backoff;
 pub mod batch;
+pub mod cache;
 pub mod codec;
 pub mod coded;
 pub mod fingerprint;

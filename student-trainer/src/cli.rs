@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches};
 use student_trainer::config::{
-    CONFIG_VARIABLE, Command, Config, DemoConfig, EvalConfig, Layers, OptionSpec, options_of,
-    unknown_variables,
+    CONFIG_VARIABLE, CacheBuildConfig, CacheConfig, CacheExportConfig, CacheImportConfig, Command,
+    Config, DemoConfig, EvalConfig, Layers, OptionSpec, options_of, unknown_variables,
 };
 
 /// What a person asked for.
@@ -17,6 +17,16 @@ pub(crate) enum Asked {
     Train(Box<Config>),
     /// `eval`
     Eval(Box<EvalConfig>),
+    /// `cache build`
+    CacheBuild(Box<CacheBuildConfig>),
+    /// `cache verify`
+    CacheVerify(CacheConfig),
+    /// `cache info`
+    CacheInfo(CacheConfig),
+    /// `cache export`
+    CacheExport(CacheExportConfig),
+    /// `cache import`
+    CacheImport(CacheImportConfig),
     /// `demo`
     Demo(DemoConfig),
     /// `demo data`: where to write models and rows.
@@ -69,10 +79,36 @@ pub(crate) fn read(
                 .and_then(|layers| DemoConfig::from_layers(&layers))
                 .map(Asked::Demo),
         },
+        Some(("cache", m)) => match m.subcommand() {
+            Some((name, m)) => read_cache(name, |command| settings(command, m)),
+            None => Err(vec!["no command of cache given".to_owned()]),
+        },
         // clap refuses other names itself.
         Some(_) | None => Err(vec!["no command given".to_owned()]),
     }
     .map_err(Refusal::Settings)
+}
+
+/// The commands of `cache`, with what was written for them.
+fn read_cache(
+    name: &str,
+    settings: impl Fn(Command) -> Result<Layers, Vec<String>>,
+) -> Result<Asked, Vec<String>> {
+    Ok(match name {
+        "build" => {
+            let layers = settings(Command::CacheBuild)?;
+            Asked::CacheBuild(Box::new(CacheBuildConfig::from_layers(&layers)?))
+        }
+        "verify" => Asked::CacheVerify(CacheConfig::from_layers(&settings(Command::CacheVerify)?)?),
+        "export" => {
+            Asked::CacheExport(CacheExportConfig::from_layers(&settings(Command::CacheExport)?)?)
+        }
+        "import" => {
+            Asked::CacheImport(CacheImportConfig::from_layers(&settings(Command::CacheImport)?)?)
+        }
+        // clap lets no other name come here.
+        _ => Asked::CacheInfo(CacheConfig::from_layers(&settings(Command::CacheInfo)?)?),
+    })
 }
 
 /// `--learning_rate` as `--learning-rate`: other trainers spell flags so.
@@ -115,10 +151,6 @@ fn path_of(matches: &ArgMatches, name: &str) -> Option<PathBuf> {
 
 /// The whole command line.
 fn command_line() -> clap::Command {
-    let command = |name, about, command, examples: &'static str| {
-        let empty = clap::Command::new(name).about(about).after_help(examples).arg(config_file());
-        options_of(command).fold(empty, |built, option| built.arg(argument(option)))
-    };
     clap::Command::new("student-trainer")
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
@@ -127,7 +159,52 @@ fn command_line() -> clap::Command {
         .arg_required_else_help(true)
         .subcommand(command("train", TRAIN_ABOUT, Command::Train, TRAIN))
         .subcommand(command("eval", "Measure a model on held-out rows", Command::Eval, EVAL))
+        .subcommand(cache())
         .subcommand(demo(command("demo", DEMO_ABOUT, Command::Demo, DEMO)))
+}
+
+/// A command with its options.
+fn command(
+    name: &'static str,
+    about: &'static str,
+    command: Command,
+    examples: &'static str,
+) -> clap::Command {
+    let empty = clap::Command::new(name).about(about).after_help(examples).arg(config_file());
+    options_of(command).fold(empty, |built, option| built.arg(argument(option)))
+}
+
+fn cache() -> clap::Command {
+    clap::Command::new("cache")
+        .about("Keep a teacher's answers, so that later runs ask for nothing")
+        .after_help(CACHE)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(command(
+            "build",
+            "Ask a teacher about every row, once; stopped or killed, go on there the next time",
+            Command::CacheBuild,
+            CACHE,
+        ))
+        .subcommand(command(
+            "verify",
+            "Read every record; status 1 names those that are damaged",
+            Command::CacheVerify,
+            CACHE,
+        ))
+        .subcommand(command("info", "Say what a cache holds", Command::CacheInfo, CACHE))
+        .subcommand(command(
+            "export",
+            "Write a cache as a Parquet file that other trainers read",
+            Command::CacheExport,
+            CACHE,
+        ))
+        .subcommand(command(
+            "import",
+            "Put the answers of such a file into a cache",
+            Command::CacheImport,
+            CACHE,
+        ))
 }
 
 fn demo(command: clap::Command) -> clap::Command {
@@ -210,6 +287,18 @@ Examples:
 With a teacher: its perplexity on the same positions, KL(teacher || model) at --temperature on the
 signal, and the share of positions where both find the same token most probable.";
 
+const CACHE: &str = "\
+Examples:
+  student-trainer cache build --cache answers --teacher grpc://127.0.0.1:50051 \\
+      --student Qwen/Qwen3-0.6B --train-file rows.jsonl --eval-file held-out.jsonl
+  student-trainer train --cache answers --student Qwen/Qwen3-0.6B --train-file rows.jsonl \\
+      --eval-file held-out.jsonl --output-dir out
+  student-trainer cache verify --cache answers
+  student-trainer cache export --cache answers --parquet answers.parquet
+
+A cache holds the answers of one model about ids of one tokenizer, for one --top-k and --temperature.
+A run of anything else is refused. train and eval fill a cache as they go, too (--cache).";
+
 const DEMO_ABOUT: &str =
     "Distil a small student from a real teacher server on this machine, in about a minute";
 
@@ -224,12 +313,21 @@ mod tests {
 
     /// One line a flag: command, name, default.
     fn flags() -> String {
-        let commands =
-            [("train", Command::Train), ("eval", Command::Eval), ("demo", Command::Demo)];
+        let commands = [
+            ("train", Command::Train),
+            ("eval", Command::Eval),
+            ("demo", Command::Demo),
+            ("cache build", Command::CacheBuild),
+            ("cache verify", Command::CacheVerify),
+            ("cache info", Command::CacheInfo),
+            ("cache export", Command::CacheExport),
+            ("cache import", Command::CacheImport),
+        ];
         let mut lines = Vec::new();
         for (name, command) in commands {
             let built = command_line();
-            let built = built.find_subcommand(name).unwrap();
+            let built =
+                name.split(' ').fold(&built, |built, word| built.find_subcommand(word).unwrap());
             for argument in built.get_arguments().filter(|a| a.get_long() != Some("config")) {
                 let long = argument.get_long().unwrap();
                 let option = options_of(command).find(|option| option.name == long).unwrap();

@@ -3,6 +3,7 @@
 //! Reading order: `options` (the table of names, defaults and help), `layers` (flags over
 //! environment over file over defaults), `reader` (text to typed values), then this file.
 
+mod cache;
 mod kinds;
 mod layers;
 mod options;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use proto::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
 use serde::{Serialize, Serializer};
 
+pub use cache::{CacheBuildConfig, CacheConfig, CacheExportConfig, CacheImportConfig};
 pub use kinds::{
     ChatTemplateUse, Choice, CodecKind, DivergenceKind, DtypeChoice, LossOn, ProgressKind,
     RecomputeChoice, Resume, SaveDtype, SchedulerKind, SignalKind, StudentInit, TailKind,
@@ -39,6 +41,8 @@ pub struct Config {
     pub teacher_window: usize,
     /// MiB for the teacher's answers.
     pub teacher_memory: usize,
+    /// Where the teacher's answers are kept over runs.
+    pub cache: Option<String>,
     pub student: String,
     pub student_revision: Option<String>,
     pub student_init: StudentInit,
@@ -100,6 +104,8 @@ pub struct EvalConfig {
     pub access: Access,
     pub teacher_timeout: f64,
     pub teacher_window: usize,
+    /// Where the teacher's answers are kept over runs.
+    pub cache: Option<String>,
     pub max_eval_samples: Option<usize>,
     pub max_length: usize,
     pub loss_on: LossOn,
@@ -141,6 +147,7 @@ impl Config {
             teacher_timeout: seconds(&mut r, "teacher-timeout"),
             teacher_window: count(&mut r, "teacher-window"),
             teacher_memory: r.number("teacher-memory", .., "a whole number of MiB from 0"),
+            cache: r.text("cache"),
             student: r.required("student", "a local directory or a hub id"),
             student_revision: r.text("student-revision"),
             student_init: r.choice("student-init"),
@@ -213,6 +220,7 @@ impl EvalConfig {
             access,
             teacher_timeout: seconds(&mut r, "teacher-timeout"),
             teacher_window: count(&mut r, "teacher-window"),
+            cache: r.text("cache"),
             max_eval_samples: optional_count(&mut r, "max-eval-samples"),
             max_length: length(&mut r),
             loss_on: r.choice("loss-on"),
@@ -347,7 +355,7 @@ fn steps_or_epochs(r: &mut Reader<'_>, max_steps: Option<usize>) -> Option<usize
 /// Settings that are right one by one and wrong together.
 fn contradictions(r: &mut Reader<'_>, c: &Config) {
     let layers = r.layers();
-    if c.alpha > 0.0 && c.teacher.is_empty() {
+    if c.alpha > 0.0 && c.teacher.is_empty() && c.cache.is_none() {
         r.fault(format!(
             "--teacher is missing: --alpha {} learns from a teacher; give its address, or --alpha \
              0 for plain training",

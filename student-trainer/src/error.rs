@@ -10,6 +10,7 @@ use model::qwen3::ModelError;
 use model::save::SaveError;
 use model::student::StudentError;
 
+use crate::cache::CacheError;
 use crate::checkpoint::CheckpointError;
 use crate::config::DivergenceKind;
 use crate::data::DataError;
@@ -28,6 +29,9 @@ pub enum TrainError {
     /// The teacher: not reached, not fitting, or lost on the way.
     #[error(transparent)]
     Teacher(#[from] TeacherError),
+    /// The cache of the teacher's answers.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// Training or held-out rows.
     #[error(transparent)]
     Data(#[from] DataError),

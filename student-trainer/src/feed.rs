@@ -67,9 +67,19 @@ impl Feed {
         order: impl Iterator<Item = usize> + Send + 'static,
         ask: Ask,
     ) -> Self {
+        Self::start_on(network.handle().clone(), teacher, set, order, ask)
+    }
+
+    /// The same, on a network known by its handle.
+    pub(crate) fn start_on(
+        runtime: tokio::runtime::Handle,
+        teacher: &Teacher,
+        set: Arc<[Sequence]>,
+        order: impl Iterator<Item = usize> + Send + 'static,
+        ask: Ask,
+    ) -> Self {
         let (sender, answers) = mpsc::unbounded_channel();
         let room = Arc::new(Semaphore::new(ask.window.max(1)));
-        let runtime = network.handle().clone();
         let shell = Shell::new(teacher.clone(), set, ask, sender);
         let task = runtime.spawn(shell.run(order, Arc::clone(&room))).abort_handle();
         Self { answers, room, runtime, task, waited: Duration::ZERO }

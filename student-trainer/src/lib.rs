@@ -3,11 +3,12 @@
 //!
 //! Reading order: [`mod@train`] (the loop, the file to read first), `run` and `setup` (what a run
 //! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`signals`], [`feed`], `link` and
-//! [`teacher`] (signals in training order from a service), [`proof`] (that they are about the right
-//! tokens), [`eval`] and [`measure`], [`checkpoint`] and [`state`], [`outputs`] and [`summary`]
+//! [`teacher`] (signals in training order from a service), [`cache`] (answers kept for later runs),
+//! [`proof`] (that they are about the right tokens), [`eval`] and [`measure`], [`checkpoint`] and [`state`], [`outputs`] and [`summary`]
 //! (what remains), [`observer`] (what is told meanwhile), [`stop`], [`config`] (every option),
 //! [`error`].
 
+pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod data;

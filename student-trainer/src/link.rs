@@ -9,7 +9,7 @@ use proto::convert::{ScoreJob, Scored};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::teacher::{Teacher, Voice, fingerprint};
+use crate::teacher::{Teacher, Voice, fingerprint, nobody};
 
 /// How often a link says that calls are under way which nothing comes of yet.
 const ALIVE: Duration = Duration::from_secs(10);
@@ -61,6 +61,7 @@ impl Link {
             let end = match voice {
                 Voice::Grpc(address) => talk(&address, agreement, outgoing, &mouth).await,
                 Voice::Vllm(server) => talk_vllm(&server, agreement, outgoing, &mouth).await,
+                Voice::Kept { place, .. } => Failure::Final(nobody(&place)),
             };
             // Nobody listens any more when this fails.
             let _ = mouth.say(end.into()).await;

@@ -1,11 +1,12 @@
 //! `student-trainer`: reads what was asked for and does it.
 //!
 //! Reading order: `cli` (the command line), `progress` (what a person sees; the one place that
-//! prints), `recorder` with `metrics`, `tensorboard` and `report` (what is kept of a run), `demo`.
+//! prints), `keeping` (the commands of the cache), `recorder` with `metrics`, `tensorboard` and `report` (what is kept of a run), `demo`.
 //! The training itself is the library.
 
 mod cli;
 mod demo;
+mod keeping;
 mod metrics;
 mod progress;
 mod recorder;
@@ -39,7 +40,13 @@ fn main() -> ExitCode {
         Asked::Train(config) => config.progress,
         Asked::Eval(config) => config.progress,
         Asked::Demo(config) => config.progress,
-        Asked::DemoData(_) | Asked::MakeModels(_) => ProgressKind::Auto,
+        Asked::CacheBuild(config) => config.progress,
+        Asked::CacheVerify(_)
+        | Asked::CacheInfo(_)
+        | Asked::CacheExport(_)
+        | Asked::CacheImport(_)
+        | Asked::DemoData(_)
+        | Asked::MakeModels(_) => ProgressKind::Auto,
     });
     listen_to_logs(&console);
     match carry_out(asked, &console) {
@@ -109,6 +116,11 @@ fn carry_out(asked: Asked, console: &Console) -> anyhow::Result<ExitCode> {
         Asked::Train(config) => return train(&config, console, &stop),
         Asked::Eval(config) => evaluate(&config, console, &stop)?,
         Asked::Demo(config) => demo::run(&config, console, &stop)?,
+        Asked::CacheBuild(config) => return keeping::build(&config, console, &stop),
+        Asked::CacheVerify(config) => keeping::verify(&config, console)?,
+        Asked::CacheInfo(config) => keeping::info(&config, console)?,
+        Asked::CacheExport(config) => keeping::export(&config, console)?,
+        Asked::CacheImport(config) => keeping::import(&config, console)?,
         Asked::DemoData(dir) => drop(demo::write_data(&dir)?),
         Asked::MakeModels(dir) => demo::make_models(&dir, console, &stop)?,
     }

@@ -8,8 +8,9 @@ use model::qwen3::Qwen3;
 use model::weights::Weights;
 use serde::Serialize;
 
+use crate::cache::join::Asker;
 use crate::config::EvalConfig;
-use crate::data::TokenizeOptions;
+use crate::data::{RowSet, TokenizeOptions};
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
 use crate::feed::Ask;
@@ -79,7 +80,10 @@ pub fn measure(
     };
     let reach = (&config.teacher[..], &config.access);
     let who = (&source.tokenizer, &facts);
-    let teacher = setup::join_teacher(&network, reach, who, ask, &rows, note, stop)?;
+    let mut asker =
+        Asker { network: &network, reach, who, ask, rows: &rows, note: &mut *note, stop };
+    let teacher = asker
+        .join(config.cache.as_deref(), [("held-out", &rows), ("training", &RowSet::default())])?;
     let tail = setup::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
     let compared = (tail, config.divergence.with(config.beta));
     let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);

@@ -51,7 +51,7 @@ impl Plan {
     }
 
     /// The steps after the first `done`, to the end of the run.
-    pub fn steps_after(self, done: u64) -> impl Iterator<Item = PlannedStep> + Send {
+    pub fn steps_after(self, done: u64) -> impl Iterator<Item = PlannedStep> + Clone + Send {
         let per_epoch = self.steps_per_epoch();
         let mut order = (u64::MAX, Vec::new());
         (done..self.total_steps).map(move |index| {

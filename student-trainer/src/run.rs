@@ -10,6 +10,7 @@ use model::ops::head::LossSettings;
 use model::state_file::TrainingState;
 use model::student::Student;
 
+use crate::cache::join;
 use crate::checkpoint;
 use crate::config::{Config, Resume, SchedulerKind};
 use crate::data::RowSet;
@@ -93,10 +94,10 @@ impl Run {
         let sets: [&[_]; 2] = [&rows.sequences, &held_out_rows.sequences];
         let facts = source.student_facts(sets, config.top_k, config.codec);
         let ask = ask(config, facts.codec);
-        let reach = (&config.teacher[..], &config.access);
         let note = &mut |text: &str| observer.note(text);
         let who = (&source.tokenizer, &facts);
-        let teacher = setup::join_teacher(&network, reach, who, ask, &rows, note, stop)?;
+        let teacher =
+            join::of_run(config, &network, who, ask, [&rows, &held_out_rows], note, stop)?;
         let tail = setup::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
         let config = &Config { tail, ..config.clone() };
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
@@ -181,7 +182,8 @@ impl Run {
     /// Begins to ask for the signals of the steps that are left, where they need a teacher.
     pub(crate) fn follow_teacher(&mut self, observer: &mut dyn Observer) {
         let [kept, rows] = self.signals.as_ref().map_or([0, 0], Signals::coverage);
-        if kept < rows && self.plan.total_steps > self.plan.steps_per_epoch() {
+        let cached = self.signals.as_ref().is_some_and(Signals::has_cache);
+        if kept < rows && !cached && self.plan.total_steps > self.plan.steps_per_epoch() {
             let (budget, k) = (self.config.teacher_memory, self.config.top_k);
             let all = bytes_to_keep(&self.rows.sequences, k, u64::MAX).div_ceil(1 << 20);
             observer.note(&format!(

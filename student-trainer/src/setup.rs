@@ -211,7 +211,9 @@ pub(crate) fn tail(
 
 /// A teacher's error, with the place of the row it speaks of.
 pub(crate) fn at_row(source: TeacherError, rows: &RowSet) -> TrainError {
-    let row = if let TeacherError::Reply { row, .. } | TeacherError::Alignment { row, .. } = &source
+    let row = if let TeacherError::Reply { row, .. }
+    | TeacherError::Alignment { row, .. }
+    | TeacherError::NotKept { row, .. } = &source
     {
         Some(*row)
     } else if let TeacherError::Lost { row, .. } = &source {

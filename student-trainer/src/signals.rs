@@ -1,5 +1,6 @@
 //! What a teacher says of the rows of one set: asked for once and kept in memory as far as a budget
-//! goes, so that a later epoch or evaluation asks only for what found no room.
+//! goes, so that a later epoch or evaluation asks only for what found no room. With a cache before the
+//! teacher it asks only for what is not there, and puts there what came.
 //!
 //! Which rows are kept is known beforehand from their lengths alone: the first of the set that fit.
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 use distill::batch::Sequence;
 use distill::codec::Layout;
 
+use crate::cache::Lookup;
 use crate::feed::{Ask, Feed, Scored};
 use crate::memory;
 use crate::stop::Stop;
@@ -22,7 +24,28 @@ pub struct Signals {
     set: Arc<[Sequence]>,
     /// Answers of the rows that are kept, once they are there.
     kept: Vec<Option<Scored>>,
-    feed: Option<Feed>,
+    /// Rows whose answers the cache has, or had when it was looked at; as many as rows.
+    cached: Vec<bool>,
+    /// Whether the cache keeps what comes, so that no row need be asked for twice.
+    keeps: bool,
+    course: Option<Course>,
+}
+
+/// An order that is being followed.
+struct Course {
+    /// The whole order, from its beginning.
+    rows: Box<dyn Fn() -> Box<dyn Iterator<Item = usize> + Send>>,
+    /// Rows of it that were taken.
+    taken: usize,
+    runtime: tokio::runtime::Handle,
+    feed: Feed,
+    waited: Duration,
+}
+
+impl std::fmt::Debug for Course {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Course").field("taken", &self.taken).field("feed", &self.feed).finish()
+    }
 }
 
 impl Signals {
@@ -37,7 +60,8 @@ impl Signals {
             None => false,
         };
         let kept = vec![None; set.iter().take_while(fits).count()];
-        Self { teacher, ask, set, kept, feed: None }
+        let cached = vec![false; set.len()];
+        Self { teacher, ask, set, kept, cached, keeps: false, course: None }
     }
 
     /// Rows whose answers are kept, of all.
@@ -50,51 +74,134 @@ impl Signals {
         self.teacher.knows_mass(f64::from(self.ask.temperature))
     }
 
+    /// Whether a cache keeps what finds no room in memory.
+    pub fn has_cache(&self) -> bool {
+        self.teacher.cache().is_some()
+    }
+
     /// Begins to ask for the rows of `order` that are not kept, each kept row once.
     pub fn follow(
         &mut self,
         network: &Network,
-        order: impl Iterator<Item = usize> + Send + 'static,
+        order: impl Iterator<Item = usize> + Clone + Send + 'static,
     ) {
-        let mut known: Vec<bool> = self.kept.iter().map(Option::is_some).collect();
-        let order = order.filter(move |&row| match known.get_mut(row) {
-            Some(known) => !std::mem::replace(known, true),
-            None => true,
+        let rows =
+            Box::new(move || -> Box<dyn Iterator<Item = usize> + Send> { Box::new(order.clone()) });
+        let runtime = network.handle().clone();
+        let feed = self.ask_for(&runtime, rows());
+        let (taken, waited) = (0, Duration::ZERO);
+        self.course = Some(Course { rows, taken, runtime, feed, waited });
+    }
+
+    /// A feed of those rows of an order that neither memory nor cache have when it comes to them.
+    fn ask_for(
+        &mut self,
+        runtime: &tokio::runtime::Handle,
+        order: Box<dyn Iterator<Item = usize> + Send>,
+    ) -> Feed {
+        if let Some(cache) = self.teacher.cache() {
+            self.cached = self.set.iter().map(|row| cache.holds(row)).collect();
+            self.keeps = cache.writes();
+        }
+        let in_memory = |row: usize| self.kept.get(row).is_some_and(Option::is_some);
+        let mut known: Vec<bool> =
+            self.cached.iter().enumerate().map(|(row, &cached)| cached || in_memory(row)).collect();
+        let remembered = if self.keeps { self.set.len() } else { self.kept.len() };
+        let order = order.filter(move |&row| match row < remembered {
+            true => !std::mem::replace(&mut known[row], true),
+            false => !known[row],
         });
         let set = Arc::clone(&self.set);
-        self.feed = Some(Feed::start(network, &self.teacher, set, order, self.ask));
+        Feed::start_on(runtime.clone(), &self.teacher, set, order, self.ask)
     }
 
     /// The answers of the next `rows` of the order followed; none when a stop was asked for. Blocks
     /// the calling thread.
     ///
     /// # Errors
-    /// Those of [`Feed::next`].
+    /// Those of [`Feed::next`]; [`TeacherError::NotKept`] when only a cache could have answered.
     pub fn take(
         &mut self,
         rows: &[usize],
         stop: &Stop,
     ) -> Result<Option<Vec<Scored>>, TeacherError> {
+        self.begin_anew_without_cache();
         let mut answers = Vec::with_capacity(rows.len());
         for &row in rows {
-            if let Some(Some(known)) = self.kept.get(row) {
-                answers.push(known.clone());
-                continue;
-            }
-            let Some(feed) = &mut self.feed else { return Ok(None) };
-            let Some(answer) = feed.next(stop)? else { return Ok(None) };
-            if let Some(place) = self.kept.get_mut(row) {
-                // Its bytes have travelled once.
-                *place = Some(Scored { wire_bytes: 0, ..answer.clone() });
+            let Some(answer) = self.next(row, stop)? else { return Ok(None) };
+            if let Some(course) = &mut self.course {
+                course.taken += 1;
             }
             answers.push(answer);
         }
         Ok(Some(answers))
     }
 
+    /// Where the cache keeps nothing any more, what was counted on to be in it has to be asked for.
+    fn begin_anew_without_cache(&mut self) {
+        let failed = self.teacher.cache().is_some_and(|cache| cache.failure().is_some());
+        if !(self.keeps && failed) {
+            return;
+        }
+        let Some(mut course) = self.course.take() else { return };
+        let rest = Box::new((course.rows)().skip(course.taken));
+        course.waited += course.feed.take_waited();
+        course.feed = self.ask_for(&course.runtime.clone(), rest);
+        self.course = Some(course);
+    }
+
+    /// The answer of the next row of the order.
+    fn next(&mut self, row: usize, stop: &Stop) -> Result<Option<Scored>, TeacherError> {
+        if let Some(Some(known)) = self.kept.get(row) {
+            return Ok(Some(known.clone()));
+        }
+        let answer = match self.cached[row] {
+            true => self.look_up(row, stop)?,
+            false => match &mut self.course {
+                Some(course) => course.feed.next(stop)?.inspect(|answer| {
+                    if let Some(cache) = self.teacher.cache() {
+                        cache.keep(&self.set, row, answer);
+                        self.cached[row] = self.keeps;
+                    }
+                }),
+                None => None,
+            },
+        };
+        if let (Some(place), Some(answer)) = (self.kept.get_mut(row), &answer) {
+            // Its bytes have travelled once.
+            *place = Some(Scored { wire_bytes: 0, ..answer.clone() });
+        }
+        Ok(answer)
+    }
+
+    /// What the cache has of a row; where that cannot be used, it is asked for again.
+    fn look_up(&mut self, row: usize, stop: &Stop) -> Result<Option<Scored>, TeacherError> {
+        let Some(cache) = self.teacher.cache() else { return Ok(None) };
+        let place = cache.place();
+        let reason = match cache.read(&self.set[row]) {
+            Lookup::Answer(answer) => return Ok(Some(answer)),
+            Lookup::Damaged(reason) => Some(reason),
+            Lookup::Nothing => None,
+        };
+        let Some(course) = self.course.as_mut().filter(|_| self.teacher.can_be_asked()) else {
+            return Err(TeacherError::NotKept { place, row, reason });
+        };
+        let reason = reason.as_deref().unwrap_or("it is not there any more");
+        tracing::warn!("--cache {place}: {reason}; row {row} is asked for again");
+        let (runtime, set) = (course.runtime.clone(), Arc::clone(&self.set));
+        let mut feed = Feed::start_on(runtime, &self.teacher, set, std::iter::once(row), self.ask);
+        let answer = feed.next(stop)?;
+        course.waited += feed.take_waited();
+        if let Some(answer) = &answer {
+            cache.keep(&self.set, row, answer);
+        }
+        Ok(answer)
+    }
+
     /// Time spent waiting for the teacher since the last call of this.
     pub fn take_waited(&mut self) -> Duration {
-        self.feed.as_mut().map(Feed::take_waited).unwrap_or_default()
+        let Some(course) = &mut self.course else { return Duration::ZERO };
+        course.feed.take_waited() + std::mem::take(&mut course.waited)
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`distill::handshake`].
 
 mod error;
+mod known;
 #[cfg(test)]
 #[path = "teacher/tls_tests.rs"]
 mod tls_tests;
@@ -22,10 +23,11 @@ use distill::handshake::{Agreement, StudentFacts, TeacherFacts, check};
 use distill::window::LONGEST_PAUSE;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::cache::Cache;
 use crate::observer::TeacherLine;
 use crate::stop::Stop;
 pub use error::TeacherError;
-pub(crate) use voice::{Voice, fingerprint};
+pub(crate) use voice::{Voice, fingerprint, nobody};
 
 /// The network side of the trainer: one worker thread for all connections.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub struct Teacher {
     pub(crate) voice: Voice,
     pub(crate) agreement: Agreement,
     facts: Arc<TeacherFacts>,
+    /// Answers it need not be asked for.
+    cache: Option<Arc<Cache>>,
 }
 
 impl Teacher {
@@ -77,7 +81,7 @@ impl Teacher {
         let facts = network.0.block_on(reach(&voice, student, limit, stop))?;
         let agreement = check(&facts, student)
             .map_err(|source| TeacherError::Mismatch { url: url.to_owned(), source })?;
-        Ok(Self { voice, agreement, facts: Arc::new(facts) })
+        Ok(Self { voice, agreement, facts: Arc::new(facts), cache: None })
     }
 
     /// Where it is.
@@ -101,6 +105,7 @@ impl Teacher {
         match &self.voice {
             Voice::Grpc(_) => true,
             Voice::Vllm(_) => temperature == 1.0,
+            Voice::Kept { knows_mass, .. } => *knows_mass,
         }
     }
 

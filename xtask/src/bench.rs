@@ -3,6 +3,7 @@
 //! Machines are noisy: both sides run alternately in one call, and what is quoted is the median of
 //! the ratios of neighbouring runs. Without Python or the peer's script ours runs alone, with a word.
 
+mod cache;
 mod engine;
 mod job;
 mod start;
@@ -30,12 +31,13 @@ pub(crate) fn bench(arguments: &[&str]) -> Result<()> {
     let (parts, options) = arguments.split_at(split.unwrap_or(arguments.len()));
     let settings = Settings::read(options)?;
     run(cargo().args(["build", "--release", "--workspace", "--bins"]))?;
-    for part in if parts.is_empty() { &["engine", "job", "start"] } else { parts } {
+    for part in if parts.is_empty() { &["engine", "job", "start", "cache"] } else { parts } {
         match *part {
             "engine" => engine::bench(&settings)?,
             "job" => job::bench(&settings)?,
             "start" => start::bench(&settings)?,
-            other => bail!("unknown part {other}: bench has engine, job and start"),
+            "cache" => cache::bench(&settings)?,
+            other => bail!("unknown part {other}: bench has engine, job, start and cache"),
         }
     }
     Ok(())

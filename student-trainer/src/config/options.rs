@@ -15,6 +15,16 @@ pub enum Command {
     Eval,
     /// `student-trainer demo`
     Demo,
+    /// `student-trainer cache build`
+    CacheBuild,
+    /// `student-trainer cache verify`
+    CacheVerify,
+    /// `student-trainer cache info`
+    CacheInfo,
+    /// `student-trainer cache export`
+    CacheExport,
+    /// `student-trainer cache import`
+    CacheImport,
 }
 
 /// One option.
@@ -57,6 +67,17 @@ const TRAIN: &[Command] = &[Command::Train];
 const EVAL: &[Command] = &[Command::Eval];
 const DEMO: &[Command] = &[Command::Demo];
 const BOTH: &[Command] = &[Command::Train, Command::Eval];
+const BUILD: &[Command] = &[Command::CacheBuild];
+const TRAIN_BUILD: &[Command] = &[Command::Train, Command::CacheBuild];
+const BOTH_BUILD: &[Command] = &[Command::Train, Command::Eval, Command::CacheBuild];
+const IMPORT: &[Command] = &[Command::CacheImport];
+const OF_CACHE: &[Command] = &[
+    Command::CacheBuild,
+    Command::CacheVerify,
+    Command::CacheInfo,
+    Command::CacheExport,
+    Command::CacheImport,
+];
 
 const MODELS: &str = "Models";
 const DATA: &str = "Data";
@@ -95,40 +116,54 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, TRAIN, ("teacher", "URL[,URL...]", ""),
         "Address of the teacher server, such as grpc://127.0.0.1:50051 (grpcs:// encrypts), or of a \
          vLLM server, vllm+http://127.0.0.1:8000 (vllm+https://), which knows no mass beyond top-k \
-         at a temperature other than 1; needed unless --alpha is 0. Several are not offered yet"),
+         at a temperature other than 1; needed unless --alpha is 0 or --cache has every answer. Several \
+         are not offered yet"),
+    option(MODELS, BUILD, ("teacher", "URL[,URL...]", ""),
+        "Address of the teacher server whose answers are kept, such as grpc://127.0.0.1:50051 (or \
+         vllm+http://127.0.0.1:8000)"),
     option(MODELS, EVAL, ("teacher", "URL[,URL...]", ""),
         "Address of a teacher server to compare the model with, such as grpc://127.0.0.1:50051 (or \
          vllm+http://127.0.0.1:8000); without one only the model's own perplexity is measured"),
-    option(MODELS, BOTH, ("teacher-ca", "FILE", ""),
+    option(MODELS, BOTH_BUILD, ("teacher-ca", "FILE", ""),
         "Certificates to trust, in PEM: of the authority that signed the teacher's, or the teacher's \
          own self-signed one; needed with grpcs://"),
-    option(MODELS, BOTH, ("teacher-cert", "FILE", ""),
+    option(MODELS, BOTH_BUILD, ("teacher-cert", "FILE", ""),
         "Certificate of this client, in PEM, for a teacher that asks for one; with --teacher-key"),
-    option(MODELS, BOTH, ("teacher-key", "FILE", ""),
+    option(MODELS, BOTH_BUILD, ("teacher-key", "FILE", ""),
         "Private key of --teacher-cert, in PEM, not encrypted"),
-    option(MODELS, BOTH, ("teacher-name", "NAME", ""),
+    option(MODELS, BOTH_BUILD, ("teacher-name", "NAME", ""),
         "Name the teacher's certificate must carry, where it is not the host of --teacher"),
-    option(MODELS, BOTH, ("teacher-token-file", "FILE", ""),
+    option(MODELS, BOTH_BUILD, ("teacher-token-file", "FILE", ""),
         "File whose first line is the token the teacher wants of its clients; sent over encrypted \
          connections, and to this machine"),
-    option(MODELS, BOTH, ("teacher-timeout", "SECONDS", "60"),
+    option(MODELS, BOTH_BUILD, ("teacher-timeout", "SECONDS", "60"),
         "How long to try to reach a teacher that does not answer before giving up, in seconds"),
-    option(MODELS, TRAIN, ("teacher-window", "REQUESTS", "16"),
+    option(MODELS, TRAIN_BUILD, ("teacher-window", "REQUESTS", "16"),
         "Rows asked of the teacher ahead of the step that needs them. Bounds memory; a larger one \
          hides a slow network"),
     option(MODELS, TRAIN, ("teacher-memory", "MIB", "1024"),
         "Memory for the teacher's answers, of training rows and of held-out rows each, so that later \
          epochs need not ask again: about 8 bytes a position and class of --top-k. 0 keeps none"),
+    option(MODELS, BOTH, ("cache", "DIR|s3://...", ""),
+        "Directory, or place in an object store, that keeps the teacher's answers: what is there is not \
+         asked for, what comes is put there. A run whose rows are all there needs no --teacher"),
     option(MODELS, EVAL, ("teacher-window", "REQUESTS", "16"),
         "Rows asked of the teacher at a time; more of them hide a slow network"),
     option(MODELS, TRAIN, ("student", "MODEL", ""),
         "The model to train: a local directory in Hugging Face form or a hub id such as \
          Qwen/Qwen3-0.6B"),
-    option(MODELS, TRAIN, ("student-revision", "REVISION", ""),
+    option(MODELS, TRAIN_BUILD, ("student-revision", "REVISION", ""),
         "Branch, tag or commit of a hub student; the hub's main when absent"),
     option(MODELS, TRAIN, ("student-init", "pretrained|random", "pretrained"),
         "First weights: the model's files, or drawn at random from the seed (then only its \
          config.json and tokenizer are read)"),
+    option(MODELS, BUILD, ("student", "MODEL", ""),
+        "The model that will be trained, for its tokenizer and the size of its vocabulary: a local \
+         directory in Hugging Face form or a hub id"),
+    option(MODELS, IMPORT, ("student", "MODEL", ""),
+        "The model whose tokenizer made the ids of a file that does not say so itself"),
+    option(MODELS, IMPORT, ("teacher-model", "NAME", ""),
+        "A name for the teacher whose answers a file holds that does not say so itself"),
     option(MODELS, EVAL, ("model", "MODEL", ""),
         "The model to measure: a local directory in Hugging Face form or a hub id"),
     option(MODELS, EVAL, ("revision", "REVISION", ""),
@@ -142,21 +177,25 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(DATA, EVAL, ("eval-file", "FILES", ""),
         "The rows to measure on: a .jsonl or .parquet path (also .gz, .zst), a glob, or \
          hf://datasets/ORG/NAME@REV/SPLIT"),
-    option(DATA, TRAIN, ("max-train-samples", "ROWS", ""),
+    option(DATA, BUILD, ("train-file", "FILES", ""),
+        "Rows to ask about, in the same forms as in train"),
+    option(DATA, BUILD, ("eval-file", "FILES", ""),
+        "More rows to ask about: those of a run's --eval-file"),
+    option(DATA, TRAIN_BUILD, ("max-train-samples", "ROWS", ""),
         "Take only the first ROWS training rows"),
-    option(DATA, TRAIN, ("max-eval-samples", "ROWS", ""),
+    option(DATA, TRAIN_BUILD, ("max-eval-samples", "ROWS", ""),
         "Take only the first ROWS held-out rows"),
     option(DATA, EVAL, ("max-eval-samples", "ROWS", ""),
         "Measure on the first ROWS rows only"),
-    option(DATA, BOTH, ("max-length", "TOKENS", "1024"),
+    option(DATA, BOTH_BUILD, ("max-length", "TOKENS", "1024"),
         "Longest row in tokens; longer ones are cut there, counted and reported"),
-    option(DATA, TRAIN, ("loss-on", "completion|all", "completion"),
+    option(DATA, TRAIN_BUILD, ("loss-on", "completion|all", "completion"),
         "Which tokens are learned: the answer's only, or every token but the first. Of plain text \
          rows it is always the latter"),
     option(DATA, EVAL, ("loss-on", "completion|all", "completion"),
         "Which tokens are scored: the answer's only, or every token but the first. Of plain text \
          rows it is always the latter"),
-    option(DATA, BOTH, ("chat-template", "auto|none|model", "auto"),
+    option(DATA, BOTH_BUILD, ("chat-template", "auto|none|model", "auto"),
         "Put rows through the model's chat template. auto does so where rows are conversations"),
     option(DATA, TRAIN, ("shuffle", "true|false", "true"),
         "A new order of the rows each epoch, from the seed; false takes them in file order"),
@@ -169,11 +208,11 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(LOSS, TRAIN, ("temperature", "T", "5.0"),
         "Softens both distributions before they are compared, 0.0001 to 1000000. 1 compares \
          them as they are"),
-    option(LOSS, TRAIN, ("signal", "top-k|sampled|full|coded", "top-k"),
+    option(LOSS, TRAIN_BUILD, ("signal", "top-k|sampled|full|coded", "top-k"),
         "What the teacher sends of each position; only top-k is offered yet"),
-    option(LOSS, TRAIN, ("top-k", "K", "64"),
+    option(LOSS, TRAIN_BUILD, ("top-k", "K", "64"),
         "Classes the teacher names per position; 5 bytes each with the codec packed"),
-    option(LOSS, TRAIN, ("codec", "packed|raw|compact|compact8", "packed"),
+    option(LOSS, TRAIN_BUILD, ("codec", "packed|raw|compact|compact8", "packed"),
         "Layout of the teacher's answers: 340, 524, 254 or 190 bytes a position for the top 64 of \
          151936. raw is exact; in packed and compact a value is off by at most 1/131070 of its \
          position's range, in compact8 by 1/510. Above 16777216 classes always raw"),
@@ -188,6 +227,10 @@ pub const OPTIONS: &[OptionSpec] = &[
         "For --divergence jsd, beta KL(teacher || m) + (1 - beta) KL(student || m) with m = beta \
          teacher + (1 - beta) student, as in TRL: 0 is forward-kl, 1 reverse-kl; for mixture the \
          weight of reverse-kl"),
+    option(LOSS, BUILD, ("temperature", "T", "5.0"),
+        "Temperature of the answers: that of the runs to come, 0.0001 to 1000000"),
+    option(LOSS, IMPORT, ("temperature", "T", "1.0"),
+        "Temperature of the log-probabilities in a file that does not say so itself"),
     option(COMPARISON, EVAL, ("temperature", "T", "5.0"),
         "Softens both distributions before KL is taken, 0.0001 to 1000000. Perplexity and \
          agreement do not depend on it"),
@@ -269,6 +312,17 @@ pub const OPTIONS: &[OptionSpec] = &[
         "none says nothing on stderr of what is being done; the others say it in plain lines"),
     switch(OUTPUT, EVAL, "json",
         "Print the results as one JSON object"),
+
+    option(OUTPUT, OF_CACHE, ("cache", "DIR|s3://...", ""),
+        "The cache's directory, or its place in an object store (settings as the AWS_... variables say)"),
+    option(OUTPUT, &[Command::CacheExport], ("parquet", "FILE", ""),
+        "Parquet file to write: input_ids, teacher_topk_ids, teacher_topk_logprobs and more"),
+    option(OUTPUT, IMPORT, ("parquet", "FILE", ""),
+        "Parquet file to read: input_ids, teacher_topk_ids, teacher_topk_logprobs"),
+    option(OUTPUT, BUILD, ("progress", "auto|bar|plain|none", "auto"),
+        "none says nothing on stderr of what is being done; the others say it in plain lines"),
+    switch(OUTPUT, &[Command::CacheInfo], "json",
+        "Print the description as one JSON object"),
 
     option(OUTPUT, DEMO, ("output-dir", "DIR", "out/demo"),
         "Where report.html, summary.json and the runs' own directories go"),

@@ -100,6 +100,19 @@ pub enum TeacherError {
         /// What was tried, and for how long.
         reason: GiveUp,
     },
+    /// An answer that only a cache could give, and does not.
+    #[error(
+        "row {row}: --cache {place} has no answer about it that can be used{}, and no --teacher is \
+         given to ask for it", reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default()
+    )]
+    NotKept {
+        /// The cache.
+        place: String,
+        /// Index of the row in its set.
+        row: usize,
+        /// What is wrong with the one it has.
+        reason: Option<String>,
+    },
     /// The network side of this program ended.
     #[error("the network thread ended unexpectedly; this is a fault of this program")]
     Ended,

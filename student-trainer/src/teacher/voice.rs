@@ -1,4 +1,4 @@
-//! The two ways a teacher is spoken to: our own contract, or vLLM's dialect over HTTP.
+//! The ways a teacher is spoken to: our own contract, vLLM's dialect over HTTP, or not at all.
 
 use client::vllm::{self, Description, Server};
 use client::{Access, Address, Error, Failure};
@@ -13,6 +13,13 @@ pub(crate) enum Voice {
     Grpc(Box<Address>),
     /// `prompt_logprobs` of a vLLM server.
     Vllm(Box<Server>),
+    /// Nobody is there: a cache has all answers.
+    Kept {
+        /// The cache.
+        place: String,
+        /// Whether the answers say how much mass they leave out.
+        knows_mass: bool,
+    },
 }
 
 impl Voice {
@@ -32,6 +39,7 @@ impl Voice {
         match self {
             Self::Grpc(address) => address.url(),
             Self::Vllm(server) => server.url(),
+            Self::Kept { place, .. } => place,
         }
     }
 
@@ -41,6 +49,7 @@ impl Voice {
         match self {
             Self::Grpc(address) => address.info().await,
             Self::Vllm(server) => Ok(supposed(&server.describe().await?, student)),
+            Self::Kept { place, .. } => Err(nobody(place).into()),
         }
     }
 
@@ -49,6 +58,7 @@ impl Voice {
         match self {
             Self::Grpc(address) => address.stranger().await,
             Self::Vllm(server) => server.stranger().await,
+            Self::Kept { .. } => None,
         }
     }
 
@@ -56,9 +66,15 @@ impl Voice {
     pub(super) async fn who_refuses(&self, error: Error) -> Error {
         match self {
             Self::Grpc(address) => address.who_refuses(error).await,
-            Self::Vllm(_) => error,
+            Self::Vllm(_) | Self::Kept { .. } => error,
         }
     }
+}
+
+/// What asking nobody comes to.
+pub(crate) fn nobody(place: &str) -> Error {
+    let reason = "a cache answers here, and cannot be asked for more; give --teacher".to_owned();
+    Error::Access { url: place.to_owned(), reason }
 }
 
 /// A vLLM server's facts, as far as work with `student` goes. Its fingerprint is of names alone.

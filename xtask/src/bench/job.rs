@@ -75,7 +75,7 @@ fn our_run(settings: &Settings) -> Result<Run> {
     })
 }
 
-fn start_teacher(model: &Path) -> Result<(Child, String, String)> {
+pub(super) fn start_teacher(model: &Path) -> Result<(Child, String, String)> {
     let mut child = Command::new(root().join("target/release/teacher-server"))
         .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--model"])
         .arg(model)

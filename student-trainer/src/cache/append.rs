@@ -1,0 +1,259 @@
+//! The directory of a cache, written: one writer, whose lock the system takes off however it ends.
+//!
+//! A record is one write, so a killed program leaves at most one that is not whole, at the end of the
+//! last segment; the next writer cuts it off. A segment is synced to the disk when it is sealed, and
+//! the last one when the writer ends: what a power failure can take is what was written since.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use distill::cache::{
+    HEADER_BYTES, Key, Place, SEGMENT_HEADER_BYTES, Space, segment_header, write_index,
+    write_record,
+};
+
+use super::error::{CacheError, at};
+use super::manifest::{FILE, Manifest};
+use super::remote::Remote;
+use super::store::{Store, index_name, segment_name};
+
+/// Bytes of a segment after which the next is begun.
+pub(crate) const SEGMENT_BYTES: u32 = 64 << 20;
+
+/// The file whose lock says that a program writes.
+const LOCK: &str = "LOCK";
+
+/// The one writer of a cache.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    dir: PathBuf,
+    space: Space,
+    limit: u32,
+    active: Option<Active>,
+    next: u32,
+    /// A record's bytes on the way to the file.
+    buffer: Vec<u8>,
+    /// Where sealed segments are sent.
+    remote: Option<Remote>,
+    _lock: File,
+}
+
+/// The segment that is being appended to.
+#[derive(Debug)]
+struct Active {
+    file: File,
+    number: u32,
+    bytes: u32,
+    records: Vec<(u64, u32)>,
+}
+
+impl Writer {
+    /// Opens the cache in `dir` for writing, and makes one of this description where there is none.
+    /// Segments are sealed at `limit` bytes.
+    ///
+    /// # Errors
+    /// [`CacheError::InUse`] when another writer is at work; those of [`Store::open`].
+    pub(crate) fn open(
+        dir: &Path,
+        manifest: &Manifest,
+        limit: u32,
+    ) -> Result<(Self, Store), CacheError> {
+        at("create", dir, std::fs::create_dir_all(dir))?;
+        refuse_foreign(dir)?;
+        let lock = lock(dir)?;
+        let store = match Store::open(dir)? {
+            Some(store) => store,
+            None => {
+                manifest.write(dir)?;
+                let absent = || CacheError::Absent { place: dir.display().to_string() };
+                Store::open(dir)?.ok_or_else(absent)?
+            }
+        };
+        let mut writer = Self {
+            dir: dir.to_owned(),
+            space: store.space,
+            limit,
+            active: None,
+            next: store.segments.last().map_or(0, |last| last.number + 1),
+            buffer: Vec::new(),
+            remote: None,
+            _lock: lock,
+        };
+        writer.take_up(&store)?;
+        Ok((writer, store))
+    }
+
+    /// From now on, what is sealed is sent there.
+    pub(crate) fn send_to(&mut self, remote: Remote) {
+        self.remote = Some(remote);
+    }
+
+    /// Seals what was left unsealed, and goes on with the last segment.
+    fn take_up(&mut self, store: &Store) -> Result<(), CacheError> {
+        let last = store.segments.len().saturating_sub(1);
+        for (i, segment) in store.segments.iter().enumerate() {
+            let Some(scanned) = &segment.scanned else { continue };
+            if i < last {
+                if scanned.end == segment.bytes {
+                    self.write_index(segment.number, segment.bytes, &scanned.records)?;
+                }
+                continue;
+            }
+            if let (true, Ok(end)) = (scanned.usable, u32::try_from(scanned.end)) {
+                self.active = Some(self.reopen(segment.number, end, &scanned.records)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with a segment behind its last whole record.
+    fn reopen(&self, number: u32, end: u32, records: &[(u64, u32)]) -> Result<Active, CacheError> {
+        let path = self.dir.join(segment_name(number));
+        let mut file = at("open", &path, OpenOptions::new().append(true).open(&path))?;
+        at("cut", &path, file.set_len(u64::from(end)))?;
+        // Of one that was sealed once and has lost its end.
+        drop(std::fs::remove_file(self.dir.join(index_name(number))));
+        let mut bytes = end;
+        if end == 0 {
+            let header = segment_header(number, &self.space);
+            at("write", &path, file.write_all(&header))?;
+            bytes = SEGMENT_HEADER_BYTES as u32;
+        }
+        Ok(Active { file, number, bytes, records: records.to_vec() })
+    }
+
+    /// Appends a record; says where it is.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`] when the disk refuses. What was begun is taken back, as far as the disk
+    /// allows; the cache stays whole in any case.
+    pub(crate) fn append(&mut self, key: &Key, payload: &[u8]) -> Result<Place, CacheError> {
+        let record = HEADER_BYTES.saturating_add(payload.len());
+        let full = |active: &Active| {
+            let end = (active.bytes as usize).saturating_add(record);
+            end > self.limit as usize && !active.records.is_empty()
+        };
+        if self.active.as_ref().is_some_and(full) {
+            self.seal()?;
+        }
+        if self.active.is_none() {
+            self.active = Some(self.begin()?);
+        }
+        let Some(active) = &mut self.active else { return Err(self.gone()) };
+        let place = Place { segment: active.number, offset: active.bytes };
+        self.buffer.clear();
+        let path = || self.dir.join(segment_name(place.segment));
+        if !write_record(&mut self.buffer, key, payload, place) {
+            let reason = format!("an answer of {} bytes is too long for a record", payload.len());
+            return Err(CacheError::Payload { record: format!("record {key}"), reason });
+        }
+        if let Err(error) = active.file.write_all(&self.buffer) {
+            // If not even this can be done the next writer will do it.
+            let _ = active.file.set_len(u64::from(active.bytes));
+            return at("write to", &path(), Err(error));
+        }
+        active.bytes += self.buffer.len() as u32;
+        active.records.push((key.prefix(), place.offset));
+        Ok(place)
+    }
+
+    /// Begins the next segment.
+    fn begin(&mut self) -> Result<Active, CacheError> {
+        let number = self.next;
+        let path = self.dir.join(segment_name(number));
+        let created = OpenOptions::new().append(true).create_new(true).open(&path);
+        let mut file = at("create", &path, created)?;
+        if let Err(error) = file.write_all(&segment_header(number, &self.space)) {
+            drop(std::fs::remove_file(&path));
+            return at("write to", &path, Err(error));
+        }
+        self.next += 1;
+        let bytes = SEGMENT_HEADER_BYTES as u32;
+        Ok(Active { file, number, bytes, records: Vec::new() })
+    }
+
+    /// Seals the segment that is being written: synced, and its index beside it.
+    pub(crate) fn seal(&mut self) -> Result<(), CacheError> {
+        let Some(active) = self.active.take() else { return Ok(()) };
+        let path = self.dir.join(segment_name(active.number));
+        at("sync", &path, active.file.sync_all())?;
+        self.write_index(active.number, u64::from(active.bytes), &active.records)?;
+        match &mut self.remote {
+            Some(remote) => remote.push(&self.dir).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves the last segment as it is, on the disk; where segments are sent, it is sealed and sent.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`] when the disk refuses, [`CacheError::Remote`] when the store does.
+    pub(crate) fn finish(mut self) -> Result<(), CacheError> {
+        if self.remote.is_some() {
+            self.seal()?;
+            // What an earlier writer sealed and could not send.
+            if let Some(remote) = &mut self.remote {
+                remote.push(&self.dir)?;
+            }
+        }
+        if let Some(active) = &self.active {
+            at("sync", &self.dir.join(segment_name(active.number)), active.file.sync_all())?;
+        }
+        at("sync", &self.dir, File::open(&self.dir).and_then(|dir| dir.sync_all()))
+    }
+
+    fn write_index(
+        &self,
+        number: u32,
+        bytes: u64,
+        records: &[(u64, u32)],
+    ) -> Result<(), CacheError> {
+        let index = write_index(number, &self.space, bytes, records.iter().copied());
+        let path = self.dir.join(index_name(number));
+        let begun = self.dir.join(format!("{}.part", index_name(number)));
+        let written = File::create(&begun)
+            .and_then(|mut file| file.write_all(&index).and_then(|()| file.sync_all()));
+        at("write", &begun, written)?;
+        at("write", &path, std::fs::rename(&begun, &path))
+    }
+
+    fn gone(&self) -> CacheError {
+        let source = io::ErrorKind::NotFound.into();
+        CacheError::Io { action: "write to", path: self.dir.clone(), source }
+    }
+}
+
+/// Refuses a directory that holds files, and no cache.
+fn refuse_foreign(dir: &Path) -> Result<(), CacheError> {
+    if dir.join(FILE).exists() {
+        return Ok(());
+    }
+    for entry in at("list", dir, std::fs::read_dir(dir))? {
+        let found = at("list", dir, entry)?.file_name().to_string_lossy().into_owned();
+        // What a writer leaves that was killed before it had described the cache.
+        if found != LOCK && found != format!("{FILE}.part") {
+            return Err(CacheError::Foreign { dir: dir.to_owned(), found });
+        }
+    }
+    Ok(())
+}
+
+fn lock(dir: &Path) -> Result<File, CacheError> {
+    let path = dir.join(LOCK);
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = at("write to", dir, opened)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let holder = std::fs::read_to_string(&path).ok().and_then(|p| p.trim().parse().ok());
+            return Err(CacheError::InUse { place: dir.display().to_string(), holder });
+        }
+        // Some network file systems know no locks; there the runs' owner has to keep them apart.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(e)) => at("lock", &path, Err(e))?,
+    }
+    let pid = format!("{}\n", std::process::id());
+    at("write to", dir, file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())))?;
+    Ok(file)
+}

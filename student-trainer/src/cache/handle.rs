@@ -1,0 +1,253 @@
+//! A cache as a run holds it: lookups on the thread that trains, writing on a thread of its own.
+//!
+//! A disk that refuses costs the cache and never the run: the first refusal is said, and no more is
+//! written.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use distill::batch::Sequence;
+use distill::cache::{Key, Space};
+
+use super::append::{SEGMENT_BYTES, Writer};
+use super::error::CacheError;
+use super::manifest::Manifest;
+use super::payload;
+use super::place::Located;
+use super::remote::Remote;
+use super::store::{Found, Store};
+use crate::feed::Scored;
+
+/// Answers on their way to the disk, at most; a slower disk than that slows the training.
+const QUEUE: usize = 64;
+
+/// A cache in use.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    place: String,
+    dir: PathBuf,
+    manifest: Manifest,
+    space: Space,
+    store: Arc<Mutex<Store>>,
+    writer: Mutex<Writing>,
+    /// Why nothing more is kept, where the disk refused.
+    failed: Arc<OnceLock<String>>,
+}
+
+/// What a lookup finds.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    /// The answer.
+    Answer(Scored),
+    /// None of that row.
+    Nothing,
+    /// One that cannot be used, in words.
+    Damaged(String),
+}
+
+/// The writing side.
+#[derive(Debug)]
+enum Writing {
+    /// Not begun: the first answer to keep begins it.
+    Idle(Option<Remote>),
+    /// A thread at work.
+    Busy { jobs: SyncSender<Job>, thread: JoinHandle<()> },
+    /// Over, or refused.
+    Ended,
+}
+
+/// What the writing thread is given.
+enum Job {
+    Keep {
+        key: Key,
+        set: Arc<[Sequence]>,
+        row: usize,
+        scored: Scored,
+    },
+    /// Answered when everything before is written.
+    Flush(SyncSender<()>),
+}
+
+impl Cache {
+    /// A cache that is read; the first answer to keep makes this the writer, if no other is.
+    pub(crate) fn reading(located: Located, store: Store) -> Self {
+        let Located { place, dir, remote } = located;
+        let (manifest, space) = (store.manifest.clone(), store.space);
+        let store = Arc::new(Mutex::new(store));
+        let (writer, failed) = (Mutex::new(Writing::Idle(remote)), Arc::default());
+        Self { place, dir, manifest, space, store, writer, failed }
+    }
+
+    /// A cache that is written to from now on.
+    ///
+    /// # Errors
+    /// Those of [`Writer::open`].
+    pub(crate) fn writing(located: Located, manifest: &Manifest) -> Result<Self, CacheError> {
+        let (writer, store) = located.write(manifest, SEGMENT_BYTES)?;
+        let cache = Self::reading(located, store);
+        cache.start(writer)?;
+        Ok(cache)
+    }
+
+    fn start(&self, mut writer: Writer) -> Result<(), CacheError> {
+        let idle = std::mem::replace(&mut *lock(&self.writer), Writing::Ended);
+        if let Writing::Idle(Some(remote)) = idle {
+            writer.send_to(remote);
+        }
+        let (jobs, incoming) = sync_channel(QUEUE);
+        let shared = Arc::clone(&self.store);
+        let (failed, classes) = (Arc::clone(&self.failed), self.manifest.classes);
+        let work = move || write_all(writer, &incoming, &shared, &failed, classes);
+        let started = std::thread::Builder::new().name("cache".to_owned()).spawn(work);
+        let thread = super::error::at("write to", &self.dir, started)?;
+        *lock(&self.writer) = Writing::Busy { jobs, thread };
+        Ok(())
+    }
+
+    /// Its name.
+    pub(crate) fn place(&self) -> String {
+        self.place.clone()
+    }
+
+    /// What its answers have in common.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Whether what is kept from now on will be found later.
+    pub(crate) fn writes(&self) -> bool {
+        self.failure().is_none() && matches!(*lock(&self.writer), Writing::Busy { .. })
+    }
+
+    /// Whether there is an answer about a row, as far as the index tells.
+    pub(crate) fn holds(&self, row: &Sequence) -> bool {
+        let key = self.key(row);
+        lock(&self.store).holds(&key)
+    }
+
+    /// The answer about a row.
+    pub(crate) fn read(&self, row: &Sequence) -> Lookup {
+        let key = self.key(row);
+        let mut found = lock(&self.store).read(&key);
+        // It may still be on its way to the disk.
+        if found == Found::Nothing && self.flush() {
+            found = lock(&self.store).read(&key);
+        }
+        match found {
+            Found::Nothing => Lookup::Nothing,
+            Found::Damaged(what) => Lookup::Damaged(what),
+            Found::Payload(payload) => match payload::read(&payload, row, self.manifest.classes) {
+                Ok(scored) => Lookup::Answer(scored),
+                Err(reason) => Lookup::Damaged(format!("record {key}: {reason}")),
+            },
+        }
+    }
+
+    /// Keeps an answer about row `row` of `set`. Waits where the disk is behind; a disk that refuses is
+    /// told of once, in the log.
+    pub(crate) fn keep(&self, set: &Arc<[Sequence]>, row: usize, scored: &Scored) {
+        if self.failure().is_some() {
+            return;
+        }
+        self.become_writer();
+        let writing = lock(&self.writer);
+        let Writing::Busy { jobs, .. } = &*writing else { return };
+        let key = self.key(&set[row]);
+        let (set, scored) = (Arc::clone(set), scored.clone());
+        // The thread ends with this cache and not before; its panic has been printed.
+        let _ = jobs.send(Job::Keep { key, set, row, scored });
+    }
+
+    /// Begins to write, where that was not begun.
+    fn become_writer(&self) {
+        if !matches!(*lock(&self.writer), Writing::Idle(_)) {
+            return;
+        }
+        let opened = Writer::open(&self.dir, &self.manifest, SEGMENT_BYTES);
+        let started = opened.and_then(|(writer, store)| {
+            *lock(&self.store) = store;
+            self.start(writer)
+        });
+        if let Err(error) = started {
+            *lock(&self.writer) = Writing::Ended;
+            refuse(&self.failed, &error);
+        }
+    }
+
+    /// Waits until everything kept so far is written; false when nobody writes.
+    pub(crate) fn flush(&self) -> bool {
+        let (done, written) = sync_channel(1);
+        if let Writing::Busy { jobs, .. } = &*lock(&self.writer)
+            && jobs.send(Job::Flush(done)).is_ok()
+        {
+            return written.recv().is_ok();
+        }
+        false
+    }
+
+    /// Why nothing more is kept, where the disk has refused.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
+    }
+
+    fn key(&self, row: &Sequence) -> Key {
+        self.space.key(&row.ids, &row.scored_ranges())
+    }
+}
+
+impl Drop for Cache {
+    /// Waits for what is on its way to the disk.
+    fn drop(&mut self) {
+        let writing = std::mem::replace(&mut *lock(&self.writer), Writing::Ended);
+        if let Writing::Busy { jobs, thread } = writing {
+            drop(jobs);
+            // A panic there has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The writing thread.
+fn write_all(
+    mut writer: Writer,
+    jobs: &Receiver<Job>,
+    store: &Mutex<Store>,
+    failed: &OnceLock<String>,
+    classes: usize,
+) {
+    while let Ok(job) = jobs.recv() {
+        match job {
+            // Nobody waits any more when this fails.
+            Job::Flush(done) => drop(done.send(())),
+            Job::Keep { .. } if failed.get().is_some() => {}
+            // The same tokens in another row.
+            Job::Keep { key, .. } if lock(store).has(&key) => {}
+            Job::Keep { key, set, row, scored } => {
+                let record = || format!("record {key}");
+                let written = payload::write(&set[row], &scored, classes)
+                    .map_err(|e| CacheError::Payload { record: record(), reason: e.to_string() })
+                    .and_then(|payload| writer.append(&key, &payload));
+                match written {
+                    Ok(place) => lock(store).added(&key, place),
+                    Err(error) => refuse(failed, &error),
+                }
+            }
+        }
+    }
+    if let Err(error) = writer.finish() {
+        refuse(failed, &error);
+    }
+}
+
+fn refuse(failed: &OnceLock<String>, error: &CacheError) {
+    if failed.set(error.to_string()).is_ok() {
+        tracing::warn!("{error}: no more answers are kept in the cache; what is there stays");
+    }
+}
+
+/// What a panicked thread left is whole: each change is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

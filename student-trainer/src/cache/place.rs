@@ -1,0 +1,116 @@
+//! Where a cache is, as a person names it: a directory, or an object store with a copy on this machine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Name;
+use object_store::{ClientOptions, RetryConfig};
+
+use super::append::Writer;
+use super::error::CacheError;
+use super::manifest::Manifest;
+use super::remote::Remote;
+use super::store::Store;
+
+/// A cache's place.
+#[derive(Debug)]
+pub(crate) struct Located {
+    /// As it was named.
+    pub(crate) place: String,
+    /// Its directory, or that of the copy.
+    pub(crate) dir: PathBuf,
+    pub(crate) remote: Option<Remote>,
+}
+
+impl Located {
+    /// What a name means: `s3://BUCKET/PREFIX` and `file:///DIR` are object stores, all else is a
+    /// directory.
+    ///
+    /// # Errors
+    /// [`CacheError::Remote`] when an address is none, or its settings (`AWS_…`) make no sense.
+    pub(crate) fn of(place: &str) -> Result<Self, CacheError> {
+        let wrong = |reason: String| CacheError::Remote { place: place.to_owned(), reason };
+        let Some((scheme, rest)) = place.split_once("://") else {
+            return Ok(Self { place: place.to_owned(), dir: place.into(), remote: None });
+        };
+        let remote = match scheme {
+            "s3" => {
+                let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                // The one of this program's other connections; one is in place already as a rule.
+                drop(rustls::crypto::ring::default_provider().install_default());
+                let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+                // Calls are bounded as a whole, where they are made.
+                let client = ClientOptions::new()
+                    .with_connect_timeout(Duration::from_secs(10))
+                    .with_timeout(Duration::from_secs(600));
+                let allow_http = std::env::var("AWS_ALLOW_HTTP").is_ok_and(|text| text == "true");
+                let store = AmazonS3Builder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_retry(retry)
+                    .with_client_options(client.with_allow_http(allow_http))
+                    .build()
+                    .map_err(|e| wrong(e.to_string()))?;
+                let prefix = Name::parse(prefix).map_err(|e| wrong(e.to_string()))?;
+                Remote::new(Arc::new(store), prefix, place, None)?
+            }
+            "file" => {
+                std::fs::create_dir_all(rest).map_err(|e| wrong(e.to_string()))?;
+                let store = LocalFileSystem::new_with_prefix(rest);
+                let store = store.map_err(|e| wrong(e.to_string()))?;
+                Remote::new(Arc::new(store), Name::default(), place, None)?
+            }
+            _ => {
+                return Err(wrong(
+                    "a directory, s3://BUCKET/PREFIX or file:///DIR is wanted".to_owned(),
+                ));
+            }
+        };
+        Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(remote) })
+    }
+
+    /// Opens the cache for reading; none where there is none. What a store does not have as it lists it
+    /// is added to the damage.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`] and [`Remote::pull`].
+    pub(crate) fn open(&mut self) -> Result<Option<Store>, CacheError> {
+        let lost = match &mut self.remote {
+            Some(remote) => remote.pull(&self.dir)?,
+            None => Vec::new(),
+        };
+        let mut store = Store::open(&self.dir)?;
+        if let Some(store) = &mut store {
+            store.damage.extend(lost.into_iter().map(|what| format!("all of {what}")));
+        }
+        Ok(store)
+    }
+
+    /// Opens the cache for writing, and makes one of this description where there is none.
+    ///
+    /// # Errors
+    /// Those of [`Writer::open`].
+    pub(crate) fn write(
+        &self,
+        manifest: &Manifest,
+        limit: u32,
+    ) -> Result<(Writer, Store), CacheError> {
+        Writer::open(&self.dir, manifest, limit)
+    }
+}
+
+/// The directory of this machine that a store's cache is copied to.
+fn copy_of(place: &str) -> Result<PathBuf, CacheError> {
+    let named = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty());
+    let root = named("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| named("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    let root = root.ok_or_else(|| CacheError::Remote {
+        place: place.to_owned(),
+        reason: "a copy is kept in $XDG_CACHE_HOME or $HOME/.cache, and neither is set".to_owned(),
+    })?;
+    let name = blake3::hash(place.as_bytes()).to_hex();
+    Ok(root.join("limbeck/answers").join(&name[..16]))
+}

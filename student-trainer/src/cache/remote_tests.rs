@@ -1,0 +1,304 @@
+//! Caches in object stores: in memory, and one that fails, stalls and lies.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use futures::stream::{BoxStream, StreamExt as _};
+use object_store::memory::InMemory;
+use object_store::path::Path as Name;
+use object_store::{
+    CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result as StoreResult,
+};
+
+use super::append::Writer;
+use super::manifest::{Manifest, top_k};
+use super::remote::Remote;
+use super::store::{Found, Store, index_name, segment_name};
+use super::*;
+
+/// A store in memory that misbehaves. All numbers may be changed while it is used.
+#[derive(Debug, Default)]
+struct Faulty {
+    inner: InMemory,
+    /// Calls that fail before one works.
+    fail: AtomicUsize,
+    /// Calls that never end.
+    stall: AtomicUsize,
+    /// Calls so far.
+    calls: AtomicUsize,
+    /// Listings asked for.
+    lists: AtomicUsize,
+}
+
+impl Faulty {
+    async fn misbehave(&self) -> StoreResult<()> {
+        self.calls.fetch_add(1, Relaxed);
+        let take =
+            |of: &AtomicUsize| of.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok();
+        if take(&self.stall) {
+            std::future::pending::<()>().await;
+        }
+        match take(&self.fail) {
+            true => Err(StoreError::Generic { store: "faulty", source: "503 Slow Down".into() }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Display for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("faulty")
+    }
+}
+
+#[tonic::async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(
+        &self,
+        location: &Name,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> StoreResult<PutResult> {
+        self.misbehave().await?;
+        self.inner.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Name,
+        options: PutMultipartOptions,
+    ) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Name, options: GetOptions) -> StoreResult<GetResult> {
+        self.misbehave().await?;
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, StoreResult<Name>>,
+    ) -> BoxStream<'static, StoreResult<Name>> {
+        self.inner.delete_stream(locations)
+    }
+
+    /// Nothing, whatever is there.
+    fn list(&self, _: Option<&Name>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.lists.fetch_add(1, Relaxed);
+        futures::stream::empty().boxed()
+    }
+
+    async fn list_with_delimiter(&self, _: Option<&Name>) -> StoreResult<ListResult> {
+        self.lists.fetch_add(1, Relaxed);
+        Err(StoreError::NotImplemented { operation: "list".into(), implementer: "faulty".into() })
+    }
+
+    async fn copy_opts(&self, from: &Name, to: &Name, options: CopyOptions) -> StoreResult<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+const RECORDS: u32 = 20;
+
+fn manifest() -> Manifest {
+    Manifest {
+        format: 1,
+        model: "teacher".to_owned(),
+        revision: String::new(),
+        model_fingerprint: "07".repeat(32),
+        tokenizer_fingerprint: "09".repeat(32),
+        tokenizer_size: 24,
+        vocab_size: 24,
+        classes: 24,
+        signal: top_k(6, distill::codec::Codec::Packed),
+        temperature: Some(2.0),
+        knows_mass: true,
+        parameters: 0,
+        dtype: "f32".to_owned(),
+    }
+}
+
+fn key(i: u32) -> distill::cache::Key {
+    manifest().space().key(&[i], &[])
+}
+
+fn remote(store: &Arc<Faulty>) -> Remote {
+    let store: Arc<dyn ObjectStore> = Arc::clone(store) as _;
+    Remote::new(
+        store,
+        Name::from("runs/one"),
+        "s3://bucket/runs/one",
+        Some(Duration::from_millis(200)),
+    )
+    .unwrap()
+}
+
+/// Writes the records that are not in the copy in `dir`, and sends them.
+fn fill(store: &Arc<Faulty>, dir: &Path, records: std::ops::Range<u32>) -> Result<(), CacheError> {
+    let mut remote = remote(store);
+    remote.pull(dir)?;
+    let (mut writer, mut opened) = Writer::open(dir, &manifest(), 500)?;
+    writer.send_to(remote);
+    for i in records {
+        if !opened.has(&key(i)) {
+            let place = writer.append(&key(i), &[i as u8; 50])?;
+            opened.added(&key(i), place);
+        }
+    }
+    writer.finish()
+}
+
+fn readable(dir: &Path) -> usize {
+    let mut store = Store::open(dir).unwrap().unwrap();
+    let whole = |i: &u32| match store.read(&key(*i)) {
+        Found::Payload(bytes) => {
+            assert_eq!(bytes, [*i as u8; 50]);
+            true
+        }
+        Found::Nothing | Found::Damaged(_) => false,
+    };
+    (0..RECORDS).filter(whole).count()
+}
+
+fn name(of: &str) -> Name {
+    Name::from("runs/one").join(of)
+}
+
+/// The object that a file is.
+fn object(store: &Faulty, file: &str) -> Name {
+    let found = block(store.inner.list(None).collect::<Vec<_>>());
+    let names = found.into_iter().map(|meta| meta.unwrap().location);
+    names.into_iter().find(|name| name.as_ref().ends_with(file)).unwrap()
+}
+
+fn block<T>(call: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(call)
+}
+
+#[test]
+fn another_machine_finds_everything_and_nobody_asks_for_a_listing() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    let [here, there] = ["here", "there"].map(|name| root.path().join(name));
+    fill(&store, &here, 0..RECORDS).unwrap();
+    assert!(remote(&store).pull(&there).unwrap().is_empty());
+    assert_eq!(readable(&there), RECORDS as usize);
+    assert_eq!(Manifest::read(&there).unwrap().unwrap(), manifest());
+    // What is here already is not fetched again: the description, the list.
+    let before = store.calls.load(Relaxed);
+    remote(&store).pull(&there).unwrap();
+    assert_eq!(store.calls.load(Relaxed) - before, 2);
+    // And goes on where the first ended.
+    fill(&store, &there, 0..RECORDS + 3).unwrap();
+    assert!(remote(&store).pull(&here).unwrap().is_empty());
+    assert_eq!(Store::open(&here).unwrap().unwrap().len(), RECORDS as usize + 3);
+    assert_eq!(store.lists.load(Relaxed), 0);
+}
+
+#[test]
+fn a_store_that_fails_is_tried_again_and_then_named() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    store.fail.store(3, Relaxed);
+    fill(&store, &root.path().join("a"), 0..RECORDS).unwrap();
+    store.fail.store(usize::MAX, Relaxed);
+    let error = remote(&store).pull(&root.path().join("b")).unwrap_err().to_string();
+    for piece in ["s3://bucket/runs/one", "cache.json", "503 Slow Down"] {
+        assert!(error.contains(piece), "no {piece:?} in {error}");
+    }
+    // What could not be sent is kept here, and sent by the next writer.
+    let dir = root.path().join("a");
+    let (mut writer, _) = Writer::open(&dir, &manifest(), 500).unwrap();
+    writer.send_to(remote(&store));
+    writer.append(&key(99), &[9]).unwrap();
+    assert!(matches!(writer.finish(), Err(CacheError::Remote { .. })));
+    store.fail.store(0, Relaxed);
+    fill(&store, &dir, 0..0).unwrap();
+    let fresh = root.path().join("fresh");
+    remote(&store).pull(&fresh).unwrap();
+    assert_eq!(Store::open(&fresh).unwrap().unwrap().len(), RECORDS as usize + 1);
+}
+
+#[test]
+fn a_store_that_stalls_is_given_up_in_bounded_time() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    store.stall.store(1, Relaxed);
+    fill(&store, &root.path().join("a"), 0..RECORDS).unwrap();
+    store.stall.store(usize::MAX, Relaxed);
+    let begin = Instant::now();
+    let error = remote(&store).pull(&root.path().join("b")).unwrap_err().to_string();
+    assert!(error.contains("no answer within 0.2 s"), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn what_is_not_as_listed_counts_as_not_there_and_is_named() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    fill(&store, &root.path().join("a"), 0..RECORDS).unwrap();
+    // One segment gone, one of the same length with other bytes.
+    block(store.inner.delete(&object(&store, &segment_name(0)))).unwrap();
+    let second = object(&store, &segment_name(1));
+    let bytes = block(async { store.inner.get(&second).await.unwrap().bytes().await.unwrap() });
+    let mut spoilt = bytes.to_vec();
+    spoilt[150] ^= 1;
+    block(store.inner.put(&second, spoilt.into())).unwrap();
+    let dir = root.path().join("b");
+    let lost = remote(&store).pull(&dir).unwrap();
+    assert_eq!(lost.len(), 2, "{lost:?}");
+    assert!(lost[0].contains(&segment_name(0)) && lost[0].contains("not there"), "{lost:?}");
+    assert!(lost[1].contains(&segment_name(1)) && lost[1].contains("digest"), "{lost:?}");
+    let found = readable(&dir);
+    assert!(found > 0 && found < RECORDS as usize, "{found}");
+}
+
+#[test]
+fn a_list_that_leads_elsewhere_is_refused() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    fill(&store, &root.path().join("a"), 0..RECORDS).unwrap();
+    for wrong in ["../../etc/passwd", "segment-1.seg", "cache.json", "segment-00000001.seg/x"] {
+        let list =
+            format!("{{\"files\": [{{\"name\": \"{wrong}\", \"bytes\": 1, \"digest\": \"00\"}}]}}");
+        block(store.inner.put(&name("segments.json"), list.into())).unwrap();
+        let error = remote(&store).pull(&root.path().join("b")).unwrap_err().to_string();
+        assert!(error.contains(wrong), "{error}");
+    }
+}
+
+#[test]
+fn of_two_machines_that_write_at_a_time_the_second_is_refused() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| root.path().join(name));
+    fill(&store, &a, 0..4).unwrap();
+    let open = |dir: &Path| {
+        let mut remote = remote(&store);
+        remote.pull(dir).unwrap();
+        let (mut writer, _) = Writer::open(dir, &manifest(), 500).unwrap();
+        writer.send_to(remote);
+        writer
+    };
+    let (mut first, mut second) = (open(&a), open(&b));
+    first.append(&key(10), &[10; 50]).unwrap();
+    second.append(&key(11), &[11; 50]).unwrap();
+    first.finish().unwrap();
+    let refused = second.finish().unwrap_err();
+    assert!(matches!(refused, CacheError::InUse { .. }), "{refused}");
+    let fresh = root.path().join("fresh");
+    assert!(fs::exists(a.join(index_name(1))).unwrap());
+    assert!(remote(&store).pull(&fresh).unwrap().is_empty());
+    assert_eq!(Store::open(&fresh).unwrap().unwrap().len(), 5);
+    // Tried again, the second goes on behind the first.
+    fill(&store, &b, 11..12).unwrap();
+    assert!(remote(&store).pull(&fresh).unwrap().is_empty());
+    let mut opened = Store::open(&fresh).unwrap().unwrap();
+    assert!([0, 1, 2, 3, 10, 11].iter().all(|&i| opened.has(&key(i))));
+}
