@@ -15,7 +15,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use distill::coded::{Code, Parts, Rung};
 use distill::fingerprint::Fingerprint;
 use model::coding::{Decoder, Encoder};
-use rand::{Rng as _, SeedableRng as _};
+use rand::SeedableRng as _;
 
 const WIDTHS: [usize; 3] = [256, 1024, 2560];
 const ROWS: usize = 1024;
