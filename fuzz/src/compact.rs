@@ -57,12 +57,12 @@ fn read(mut draw: Draw<'_>) -> bool {
     let ids = if known { Ids::Known(&ids) } else { Ids::Sent { classes } };
     let mut question = Question { bytes: &[], rows, k, codec, ids };
     let mut bytes = draw.rest().to_vec();
-    if whole && few && k > 0 && classes <= 1 << 24 {
-        bytes.resize(question.length().unwrap_or(0), 0);
+    if let Some(length) = (whole && few && k > 0).then(|| question.length()).flatten() {
+        bytes.resize(length, 0);
         if headed && rows > 0 {
             bytes[..HEAD].copy_from_slice(&question.head());
         }
-        if ascending && rows > 0 && !known && k <= classes {
+        if ascending && rows > 0 && !known {
             question.number(&mut bytes, classes);
         }
     }
@@ -104,9 +104,11 @@ impl Question<'_> {
 
     fn length(&self) -> Option<usize> {
         let of_ids = self.places()?.map_or(0, |ids| ids.lower_bytes + ids.upper_bytes);
-        let head = if self.rows > 0 { HEAD } else { 0 };
+        if self.rows == 0 {
+            return Some(0);
+        }
         let row = self.k.checked_mul(self.code())?.checked_add(16 + of_ids)?;
-        self.rows.checked_mul(row)?.checked_add(head)
+        self.rows.checked_mul(row)?.checked_add(HEAD)
     }
 
     fn head(&self) -> [u8; HEAD] {
