@@ -6,7 +6,10 @@
 //! * [`Codec::Raw`]: `log_z f32[R] | log_rest f32[R] | ids u32[R*k] | values f32[R*k]`.
 //!
 //! Where the receiver knows the ids, having named them, their array is left out ([`Ids::Known`]).
+//!
+//! Of [`crate::signal::Draws`]: [`mod@draws`].
 
+pub mod draws;
 mod error;
 mod packed;
 mod raw;

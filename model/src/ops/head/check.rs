@@ -1,6 +1,6 @@
 //! What the output layer refuses, each with what was found and wanted.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Error, Result, Tensor, bail};
 use distill::signal::TopK;
 
 use super::{LossSettings, Teaching};
@@ -56,6 +56,10 @@ pub(super) fn check_targets(targets: &[u32], positions: usize, classes: usize) -
 pub(super) fn check_teaching(said: Teaching<'_>, positions: usize, classes: usize) -> Result<()> {
     match said {
         Teaching::TopK(signal) => check_signal(signal, positions, classes),
+        Teaching::Draws(signal) => {
+            expect_len("signal rows", signal.rows(), positions)?;
+            signal.check(classes).map_err(|error| Error::Msg(format!("signal {error}")))
+        }
         Teaching::Full { hidden, w } => {
             let width = hidden.dim(1)?;
             expect_shape("the teacher's hidden states", hidden, &[positions, width])?;

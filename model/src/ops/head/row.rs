@@ -10,14 +10,12 @@
 //!
 //! two coefficients a row (before -1 at the target): `b` is `alpha T² · (q_j - p_rest s_j) / T`
 //! with `s` the softmax among them. Tail `renormalise` is the same with the k probabilities scaled
-//! up to sum to 1 and `p_rest` = 0.
+//! up to sum to 1 and `p_rest` = 0, and so are draws with their estimate of p, which sums to 1.
 
 use std::ops::Range;
 
-use distill::signal::TopK;
-
 use super::exps::{RestSums, blend, log_sum, position_of};
-use super::{LossSettings, Tail};
+use super::{Listed, LossSettings, Tail};
 use crate::ops::math;
 
 /// What a position gives.
@@ -63,7 +61,7 @@ impl Row {
     /// `signal` is a signal and the row of it that speaks of this position.
     pub(super) fn new(
         target: usize,
-        signal: Option<(&TopK, usize)>,
+        signal: Option<(Listed<'_>, usize)>,
         settings: &LossSettings,
     ) -> Self {
         let LossSettings { alpha, temperature, tail, .. } = *settings;
@@ -82,15 +80,14 @@ impl Row {
             sums: RestSums::NONE,
         };
         let Some((signal, number)) = signal else { return row };
-        let (mut p, p_rest) = signal.probabilities(number);
+        let (ids, mut p, p_rest) = signal.outcomes(number);
         row.teacher_mass = p.iter().sum();
         if tail == Tail::Renormalise {
             p.iter_mut().for_each(|p| *p /= row.teacher_mass);
         } else {
             row.p_rest = p_rest;
         }
-        let ids = &signal.ids[number * signal.k..(number + 1) * signal.k];
-        let mut pairs: Vec<(u32, f64)> = ids.iter().copied().zip(p).collect();
+        let mut pairs: Vec<(u32, f64)> = ids.into_iter().zip(p).collect();
         pairs.sort_unstable_by_key(|pair| pair.0);
         (row.ids, row.p) = pairs.into_iter().unzip();
         row.top = vec![f64::NAN; row.ids.len()];
