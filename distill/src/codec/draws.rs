@@ -305,5 +305,7 @@ impl Gaps {
 }
 
 #[cfg(test)]
+mod document_tests;
+#[cfg(test)]
 #[path = "draws_tests.rs"]
 mod tests;

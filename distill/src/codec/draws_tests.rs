@@ -138,12 +138,13 @@ fn halves_are_within_their_error() {
 }
 
 /// Any draws that can be: n, k, classes and ids.
-fn any_draws() -> impl Strategy<Value = (Draws, usize)> {
+pub(super) fn any_draws() -> impl Strategy<Value = (Draws, usize)> {
     let sizes = (1u32..60, 0usize..6, prop_oneof![1usize..40, Just(4096), Just(151_936)]);
     sizes.prop_flat_map(|(draws, k, classes)| {
         let k = k.min(classes);
         let ids = prop::collection::vec(0..classes as u32, draws as usize + k);
-        prop::collection::vec(ids, 0..5).prop_map(move |rows| (of_ids(draws, k, classes, &rows), classes))
+        prop::collection::vec(ids, 0..5)
+            .prop_map(move |rows| (of_ids(draws, k, classes, &rows), classes))
     })
 }
 

@@ -36,7 +36,8 @@ fn uniforms_are_the_key_stream_as_described() {
     assert_eq!(key(41).uniforms(10), wanted);
     // More draws begin with the same ones; every part of the key counts.
     assert!(key(41).uniforms(11).iter().filter(|u| wanted.contains(u)).count() == 10);
-    let others = [key(42), DrawKey { seed: 8, ..key(41) }, DrawKey { token_checksum: 0, ..key(41) }];
+    let others =
+        [key(42), DrawKey { seed: 8, ..key(41) }, DrawKey { token_checksum: 0, ..key(41) }];
     for other in others {
         assert!(other.uniforms(10).iter().all(|uniform| !wanted.contains(uniform)));
     }
@@ -83,7 +84,10 @@ fn the_slow_way_follows_the_sums_of_the_probabilities() {
     // Without class 1 the others have 1/4, 1/2, 1/4 of a half.
     let mut union = Draws::new(4, 1);
     union.push_exact(&logits, 1.0, &[0.24, 0.26, 0.74, 0.76]);
-    assert_eq!((&union.exact_ids, &union.ids, &union.counts[..]), (&vec![1], &vec![0, 2, 3], &[1, 2, 1][..]));
+    assert_eq!(
+        (&union.exact_ids, &union.ids, &union.counts[..]),
+        (&vec![1], &vec![0, 2, 3], &[1, 2, 1][..])
+    );
     assert!((union.log_rest[0] - 0.5f32.ln()).abs() < 1e-7);
     // At T = 1/2 the probabilities are squared: 1, 16, 4, 1 of 22.
     let mut cold = Draws::new(2, 0);
@@ -117,7 +121,8 @@ fn mean_gradient(z: &[f64], y: &[f64], k: usize, t: f64, seeds: u32) -> (Vec<f64
 #[test]
 fn the_mean_gradient_over_draws_is_the_full_one_and_exact_entries_spare_variance() {
     // A teacher with one token at 0.8, among 24 classes.
-    let y: Vec<f64> = (0..24).map(|j| f64::from(j * 7 % 24) / 6.0 + if j == 5 { 5.0 } else { 0.0 }).collect();
+    let y: Vec<f64> =
+        (0..24).map(|j| f64::from(j * 7 % 24) / 6.0 + if j == 5 { 5.0 } else { 0.0 }).collect();
     let z: Vec<f64> = (0..24).map(|j| f64::from(j * 5 % 24) / 8.0).collect();
     for t in [1.0, 2.0] {
         let full = kl_full(&z, &y, t).gradient;
@@ -127,7 +132,10 @@ fn the_mean_gradient_over_draws_is_the_full_one_and_exact_entries_spare_variance
             for ((found, wanted), error) in mean.iter().zip(&full).zip(&errors) {
                 // An exact entry has no error but the rounding of its float32.
                 let allowed = 4.0 * error + 1e-6;
-                assert!((found - wanted).abs() < allowed, "k = {k}, T = {t}: {found}, {wanted} ± {error}");
+                assert!(
+                    (found - wanted).abs() < allowed,
+                    "k = {k}, T = {t}: {found}, {wanted} ± {error}"
+                );
             }
             noise.push(errors.iter().map(|error| error * error).sum::<f64>());
         }

@@ -390,5 +390,7 @@ mod full_tests;
 #[cfg(test)]
 mod limits_tests;
 #[cfg(test)]
+mod listed_tests;
+#[cfg(test)]
 #[path = "head_tests.rs"]
 mod tests;

@@ -30,7 +30,9 @@ pub enum DrawsCodecError {
         known: u8,
     },
     /// Values of an unknown kind.
-    #[error("{found} bits a value and reserved bytes {reserved:?}: wanted 32 or 16 bits, and zeros")]
+    #[error(
+        "{found} bits a value and reserved bytes {reserved:?}: wanted 32 or 16 bits, and zeros"
+    )]
     Values {
         /// Bits a value.
         found: u8,

@@ -106,8 +106,12 @@ fn as_log(log_p: f64) -> f32 {
 /// The block each draw falls in, and the share of its mass that it goes beyond; none where there is no
 /// mass. A block of no mass has no draws.
 fn places(blocks: &[RestSums], all: &RestSums, uniforms: &[f64], t: f64) -> Vec<(usize, f64)> {
-    let masses: Vec<f64> =
-        blocks.iter().map(|block| block.at_t * ((block.max - all.max) / t).exp()).collect();
+    let mass = |block: &RestSums| match block.at_t {
+        // Its largest logit is none.
+        0.0 => 0.0,
+        at_t => at_t * ((block.max - all.max) / t).exp(),
+    };
+    let masses: Vec<f64> = blocks.iter().map(mass).collect();
     let total: f64 = masses.iter().sum();
     let Some(last) = masses.iter().rposition(|&mass| mass > 0.0) else { return Vec::new() };
     let (mut at, mut before) = (0, 0.0);
