@@ -128,10 +128,10 @@ pub fn kl_renormalised(z: &[f64], ids: &[u32], p: &[f64], temperature: f64) -> L
 ///
 /// The mean of p' over draws is p, and the gradient `(q - p') / T` is linear in p': its mean is that of
 /// [`kl_full`]. The value's is not. `-Σ p' log q` has the mean it should have, the cross-entropy of p and
-/// q; `Σ p' log p'` is minus the entropy of what was drawn, which is on average below p's: about (number
-/// of classes p is spread over - 1) / 2n nats too low while n is large beside them. So the value is on average
-/// that much above the divergence, by an amount that knows nothing of the student: between two
-/// students the difference of the values is unbiased, and a value does not go to 0 as they become alike.
+/// q; `Σ p' log p'` is minus the entropy of what was drawn, which is on average below p's. So the
+/// value is on average above the divergence, by an amount that knows nothing of the student: between two
+/// students the difference of the values is unbiased, and a value does not go to 0 as teacher and student
+/// become alike.
 ///
 /// # Panics
 /// When an id is not below the number of logits.

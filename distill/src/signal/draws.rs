@@ -15,7 +15,8 @@ const MASS_TOLERANCE: f64 = 0.02;
 ///
 /// With k = 0 every draw is from p over all V classes. Else the k largest y of a position (ties to the
 /// lower id) are given exactly, and the draws are from all *other* classes: from p over their mass,
-/// which is given as `log_rest`. Where they have none (k = V) there are no draws.
+/// which is given as `log_rest`. Where they have none (k = V) there are no draws. One draw is made in each
+/// n-th part of the mass, classes in the order of their ids ([`DrawKey::uniforms`]).
 ///
 /// Rows have as many drawn entries as different ids came; those of row r end at `ends[r]`.
 #[derive(Clone, Debug, Default, PartialEq)]

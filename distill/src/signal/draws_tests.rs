@@ -17,30 +17,36 @@ fn sample() -> Draws {
 }
 
 // From ChaCha with 8 rounds written out in Python from its description (its block of zeros is
-// 3e00ef2f895f40d6..., as published): the first 10 words without 11 bits, sorted.
+// 3e00ef2f895f40d6..., as published): the first 10 words without 11 bits.
 #[test]
-fn uniforms_are_the_key_stream_as_described() {
-    let wanted = [
-        235_241_807_254_209u64,
-        2_554_758_409_717_138,
-        2_705_367_761_154_038,
-        3_991_155_030_981_001,
-        4_959_395_527_828_518,
-        7_124_415_041_073_730,
-        7_625_587_800_207_199,
-        7_676_455_154_431_566,
+fn uniforms_are_the_key_stream_as_described_one_in_each_part() {
+    let words = [
+        7_625_587_800_207_199u64,
         8_353_528_457_579_317,
+        2_705_367_761_154_038,
+        2_554_758_409_717_138,
         8_744_795_877_135_017,
+        7_676_455_154_431_566,
+        4_959_395_527_828_518,
+        235_241_807_254_209,
+        7_124_415_041_073_730,
+        3_991_155_030_981_001,
     ];
-    let wanted = wanted.map(|word| word as f64 / 2f64.powi(53));
-    assert_eq!(key(41).uniforms(10), wanted);
-    // More draws begin with the same ones; every part of the key counts.
-    assert!(key(41).uniforms(11).iter().filter(|u| wanted.contains(u)).count() == 10);
+    let found = key(41).uniforms(10);
+    for (i, (found, word)) in found.iter().zip(words).enumerate() {
+        let wanted = (i as f64 + word as f64 / 2f64.powi(53)) / 10.0;
+        assert!((found - wanted).abs() < 1e-16, "{i}: {found} {wanted}");
+    }
+    assert_eq!(found, key(41).uniforms(10));
+    assert_eq!(key(41).uniforms(1), [words[0] as f64 / 2f64.powi(53)]);
+    // Every part of the key counts.
     let others =
         [key(42), DrawKey { seed: 8, ..key(41) }, DrawKey { token_checksum: 0, ..key(41) }];
     for other in others {
-        assert!(other.uniforms(10).iter().all(|uniform| !wanted.contains(uniform)));
+        assert!(other.uniforms(10).iter().all(|uniform| !found.contains(uniform)));
     }
+    // The last of so many are nearer to 1 than numbers of 64 bits tell apart.
+    assert!(key(41).uniforms(1 << 20).iter().all(|uniform| (0.0..1.0).contains(uniform)));
 }
 
 #[test]

@@ -7,8 +7,8 @@
 //! computes the logits of those positions again that have draws in a block, and finds their classes. Where
 //! all classes are one block nothing is done again.
 //!
-//! A draw is the first class, by id, at which the sum of the probabilities exceeds a number from the
-//! position's [`DrawKey`]; nothing else has a part in it. Sums over blocks and within one are `f64`.
+//! A draw is the first class, by id, at which the sum of the probabilities exceeds one of
+//! [`DrawKey::uniforms`]; nothing else has a part in it. Sums over blocks and within one are `f64`.
 
 mod row;
 

@@ -258,7 +258,8 @@ fn many_draws_are_distributed_as_p() {
             }
         }
         // Chi-square of n degrees has mean n and variance 2 n: within 3.5 standard deviations on both
-        // sides, too good being as wrong as too bad.
+        // sides, too good being as wrong as too bad. (A cell is much less than a 16th of the mass, but
+        // for two of them: that one draw falls in each 16th makes no difference to the others.)
         let off = (square - cells) / (2.0f64 * cells).sqrt();
         println!("k = {k}: chi-square {square:.0} of {cells} cells, {off:.2} standard deviations");
         assert!(cells > 1000.0 && off.abs() < 3.5, "k = {k}: {square} of {cells} cells, {off}");
@@ -291,19 +292,28 @@ fn mean_gradient(z: &[f32], y: &[f32], k: usize, t: f64, draws: u32, rows: usize
     [mean, variances]
 }
 
-/// What the variances should be: those of counts of independent draws from the classes that are not
-/// among the k largest.
-fn variances(y: &[f64], k: usize, t: f64, draws: u32) -> Vec<f64> {
+/// What the variances should be, with the classes that are not among the k largest laid end to end and a
+/// draw in each n-th part of the whole: of every part, the share that is a class's is the chance of one
+/// more draw of it. And what those of independent draws would be.
+fn variances(y: &[f64], k: usize, t: f64, draws: u32) -> [Vec<f64>; 2] {
     let sum: f64 = y.iter().map(|y| (y / t).exp()).sum();
     let mut order: Vec<usize> = (0..y.len()).collect();
     order.sort_by(|&a, &b| y[b].total_cmp(&y[a]));
+    order[k..].sort_unstable();
     let rest: f64 = order[k..].iter().map(|&id| (y[id] / t).exp() / sum).sum();
-    let mut variances = vec![0.0; y.len()];
+    let [mut parts, mut independent] = [vec![0.0; y.len()], vec![0.0; y.len()]];
+    let (n, mut start) = (f64::from(draws), 0.0);
     for &id in &order[k..] {
         let share = (y[id] / t).exp() / sum / rest;
-        variances[id] = rest * rest * share * (1.0 - share) / f64::from(draws) / (t * t);
+        let (from, to) = (n * start, n * (start + share));
+        let of_part = |part: u32| (to.min(f64::from(part) + 1.0) - from.max(part.into())).max(0.0);
+        let varies: f64 = (0..draws).map(of_part).map(|chance| chance * (1.0 - chance)).sum();
+        let unit = rest * rest / (t * t) / n;
+        parts[id] = unit * varies / n;
+        independent[id] = unit * share * (1.0 - share);
+        start += share;
     }
-    variances
+    [parts, independent]
 }
 
 #[test]
@@ -318,7 +328,7 @@ fn the_mean_gradient_is_that_of_the_full_signal_and_the_union_varies_less() {
         let mut noise = Vec::new();
         for k in [0, 4] {
             let [mean, found] = mean_gradient(&z, &y, k, t, draws, rows);
-            let wanted = variances(&wide(&y), k, t, draws);
+            let [wanted, independent] = variances(&wide(&y), k, t, draws);
             let mut square = 0.0;
             for j in 0..classes {
                 // A gradient is a float32.
@@ -333,8 +343,11 @@ fn the_mean_gradient_is_that_of_the_full_signal_and_the_union_varies_less() {
                 square < 1.0 + 4.0 * (2.0 / classes as f64).sqrt(),
                 "k = {k}, T = {t}: {square}"
             );
-            let [found, wanted] = [found, wanted].map(|variances| variances.iter().sum::<f64>());
+            let [found, wanted, independent] =
+                [found, wanted, independent].map(|variances| variances.iter().sum::<f64>());
+            println!("k = {k}, T = {t}: {:.3} of independent draws' variance", found / independent);
             assert!((found / wanted - 1.0).abs() < 0.05, "k = {k}, T = {t}: {found} {wanted}");
+            assert!(found < independent, "k = {k}, T = {t}: {found} {independent}");
             noise.push(found);
         }
         println!("T = {t}: the union has {:.4} of the variance", noise[1] / noise[0]);
