@@ -10,9 +10,12 @@
 //!   values the lower id first.
 //!
 //! Where the receiver knows the ids, having named them, their array is left out ([`Ids::Known`]).
+//!
+//! Of [`crate::signal::Draws`]: [`mod@draws`].
 
 mod ascending;
 mod compact;
+pub mod draws;
 mod error;
 mod packed;
 mod raw;

@@ -21,7 +21,7 @@
 
 mod divergence;
 
-use crate::signal::{TopK, log_sum_exp};
+use crate::signal::{Draws, TopK, log_sum_exp};
 pub use divergence::{BetaOutside, Divergence};
 
 /// What becomes of the mass outside the k tokens of a top-k signal.
@@ -162,6 +162,23 @@ pub fn kl_renormalised(z: &[f64], ids: &[u32], p: &[f64], temperature: f64) -> L
     }
     gradient.iter_mut().for_each(|g| *g /= temperature);
     Loss { value, gradient }
+}
+
+/// The forward divergence of row `row` of draws, whose temperature must be `temperature`: with
+/// `p'` the [`Draws::estimate`], `Σ p'_j (log p'_j - log q_j)` over the listed ids, q over all classes.
+///
+/// The mean of p' over draws is p, and the gradient `(q - p') / T` is linear in p': its mean is that of
+/// [`kl_full`]. The value's is not. `-Σ p' log q` has the mean it should have, the cross-entropy of p and
+/// q; `Σ p' log p'` is minus the entropy of what was drawn, which is on average below p's. So the
+/// value is on average above the divergence, by an amount that knows nothing of the student: between two
+/// students the difference of the values is unbiased, and a value does not go to 0 as teacher and student
+/// become alike.
+///
+/// # Panics
+/// When an id is not below the number of logits.
+pub fn kl_draws(z: &[f64], signal: &Draws, row: usize, temperature: f64) -> Loss {
+    let (ids, p) = signal.estimate(row);
+    kl_renormalised(z, &ids, &p, temperature)
 }
 
 /// `alpha T² kl + (1 - alpha) ce`. A part of weight 0 is left out, even where it is infinite.

@@ -1,5 +1,9 @@
 //! What a teacher says of a position: the signals.
 
+mod draws;
+
+pub use draws::{DrawKey, Draws, DrawsError};
+
 /// Which tokens of a position a signal speaks of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Entries {

@@ -1,5 +1,6 @@
 //! The whole house at once: the real programs, over loopback, and the Python peers.
 
+mod angles;
 mod bad_input;
 mod calibrate;
 mod containers;

@@ -22,6 +22,7 @@ mod apart;
 mod check;
 pub(crate) mod exps;
 mod full;
+mod listed;
 mod middle;
 mod position;
 mod row;
@@ -29,7 +30,7 @@ mod row;
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
-use distill::signal::TopK;
+use distill::signal::{Draws, TopK};
 use rayon::prelude::*;
 
 use super::product::{MatMut, MatRef, Store, Threads, product};
@@ -38,6 +39,7 @@ pub(super) use check::{check_classes, check_temperature};
 use check::{check_settings, check_targets, check_teaching};
 pub use distill::reference::{Divergence, Tail};
 use full::FullRow;
+use listed::Listed;
 use position::{Listening, Position};
 use row::{Row, RowLoss};
 
@@ -68,6 +70,10 @@ pub struct LossSettings {
 pub enum Teaching<'a> {
     /// The most probable tokens of each and the mass of the rest.
     TopK(&'a TopK),
+    /// Draws from its probabilities, beside exact ones or alone, and so an estimate of all of them that is
+    /// on average right; its gradient is too, its divergence is not ([`distill::reference::kl_draws`]).
+    /// [`LossSettings::tail`] means nothing to it: there is no mass outside.
+    Draws(&'a Draws),
     /// All of its logits: those of its hidden states `[S, E]` under its output matrix `[V', E]`, both of
     /// any floating-point type, of which the first classes take part. They exist for a block of classes
     /// at a time, as the student's do.
@@ -80,9 +86,10 @@ pub enum Teaching<'a> {
 }
 
 impl<'a> Teaching<'a> {
-    fn listed(self) -> Option<&'a TopK> {
+    fn listed(self) -> Option<Listed<'a>> {
         match self {
-            Self::TopK(signal) => Some(signal),
+            Self::TopK(signal) => Some(Listed::TopK(signal)),
+            Self::Draws(signal) => Some(Listed::Draws(signal)),
             Self::Full { .. } => None,
         }
     }
@@ -90,7 +97,7 @@ impl<'a> Teaching<'a> {
     /// Hidden states and output matrix.
     fn full(self) -> Option<[&'a Tensor; 2]> {
         match self {
-            Self::TopK(_) => None,
+            Self::TopK(_) | Self::Draws(_) => None,
             Self::Full { hidden, w } => Some([hidden, w]),
         }
     }
@@ -106,7 +113,7 @@ pub struct HeadLoss {
     pub kl: Vec<f32>,
     /// The student's most probable class, `[S]`; the lower id among equals.
     pub argmax: Vec<u32>,
-    /// `Σ p_i` over the signal's ids, `[S]`; 0 without a signal, 1 where it says all.
+    /// `Σ p_i` over the signal's ids, `[S]`; 0 without a signal, 1 where it says all, or draws are to.
     pub teacher_mass: Vec<f32>,
     /// `Σ q_i` over the signal's ids, `[S]`; likewise.
     pub student_mass: Vec<f32>,
@@ -175,7 +182,7 @@ struct Head<'a> {
     width: usize,
     classes: usize,
     targets: &'a [u32],
-    listed: Option<&'a TopK>,
+    listed: Option<Listed<'a>>,
     settings: &'a LossSettings,
 }
 
@@ -371,6 +378,8 @@ mod divergence_tests;
 mod full_tests;
 #[cfg(test)]
 mod limits_tests;
+#[cfg(test)]
+mod listed_tests;
 #[cfg(test)]
 #[path = "head_tests.rs"]
 mod tests;

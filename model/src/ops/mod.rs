@@ -13,6 +13,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod draws;
 pub mod embed;
 pub mod head;
 pub mod math;

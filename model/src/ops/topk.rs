@@ -6,7 +6,7 @@
 //! far are taken out before the others are summed; one that a later block drives out is added then.
 
 mod named;
-mod select;
+pub(super) mod select;
 
 use candle_core::{Result, Tensor, bail};
 use distill::codec::repeated;
@@ -127,9 +127,7 @@ impl Row {
             Kept::Named(named) => named.offer(logits, first).then(Vec::new),
         };
         let Some(gone) = gone else {
-            let at = logits.iter().position(|z| !z.is_finite()).unwrap_or_default();
-            let (row, id, found) = (self.number, first + at, logits[at]);
-            bail!("row {row}: the logit of class {id} is {found}, not a finite number");
+            return not_finite(self.number, logits, first);
         };
         let here = self.next.and_then(|id| (id as usize).checked_sub(first));
         if let Some(&logit) = here.and_then(|at| logits.get(at)) {
@@ -141,7 +139,7 @@ impl Row {
         }
         let t = self.temperature;
         self.others = self.others.and(RestSums::of(logits, math::max(logits), t), t);
-        for logit in gone {
+        for (_, logit) in gone {
             self.others = self.others.and(RestSums::of_one(logit), t);
         }
         Ok(())
@@ -168,8 +166,15 @@ impl Row {
     }
 }
 
+/// Refuses a row for its first logit that is NaN or infinite, among those of the classes from `first` on.
+pub(super) fn not_finite<R>(row: usize, logits: &[f32], first: usize) -> Result<R> {
+    let at = logits.iter().position(|z| !z.is_finite()).unwrap_or_default();
+    let (id, found) = (first + at, logits[at]);
+    bail!("row {row}: the logit of class {id} is {found}, not a finite number")
+}
+
 /// What is set to -inf has no share in a sum of exponentials.
-fn leave_out(logits: &mut [f32], at: usize) {
+pub(super) fn leave_out(logits: &mut [f32], at: usize) {
     logits[at] = f32::NEG_INFINITY;
 }
 
@@ -193,7 +198,7 @@ fn check_wanted(wanted: &Wanted<'_>, rows: usize) -> Result<()> {
     Ok(())
 }
 
-fn check_next(next: &[Option<u32>], rows: usize, classes: usize) -> Result<()> {
+pub(super) fn check_next(next: &[Option<u32>], rows: usize, classes: usize) -> Result<()> {
     expect_len("next tokens", next.len(), rows)?;
     for (row, id) in next.iter().enumerate() {
         match id {

@@ -1,6 +1,6 @@
 //! What the output layer refuses, each with what was found and wanted.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Error, Result, Tensor, bail};
 use distill::signal::TopK;
 
 use super::{Divergence, LossSettings, Tail, Teaching};
@@ -44,6 +44,13 @@ pub(super) fn check_settings(
              bucket, or forward-kl with the tail renormalise"
         );
     }
+    let drawn = matches!(signal, Some(Teaching::Draws(_)));
+    if drawn && divergence.simplest() != Divergence::ForwardKl {
+        bail!(
+            "divergence {divergence} cannot be had of draws, which estimate the forward one alone: use \
+             forward-kl, or a signal of k tokens or of hidden states"
+        );
+    }
     if gradient && signal.is_none() && alpha != 0.0 {
         bail!("alpha is {alpha} but there is no signal of a teacher: without one it must be 0");
     }
@@ -70,6 +77,10 @@ pub(super) fn check_targets(targets: &[u32], positions: usize, classes: usize) -
 pub(super) fn check_teaching(said: Teaching<'_>, positions: usize, classes: usize) -> Result<()> {
     match said {
         Teaching::TopK(signal) => check_signal(signal, positions, classes),
+        Teaching::Draws(signal) => {
+            expect_len("signal rows", signal.rows(), positions)?;
+            signal.check(classes).map_err(|error| Error::Msg(format!("signal {error}")))
+        }
         Teaching::Full { hidden, w } => {
             let width = hidden.dim(1)?;
             expect_shape("the teacher's hidden states", hidden, &[positions, width])?;

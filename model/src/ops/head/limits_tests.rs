@@ -52,7 +52,7 @@ fn a_student_that_rules_out_all_others_has_an_infinite_loss_and_a_finite_gradien
     let signal =
         TopK { k: 1, ids: vec![0], scaled: vec![0.0], log_z: vec![0.2], log_rest: vec![-1.7] };
     let mut logits = [3.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
-    let mut row = Row::new(0, Some((&signal, 0)), &DEFAULTS);
+    let mut row = Row::new(0, Some((Listed::TopK(&signal), 0)), &DEFAULTS);
     row.listen(&mut logits, 0);
     let heard = row.heard();
     let loss = heard.losses();

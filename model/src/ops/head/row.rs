@@ -10,16 +10,16 @@
 //!
 //! two coefficients a row (before -1 at the target): `b` is `alpha T² · (q_j - p_rest s_j) / T`
 //! with `s` the softmax among them. Tail `renormalise` is the same with the k probabilities scaled
-//! up to sum to 1 and `p_rest` = 0. Another divergence than the forward one has, for
-//! `q_rest - p_rest`, what [`Divergence::over`] says of the k + 1 outcomes, in `f64`.
+//! up to sum to 1 and `p_rest` = 0, and so are draws with their estimate of p, which sums to 1. Another
+//! divergence than the forward one has, for `q_rest - p_rest`, what [`Divergence::over`] says of the
+//! k + 1 outcomes, in `f64`.
 
 use std::ops::Range;
 
 use distill::reference::Loss;
-use distill::signal::TopK;
 
 use super::exps::{RestSums, blend, log_sum, position_of};
-use super::{Divergence, LossSettings, Tail};
+use super::{Divergence, Listed, LossSettings, Tail};
 use crate::ops::math;
 
 /// What a position gives.
@@ -70,7 +70,7 @@ impl Row {
     /// `signal` is a signal and the row of it that speaks of this position.
     pub(super) fn new(
         target: usize,
-        signal: Option<(&TopK, usize)>,
+        signal: Option<(Listed<'_>, usize)>,
         settings: &LossSettings,
     ) -> Self {
         let LossSettings { alpha, temperature, divergence, tail, .. } = *settings;
@@ -91,20 +91,19 @@ impl Row {
             sums: RestSums::NONE,
         };
         let Some((signal, number)) = signal else { return row };
-        let (mut p, p_rest) = signal.probabilities(number);
+        let (ids, mut p, p_rest) = signal.outcomes(number);
         row.teacher_mass = p.iter().sum();
         if tail == Tail::Renormalise {
             p.iter_mut().for_each(|p| *p /= row.teacher_mass);
         } else {
             row.p_rest = p_rest;
         }
-        let ids = &signal.ids[number * signal.k..(number + 1) * signal.k];
-        let mut pairs: Vec<(u32, f64)> = ids.iter().copied().zip(p).collect();
+        let mut pairs: Vec<(u32, f64)> = ids.into_iter().zip(p).collect();
         pairs.sort_unstable_by_key(|pair| pair.0);
         (row.ids, row.p) = pairs.into_iter().unzip();
         row.divergence = divergence.simplest();
         if row.divergence != Divergence::ForwardKl {
-            row.log_p = log_outcomes(signal, number);
+            row.log_p = signal.log_outcomes(number);
         }
         row.top = vec![f64::NAN; row.ids.len()];
         row.temperature = temperature;
@@ -223,15 +222,6 @@ impl Heard {
         let (argmax, teacher_mass) = (row.argmax(), row.teacher_mass);
         RowLoss { ce, kl, argmax, teacher_mass, student_mass }
     }
-}
-
-/// Logarithms of the probabilities of a signal's tokens, by ascending id, and of all others'.
-fn log_outcomes(signal: &TopK, number: usize) -> Vec<f64> {
-    let (log_p, log_rest) = signal.log_probabilities(number);
-    let ids = signal.ids[number * signal.k..].iter().copied();
-    let mut pairs: Vec<(u32, f64)> = ids.zip(log_p).collect();
-    pairs.sort_unstable_by_key(|pair| pair.0);
-    pairs.into_iter().map(|(_, log)| log).chain([log_rest]).collect()
 }
 
 /// The student's partition functions, and its probabilities at T of the k + 1 outcomes, which sum

@@ -14,7 +14,7 @@ const BLOCK: usize = 16;
 const MIN_GROUPS: usize = 256;
 
 /// The k largest of a row whose values come in blocks.
-pub(super) struct Selection {
+pub(in crate::ops) struct Selection {
     k: usize,
     /// The best so far, at most k, in no order.
     best: Vec<u64>,
@@ -24,13 +24,18 @@ pub(super) struct Selection {
 
 impl Selection {
     /// Of nothing yet; `k` is at least 1.
-    pub(super) fn new(k: usize) -> Self {
+    pub(in crate::ops) fn new(k: usize) -> Self {
         Self { k, best: Vec::new(), worst: None }
     }
 
     /// Takes note of the values of the indices from `first` on; blocks come in order. Gives those
-    /// of earlier blocks that are among the best no more; none when a value is NaN or infinite.
-    pub(super) fn offer(&mut self, values: &[f32], first: usize) -> Option<Vec<f32>> {
+    /// of earlier blocks that are among the best no more, each with its index; none when a value is NaN
+    /// or infinite.
+    pub(in crate::ops) fn offer(
+        &mut self,
+        values: &[f32],
+        first: usize,
+    ) -> Option<Vec<(usize, f32)>> {
         let k = self.k;
         let groups = (4 * k).max(MIN_GROUPS).min(values.len());
         let mut maxima = vec![i32::MIN; groups];
@@ -54,17 +59,18 @@ impl Selection {
             self.worst = self.best.iter().max().map(|&worst| key_of(worst));
         }
         gone.retain(|&candidate| index_of(candidate) < first);
-        Some(gone.into_iter().map(|candidate| value_of(key_of(candidate))).collect())
+        let indexed = |candidate| (index_of(candidate), value_of(key_of(candidate)));
+        Some(gone.into_iter().map(indexed).collect())
     }
 
     /// The indices of the best so far from `first` on.
-    pub(super) fn since(&self, first: usize) -> impl Iterator<Item = usize> {
+    pub(in crate::ops) fn since(&self, first: usize) -> impl Iterator<Item = usize> {
         self.best.iter().map(|&candidate| index_of(candidate)).filter(move |&at| at >= first)
     }
 
     /// Indices and values in descending order, the lower index first among equal values (-0 is
     /// below +0).
-    pub(super) fn in_order(mut self) -> (Vec<u32>, Vec<f32>) {
+    pub(in crate::ops) fn in_order(mut self) -> (Vec<u32>, Vec<f32>) {
         self.best.sort_unstable();
         let pair = |&c: &u64| (index_of(c) as u32, value_of(key_of(c)));
         self.best.iter().map(pair).unzip()
@@ -88,7 +94,7 @@ fn group_maxima(values: &[f32], maxima: &mut [i32]) -> bool {
 
 /// Whether no value is NaN or infinite.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-pub(super) fn all_finite(values: &[f32]) -> bool {
+pub(in crate::ops) fn all_finite(values: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
     values.iter().fold(0, |worst, value| (value.to_bits() & EXPONENT).max(worst)) < EXPONENT
 }
@@ -174,7 +180,10 @@ mod tests {
         let (mut selection, mut others) = (Selection::new(k), Vec::new());
         for (number, part) in values.chunks(block).enumerate() {
             let first = number * block;
-            others.extend(selection.offer(part, first)?);
+            for (index, value) in selection.offer(part, first)? {
+                assert!(index < first && values[index].to_bits() == value.to_bits());
+                others.push(value);
+            }
             let kept: Vec<usize> = selection.since(first).collect();
             let rest = part.iter().enumerate().filter(|(at, _)| !kept.contains(&(first + at)));
             others.extend(rest.map(|(_, &value)| value));
