@@ -161,7 +161,7 @@ fn a_student_that_rules_out_all_others_is_known_by_every_divergence() {
     ] {
         let mut logits = [3.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
         let settings = LossSettings { divergence, ..DEFAULTS };
-        let mut row = Row::new(0, Some((&signal, 0)), &settings);
+        let mut row = Row::new(0, Some((Listed::TopK(&signal), 0)), &settings);
         row.listen(&mut logits, 0);
         let heard = row.heard();
         assert!((heard.losses().kl - wanted).abs() < 1e-12, "{divergence}");
