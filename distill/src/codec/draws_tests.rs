@@ -75,7 +75,7 @@ fn drawn(rows: u32, draws: u32, k: usize, classes: usize, steep: f64) -> Draws {
 }
 
 /// So that 16 draws are of about 12 ids.
-const STEEP: f64 = 1.4;
+const STEEP: f64 = 1.55;
 
 /// Against the promise of 40 bytes a token, the log-probability of the next token among them.
 #[test]
