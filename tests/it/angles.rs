@@ -205,6 +205,7 @@ fn angle(found: &[f64], wanted: &[f64]) -> (f64, f64) {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
 fn sixteen_draws_are_within_six_degrees_of_the_full_gradient() {
     let test = "sixteen_draws_are_within_six_degrees_of_the_full_gradient";
     let (Some(models), Some(data)) = (shared("models", test), shared("data/gsm8k", test)) else {

@@ -226,6 +226,7 @@ fn draws_depend_on_key_and_logits_alone() {
 
 /// 16 draws at each of 12,800 positions with the same logits, against p by Pearson's sum.
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
 fn many_draws_are_distributed_as_p() {
     let (rows, classes, temperature) = (12_800, 2 * BLOCK + 5, 1.5);
     // About a third of the classes have nearly nothing; two have a large share.
@@ -249,9 +250,9 @@ fn many_draws_are_distributed_as_p() {
         // Classes in order until 20 draws of them are expected.
         let (mut cells, mut square) = (0.0, 0.0);
         let (mut expected, mut found) = (0.0, 0.0);
-        for id in 0..classes {
+        for (id, count) in counts.iter().enumerate() {
             expected += weight(id) / sum * all;
-            found += counts[id];
+            found += count;
             if expected >= 20.0 {
                 square += (found - expected) * (found - expected) / expected;
                 (cells, expected, found) = (cells + 1.0, 0.0, 0.0);
@@ -322,6 +323,7 @@ fn variances(y: &[f64], k: usize, t: f64, draws: u32) -> [Vec<f64>; 2] {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
 fn the_mean_gradient_is_that_of_the_full_signal_and_the_union_varies_less() {
     let (classes, draws, rows) = (48, 16, 8000);
     let z: Vec<f32> = random(6, classes).iter().map(|z| 2.0 * z).collect();

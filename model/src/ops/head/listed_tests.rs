@@ -83,12 +83,12 @@ fn draws_from_several_blocks_of_classes_meet_the_reference() {
     let found =
         head_loss(&hidden, &w, classes, &[0, 1, 2], said, &settings, 1.0, Some(&dw)).unwrap();
     let mut wanted = vec![0.0; classes];
-    for s in 0..positions {
-        let z: Vec<f64> = column.iter().map(|w| f64::from(w * h[s])).collect();
+    for (s, &h) in h.iter().enumerate() {
+        let z: Vec<f64> = column.iter().map(|w| f64::from(w * h)).collect();
         let kl = reference::kl_draws(&z, &signal, s, t);
         assert!((f64::from(found.kl[s]) - kl.value).abs() < 2e-6 * kl.value);
         let gradients = wanted.iter_mut().zip(&kl.gradient);
-        gradients.for_each(|(sum, g)| *sum += t * t * g * f64::from(h[s]));
+        gradients.for_each(|(sum, g)| *sum += t * t * g * f64::from(h));
     }
     for (found, wanted) in values(&dw).iter().zip(&wanted) {
         assert!((f64::from(*found) - wanted).abs() < 1e-6, "{found} {wanted}");
