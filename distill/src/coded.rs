@@ -43,7 +43,7 @@ impl Rung {
     pub fn step(self) -> f64 {
         // 2^(0/4) to 2^(3/4), to the nearest float64.
         const QUARTERS: [f64; 4] =
-            [1.0, 1.189_207_115_002_721_1, std::f64::consts::SQRT_2, 1.681_792_830_507_429_1];
+            [1.0, 1.189_207_115_002_721, std::f64::consts::SQRT_2, 1.681_792_830_507_429];
         let (whole, quarter) = (self.0.div_euclid(4), self.0.rem_euclid(4));
         // A power of two by its exponent's bits.
         let power = f64::from_bits(((1023 + i64::from(whole)) as u64) << 52);

@@ -1,3 +1,5 @@
+//! Tests of the coded hidden state: every number comes back, near the bound, and damage is found.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -4,6 +4,7 @@
 //! environment over file over defaults), `reader` (text to typed values), then this file.
 
 mod cache;
+mod comparison;
 mod kinds;
 mod layers;
 mod options;
@@ -18,6 +19,7 @@ use proto::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
 use serde::{Serialize, Serializer};
 
 pub use cache::{CacheBuildConfig, CacheConfig, CacheExportConfig, CacheImportConfig};
+use comparison::{beta, comparison};
 pub use kinds::{
     ChatTemplateUse, Choice, CodecKind, DivergenceKind, DtypeChoice, LossOn, ProgressKind,
     RecomputeChoice, Resume, SaveDtype, SchedulerKind, SignalKind, StudentInit, TailKind,
@@ -298,27 +300,6 @@ fn signal(r: &mut Reader<'_>) -> SignalKind {
         r.fault(format!("--signal {kind} is not offered yet; use top-k"));
     }
     kind
-}
-
-fn beta(r: &mut Reader<'_>) -> f64 {
-    r.number("beta", 0.0..=1.0, "a number from 0 to 1")
-}
-
-/// Divergences that the rest of the signal, or nobody, can make something of.
-fn comparison(r: &mut Reader<'_>, divergence: DivergenceKind, tail: TailKind) {
-    let layers = r.layers();
-    if tail == TailKind::Renormalise && divergence != DivergenceKind::ForwardKl {
-        r.fault(format!(
-            "--divergence {divergence} needs --tail bucket: where the teacher's mass outside the top k \
-             is dropped, only forward-kl has a meaning"
-        ));
-    }
-    let weighs = matches!(divergence, DivergenceKind::Jsd | DivergenceKind::Mixture);
-    if !weighs && layers.given("beta") == Some(&Origin::Flag) {
-        r.fault(format!(
-            "--beta says nothing with --divergence {divergence}; it is for jsd and mixture"
-        ));
-    }
 }
 
 /// A device this build can compute on.

@@ -136,12 +136,7 @@ impl Run {
             saving: None,
             progress,
             schedule,
-            loss: setup::loss(
-                config.alpha,
-                config.temperature,
-                (config.tail, config.divergence.with(config.beta)),
-                precision,
-            ),
+            loss: setup::loss_of(config, precision),
             classes,
             rows_at_once: config.per_device_train_batch_size,
             max_grad_norm: Some(config.max_grad_norm).filter(|norm| norm.is_finite()),

@@ -227,6 +227,12 @@ pub(crate) fn at_row(source: TeacherError, rows: &RowSet) -> TrainError {
     }
 }
 
+/// The loss of a run with these settings.
+pub(crate) fn loss_of(config: &Config, precision: Precision) -> LossSettings {
+    let compared = (config.tail, config.divergence.with(config.beta));
+    loss(config.alpha, config.temperature, compared, precision)
+}
+
 /// The loss these options mean.
 pub(crate) fn loss(
     alpha: f64,

@@ -76,12 +76,16 @@ pub fn of_sequences(
     sequences: &[Vec<u32>],
     model: Fingerprint,
 ) -> Result<Encoder, CalibrationError> {
+    let width = network.config().hidden_size;
+    let (found, wanted) = (sequences.iter().map(Vec::len).sum(), least_positions(width));
+    if found < wanted {
+        return Err(CalibrationError::TooShort { found, wanted, width });
+    }
     let different: HashSet<u32> = sequences.iter().flatten().copied().collect();
     let wanted = LEAST_DIFFERENT.min(network.config().vocab_size / 4);
     if different.len() < wanted {
         return Err(CalibrationError::Monotonous { found: different.len(), wanted });
     }
-    let width = network.config().hidden_size;
     let mut states = Vec::new();
     let mut rest = sequences;
     while !rest.is_empty() {

@@ -184,7 +184,12 @@ fn read(tokenizer: &Tokenizer, file: &Path, positions: usize) -> Vec<Sequence> {
     for line in text.lines() {
         let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
         let field = |name: &str| row[name].as_str().expect("text").to_owned();
-        let text = format!("{}\n{}", field("question"), field("answer"));
+        // As the models' chat template writes it.
+        let text = format!(
+            "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n",
+            field("question"),
+            field("answer")
+        );
         let mut ids = tokenizer.encode(&text).expect("ids");
         ids.truncate(ROW.min(left + 1));
         left -= ids.len() - 1;
@@ -240,6 +245,7 @@ fn sixteen_draws_are_within_six_degrees_of_the_full_gradient() {
 
 /// The figures of the study, at the bytes of whole messages: a code made from other text.
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
 fn hidden_states_give_nearly_the_full_gradient_in_few_bytes() {
     let test = "hidden_states_give_nearly_the_full_gradient_in_few_bytes";
     let (Some(models), Some(data)) = (shared("models", test), shared("data/gsm8k", test)) else {

@@ -112,7 +112,7 @@ impl<'a> Decoder<'a> {
         *state = width * (*state >> PROBABILITY_BITS) + offset;
         if *state < LOWEST {
             let word = self.words.get(self.next).map_or(0, |&word| u16::from_le_bytes(word));
-            *state = *state << 16 | u32::from(word);
+            *state = (*state << 16) | u32::from(word);
             self.next += 1;
         }
         self.turn = (self.turn + 1) % STATES;
@@ -126,7 +126,7 @@ impl<'a> Decoder<'a> {
             left -= bits;
             let width = TOTAL >> bits;
             let place = self.peek();
-            value = value << bits | place / width;
+            value = (value << bits) | (place / width);
             self.take(width, place % width);
         }
         value

@@ -1,3 +1,5 @@
+//! Tests of codes that are made of a drawn teacher, kept and used.
+
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
