@@ -1,5 +1,5 @@
 //! Hidden states to coded rows and back: the matrix products of [`distill::coded`], and how a code is
-//! made of a teacher ([`fit`]).
+//! made of a teacher ([`fn@fit`]).
 //!
 //! The teacher holds an [`Encoder`]: coordinates z = B (h - mean), numbers round(z / step). Which number
 //! a coordinate rounds to is the encoder's affair: it computes in `f32`. The student's side holds a
