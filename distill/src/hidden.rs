@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(read(HiddenForm::F32), row);
         assert_eq!(read(HiddenForm::Bf16), row);
         // 2 / 7 rounded up to bfloat16 is 0x3e93: 0.287109375.
-        let scale = 0.287_109_375;
+        let scale = 0.287_109_38;
         let bytes = encode(&row, 3, HiddenForm::Int4).unwrap();
         assert_eq!(bytes, [0xc1, 1, 3, 0, 0x93, 0x3e, 0x93, 0x02]);
         assert_eq!(read(HiddenForm::Int4), [3.0 * scale, -7.0 * scale, 2.0 * scale]);
