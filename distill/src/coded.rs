@@ -29,31 +29,48 @@ pub const MAX_ENTRY: i32 = (1 << 24) - 1;
 /// Largest width of a hidden state.
 pub const MAX_WIDTH: usize = 8192;
 
-/// A step: 2^(rung / 4). A higher rung is coarser.
+/// A step: 2^(rung / 16), fine enough that a byte more a position is a step less. A higher rung is
+/// coarser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rung(pub i16);
 
 impl Rung {
     /// The finest there is.
-    pub const FINEST: Self = Self(-400);
+    pub const FINEST: Self = Self(-1600);
     /// The coarsest there is.
-    pub const COARSEST: Self = Self(400);
+    pub const COARSEST: Self = Self(1600);
 
     /// The step, to the last bit the same everywhere.
     pub fn step(self) -> f64 {
-        // 2^(0/4) to 2^(3/4), to the nearest float64.
-        const QUARTERS: [f64; 4] =
-            [1.0, 1.189_207_115_002_721, std::f64::consts::SQRT_2, 1.681_792_830_507_429];
-        let (whole, quarter) = (self.0.div_euclid(4), self.0.rem_euclid(4));
+        // 2^(0/16) to 2^(15/16), to the nearest float64.
+        const ROOTS: [f64; 16] = [
+            1.0,
+            1.044_273_782_427_413_8,
+            1.090_507_732_665_257_7,
+            1.138_788_634_756_691_6,
+            1.189_207_115_002_721,
+            1.241_857_812_073_484,
+            1.296_839_554_651_009_6,
+            1.354_255_546_936_892_7,
+            std::f64::consts::SQRT_2,
+            1.476_826_145_939_499_3,
+            1.542_210_825_407_940_7,
+            1.610_490_331_949_254_3,
+            1.681_792_830_507_429,
+            1.756_252_160_373_299_5,
+            1.834_008_086_409_342_4,
+            1.915_206_561_397_147_4,
+        ];
+        let (whole, part) = (self.0.div_euclid(16), self.0.rem_euclid(16));
         // A power of two by its exponent's bits.
         let power = f64::from_bits(((1023 + i64::from(whole)) as u64) << 52);
-        QUARTERS[usize::from(quarter.unsigned_abs())] * power
+        ROOTS[usize::from(part.unsigned_abs())] * power
     }
 }
 
 impl std::fmt::Display for Rung {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "2^({}/4)", self.0)
+        write!(f, "2^({}/16)", self.0)
     }
 }
 
@@ -119,7 +136,7 @@ pub struct Code {
     model: Fingerprint,
     /// `[width]`
     mean: Vec<f32>,
-    /// `[directions]`: spread = 2^(class / 4); falling.
+    /// `[directions]`: spread = 2^(class / 16); falling.
     classes: Vec<i16>,
     /// `[width, directions]`, magnitudes up to [`MAX_ENTRY`].
     matrix: Vec<i32>,
@@ -175,7 +192,7 @@ impl Code {
         let unit = f64::from(exponent).exp2();
         let entry = |x: &f64| ((x / unit).round() as i32).clamp(-MAX_ENTRY, MAX_ENTRY);
         let least = f64::from(i32::from(i16::MIN));
-        let class = |spread: &f64| (4.0 * spread.log2()).round().max(least) as i16;
+        let class = |spread: &f64| (16.0 * spread.log2()).round().max(least) as i16;
         let code = Self {
             fingerprint: Fingerprint([0; 32]),
             model,
@@ -309,7 +326,8 @@ impl Code {
 
     /// How the directions that are spoken of at this step are coded: the first ones.
     fn codings(&self, rung: Rung) -> Vec<Coding<'_>> {
-        let class = |class: &i16| i32::from(*class) - i32::from(rung.0);
+        // To the nearest quarter octave, of which there are tables.
+        let class = |class: &i16| (i32::from(*class) - i32::from(rung.0) + 2) >> 2;
         let of = |at: &i16| self.tables.coding(class(at).min(LAST_CLASS));
         self.classes.iter().map_while(of).collect()
     }

@@ -7,10 +7,9 @@
 use distill::codec::{Codec, Ids, Layout, decode, encode};
 use distill::signal::TopK;
 
-use crate::answers::assert_distinct;
 use crate::draw::Draw;
 use crate::memory::peak;
-use crate::packed::{assert_arrived, at_the_edge, bits, drawn, is_sound};
+use crate::packed::{agreed, assert_arrived, at_the_edge, drawn, is_sound};
 
 /// Bytes that reading may take for each of the signal's: ids of two bits and codes of eight become 8,
 /// and are sorted in as many, beside 4 of ids, a row at a time.
@@ -147,29 +146,18 @@ impl Question<'_> {
 
     fn check(&self) -> bool {
         let &Self { bytes, rows, k, codec, ids } = self;
-        let (signal, memory) = peak(|| decode(bytes, rows, k, codec, ids));
+        let (found, memory) = peak(|| decode(bytes, rows, k, codec, ids));
         let of_ids = match ids {
             Ids::Sent { .. } => 0,
             Ids::Known(ids) => 4 * ids.len(),
         };
         let allowed = MEMORY + MEMORY_A_BYTE * bytes.len() + of_ids;
         assert!(memory <= allowed, "{memory} bytes held for {}", bytes.len());
-        match (signal, self.meaning()) {
-            (Ok(signal), Some(wanted)) => {
-                assert_eq!(bits(&signal), bits(&wanted));
-                assert_eq!((signal.k, signal.rows()), (k, rows));
-                if let Ids::Sent { classes } = ids {
-                    assert_distinct(&signal.ids, k, classes);
-                }
-                travels(&signal, ids.layout(codec));
-                true
-            }
-            (Err(error), None) => {
-                assert!(!error.to_string().is_empty());
-                false
-            }
-            (signal, wanted) => panic!("{signal:?} where the document says {wanted:?}"),
-        }
+        let signal = agreed(found, self.meaning(), (rows, k), ids);
+        signal.is_some_and(|signal| {
+            travels(&signal, ids.layout(codec));
+            true
+        })
     }
 
     /// docs/wire.md, a bit at a time; none where it says that these bytes are no signal.

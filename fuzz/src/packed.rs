@@ -72,7 +72,7 @@ fn number(bytes: &mut [u8], rows: usize, k: usize, codec: Codec) {
 impl Question<'_> {
     fn check(&self) -> bool {
         let &Self { bytes, rows, k, codec, ids } = self;
-        let (signal, memory) = peak(|| decode(bytes, rows, k, codec, ids));
+        let (found, memory) = peak(|| decode(bytes, rows, k, codec, ids));
         // One bit a class tells which ids have come.
         let of_ids = match ids {
             Ids::Sent { classes } => classes / 8,
@@ -80,23 +80,11 @@ impl Question<'_> {
         };
         let allowed = MEMORY + MEMORY_A_BYTE * bytes.len() + of_ids;
         assert!(memory <= allowed, "{memory} bytes held for {}", bytes.len());
-        let wanted = self.meaning();
-        match (signal, wanted) {
-            (Ok(signal), Some(wanted)) => {
-                assert_eq!(bits(&signal), bits(&wanted));
-                assert_eq!((signal.k, signal.rows()), (k, rows));
-                if let Ids::Sent { classes } = ids {
-                    assert_distinct(&signal.ids, k, classes);
-                }
-                self.check_way_back(&signal);
-                true
-            }
-            (Err(error), None) => {
-                assert!(!error.to_string().is_empty());
-                false
-            }
-            (signal, wanted) => panic!("{signal:?} where the document says {wanted:?}"),
-        }
+        let signal = agreed(found, self.meaning(), (rows, k), ids);
+        signal.is_some_and(|signal| {
+            self.check_way_back(&signal);
+            true
+        })
     }
 
     /// docs/wire.md, a number at a time; none where it says that these bytes are no signal.
@@ -179,6 +167,30 @@ fn write(mut draw: Draw<'_>) -> bool {
     let classes = if codec == Codec::Packed { 1 << 24 } else { 1 << 32 };
     let layout = Layout { codec, classes: (!draw.once_in(2)).then_some(classes) };
     travels(&drawn(&mut draw), layout)
+}
+
+/// What was found, if it is what the document says; none where both say that it is no signal.
+pub(crate) fn agreed(
+    found: Result<TopK, CodecError>,
+    wanted: Option<TopK>,
+    (rows, k): (usize, usize),
+    ids: Ids<'_>,
+) -> Option<TopK> {
+    match (found, wanted) {
+        (Ok(signal), Some(wanted)) => {
+            assert_eq!(bits(&signal), bits(&wanted));
+            assert_eq!((signal.k, signal.rows()), (k, rows));
+            if let Ids::Sent { classes } = ids {
+                assert_distinct(&signal.ids, k, classes);
+            }
+            Some(signal)
+        }
+        (Err(error), None) => {
+            assert!(!error.to_string().is_empty());
+            None
+        }
+        (found, wanted) => panic!("{found:?} where the document says {wanted:?}"),
+    }
 }
 
 /// A signal by decisions, most of them good ones.

@@ -24,6 +24,8 @@ use tonic::transport::ServerTlsConfig;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::cache::Manifest;
+use crate::cache::manifest::top_k;
 use crate::config::{Command, Config, Layers};
 use crate::data::{Place, RowSet};
 use crate::setup::{Material, Source};
@@ -350,4 +352,23 @@ pub(crate) fn config(output_dir: &Path, options: &[(&'static str, &str)]) -> Con
     flags.retain(|_, value| !value.is_empty());
     let layers = Layers::new(Command::Train, flags, |_| None, None).unwrap();
     Config::from_layers(&layers).unwrap()
+}
+
+/// The description of a cache of a teacher's top 6 of [`CLASSES`] classes at T = 2.
+pub(crate) fn manifest() -> Manifest {
+    Manifest {
+        format: distill::cache::FORMAT_VERSION,
+        model: "teacher".to_owned(),
+        revision: String::new(),
+        model_fingerprint: "07".repeat(32),
+        tokenizer_fingerprint: "09".repeat(32),
+        tokenizer_size: CLASSES,
+        vocab_size: CLASSES,
+        classes: CLASSES,
+        signal: top_k(6, Codec::Packed),
+        temperature: Some(2.0),
+        knows_mass: true,
+        parameters: 0,
+        dtype: "f32".to_owned(),
+    }
 }

@@ -55,27 +55,18 @@ pub fn calibrate(
     let sequences = encode(&texts, &tokenizer, longest, most)?;
     let tokens = sequences.iter().map(Vec::len).sum();
     let named = || format!("--data {}", data.display());
+    check(&network, &sequences).with_context(named)?;
+    // A large model takes minutes: that there is no room for the result is better known before.
+    std::fs::create_dir_all(dir).with_context(|| format!("--calibration-dir {}", dir.display()))?;
     let encoder =
         of_sequences(&network, &sequences, facts.model_fingerprint).with_context(named)?;
-    let path = path_in(dir, facts.model_fingerprint);
+    let path = dir.join(format!("{}.calibration", facts.model_fingerprint));
     encoder.save(&path)?;
     Ok(Calibrated { path, tokens, rates: encoder.code().rates().to_vec() })
 }
 
-/// Where the calibration of a model is kept.
-pub fn path_in(dir: &Path, model: Fingerprint) -> PathBuf {
-    dir.join(format!("{model}.calibration"))
-}
-
-/// The code of a model's hidden states on these sequences.
-///
-/// # Errors
-/// [`CalibrationError`]
-pub fn of_sequences(
-    network: &Qwen3,
-    sequences: &[Vec<u32>],
-    model: Fingerprint,
-) -> Result<Encoder, CalibrationError> {
+/// Refuses text that is too little, or says the same over and over.
+fn check(network: &Qwen3, sequences: &[Vec<u32>]) -> Result<(), CalibrationError> {
     let width = network.config().hidden_size;
     let (found, wanted) = (sequences.iter().map(Vec::len).sum(), least_positions(width));
     if found < wanted {
@@ -86,6 +77,16 @@ pub fn of_sequences(
     if different.len() < wanted {
         return Err(CalibrationError::Monotonous { found: different.len(), wanted });
     }
+    Ok(())
+}
+
+/// The code of a model's hidden states on these sequences.
+fn of_sequences(
+    network: &Qwen3,
+    sequences: &[Vec<u32>],
+    model: Fingerprint,
+) -> Result<Encoder, CalibrationError> {
+    let width = network.config().hidden_size;
     let mut states = Vec::new();
     let mut rest = sequences;
     while !rest.is_empty() {
@@ -99,26 +100,28 @@ pub fn of_sequences(
         let rows = batch.iter().map(|ids| Sequence::all_scored(ids.clone()));
         let rows = rows.collect::<Result<Vec<_>, _>>();
         let rows = rows.map_err(|error| CalibrationError::Degenerate(error.to_string()))?;
-        let hidden = network.forward_hidden(&TokenBatch::pack(&rows));
-        let hidden = hidden.map_err(|error| CalibrationError::Degenerate(error.to_string()))?;
+        let hidden = network.forward_hidden(&TokenBatch::pack(&rows))?;
         states.extend(hidden.flatten_all()?.to_vec1::<f32>()?);
     }
-    let hidden = Tensor::from_vec(states.clone(), (states.len() / width, width), &Device::Cpu)?;
+    let positions = states.len() / width;
+    let hidden = Tensor::from_vec(states, (positions, width), &Device::Cpu)?;
     fit(Sample { hidden: &hidden, w: network.head(), precision: network.precision(), model })
 }
 
 /// The texts of a file: each line's strings together where it is `.jsonl`, else the whole of it.
 fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
     let named = || format!("--data {}", path.display());
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let file = std::fs::File::open(path).with_context(named)?;
-    file.take(MOST_BYTES).read_to_string(&mut text).with_context(named)?;
+    file.take(MOST_BYTES).read_to_end(&mut bytes).with_context(named)?;
+    let cut_off = bytes.len() as u64 == MOST_BYTES;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
     if path.extension().is_none_or(|extension| extension != "jsonl") {
         return Ok(vec![text]);
     }
     let mut texts = Vec::new();
-    // A last line that the bound cut off is left out.
-    let whole = text.rfind('\n').map_or(text.as_str(), |end| &text[..end]);
+    let last_end = text.rfind('\n').filter(|_| cut_off);
+    let whole = last_end.map_or(text.as_str(), |end| &text[..end]);
     for (number, line) in whole.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let row = serde_json::from_str(line)
             .with_context(|| format!("--data {} line {}", path.display(), number + 1))?;
@@ -196,7 +199,8 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             path
         };
-        let rows = "{\"question\": \"Why?\", \"n\": 3, \"answer\": [\"So\", {\"x\": \"there\"}]}\n\n\"a\"\n";
+        let rows =
+            "{\"question\": \"Why?\", \"n\": 3, \"answer\": [\"So\", {\"x\": \"there\"}]}\n\n\"a\"";
         let texts = read_texts(&write("a.jsonl", rows)).unwrap();
         let mut parts: Vec<&str> = texts[0].split('\n').collect();
         parts.sort_unstable();

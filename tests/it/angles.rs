@@ -243,8 +243,7 @@ fn sixteen_draws_are_within_six_degrees_of_the_full_gradient() {
     }
 }
 
-/// Angles at the bytes of whole messages, with a code made from other text. The bounds are wider than
-/// the figures promised, of which docs/plan.md says what was found.
+/// The figures of the study, at the bytes of whole messages: a code made from other text.
 #[test]
 #[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
 fn hidden_states_give_nearly_the_full_gradient_in_few_bytes() {
@@ -259,10 +258,10 @@ fn hidden_states_give_nearly_the_full_gradient_in_few_bytes() {
     };
     // Signal, the most bytes a position, the most degrees at T = 1, 2 and 5.
     let promised = [
-        (within(42.5), 44.0, [3.0, 3.0, 3.0]),
-        (within(82.0), 84.0, [3.0, 3.0, 3.0]),
-        (Signal::Form(HiddenForm::Bf16), 516.0, [3.0, 3.0, 3.0]),
-        (Signal::Form(HiddenForm::Int8), 268.0, [3.0, 3.0, 3.0]),
+        (within(43.0), 44.0, [2.0, 1.0, 0.6]),
+        (within(82.0), 84.0, [0.6, 0.6, 0.6]),
+        (Signal::Form(HiddenForm::Bf16), 516.0, [0.1, 0.1, 0.1]),
+        (Signal::Form(HiddenForm::Int8), 268.0, [0.2, 0.2, 0.2]),
         (Signal::Form(HiddenForm::Int4), 140.0, [90.0, 90.0, 90.0]),
     ];
     for (at, temperature) in [1.0, 2.0, 5.0].into_iter().enumerate() {

@@ -37,7 +37,7 @@ fn a_code_is_made_kept_under_the_models_fingerprint_and_shown() {
     assert!(lines.len() > 5, "{shown}");
     for line in lines {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let rung = fields[2].trim_start_matches("2^(").trim_end_matches("/4)");
+        let rung = fields[2].trim_start_matches("2^(").trim_end_matches("/16)");
         let rung = Rung(rung.parse().expect("a step"));
         let rate = code.rates().iter().find(|rate| rate.rung == rung).expect("a known step");
         assert_eq!(format!("{:.1}", rate.bytes), fields[0]);

@@ -2,6 +2,7 @@
 
 mod angles;
 mod bad_input;
+mod cache;
 mod calibrate;
 mod containers;
 mod demo;

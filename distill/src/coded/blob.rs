@@ -12,7 +12,7 @@ const MAGIC: &[u8; 8] = b"LMBKCODE";
 /// Version of this layout.
 const VERSION: u16 = 1;
 /// Most rates of a code.
-const MOST_RATES: usize = 801;
+const MOST_RATES: usize = 3201;
 
 /// BLAKE3 of a code's bytes.
 pub(super) fn fingerprint(bytes: &[u8]) -> Fingerprint {

@@ -48,7 +48,7 @@ fn decoded_states_are_those_of_the_slow_way_to_the_bit_and_near_the_true_ones() 
     let code = encoder.code();
     let rows = hidden.dim(0).unwrap();
     let mut last = f32::INFINITY;
-    for rate in code.rates().iter().rev().step_by(8) {
+    for rate in code.rates().iter().rev().step_by(24) {
         let bytes = encoder.encode(&hidden, rate.rung).unwrap();
         let numbers = code.decode(&bytes, rows).unwrap();
         let decoded = Decoder::new(Arc::clone(code), rate.rung).hidden_states(&numbers);
@@ -69,8 +69,8 @@ fn rates_rise_and_divergences_fall_as_the_step_says() {
     assert!(rates.len() > 20);
     assert!(rates.is_sorted_by(|a, b| a.rung < b.rung && a.bytes >= b.bytes));
     let fine = &rates[4];
-    let coarse = &rates[8];
-    assert_eq!(coarse.rung.0 - fine.rung.0, 4);
+    let coarse = &rates[20];
+    assert_eq!(coarse.rung.0 - fine.rung.0, 16);
     let ratio = coarse.divergence / fine.divergence;
     assert!((2.0..8.0).contains(&ratio), "{ratio}");
     let bits = 8.0 * (fine.bytes - coarse.bytes);

@@ -18,6 +18,7 @@ use super::symmetric::{outer_products, principal_axes, trace};
 use super::{Decoder, Encoder};
 use crate::ops::product::{MatMut, MatRef, Store, Threads, product};
 use crate::ops::{Precision, read};
+use crate::qwen3::ModelError;
 
 /// Positions a code is measured on, of those it is not made from.
 const MEASURED: usize = 512;
@@ -29,8 +30,8 @@ const CURVED: usize = 2048;
 const CHUNK: usize = 32;
 /// Eigenvalues of the metric and of the coordinates count as at least this share of the largest.
 const LEAST_SHARE: f64 = 1e-12;
-/// Steps a code is measured at, a quarter octave apart, from the coarsest at which anything is said.
-const MOST_RATES: usize = 64;
+/// Steps a code is measured at, from the coarsest at which anything is said: ten octaves.
+const MOST_RATES: i16 = 160;
 
 /// Hidden states to make a code from.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,9 @@ pub enum CalibrationError {
     /// The code itself.
     #[error(transparent)]
     Code(#[from] CodedError),
+    /// The forward pass failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// An operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -229,7 +233,7 @@ fn measure(
     let truth = log_probabilities(compared, width, matrix, sample.precision);
     let coarsest = coarsest(encoder, states)?;
     let mut rates = Vec::new();
-    for rung in (0..MOST_RATES as i16).map(|n| Rung(coarsest.0 - n)) {
+    for rung in (0..MOST_RATES).map(|n| Rung(coarsest.0 - n)) {
         let numbers = encoder.numbers(states, rung)?;
         let coded = code.encode(rung, &numbers, states);
         let bytes = coded.len() as f32 / rows as f32;
@@ -244,6 +248,10 @@ fn measure(
         let terms = truth.iter().zip(&found).map(|(&p, &q)| f64::from(p).exp() * f64::from(p - q));
         let divergence = (terms.sum::<f64>() / (compared.len() / width) as f64).max(0.0) as f32;
         rates.push(Rate { rung, bytes, divergence });
+        // Eight bits a number in groups are cheaper to have from here on.
+        if bytes > width as f32 {
+            break;
+        }
     }
     rates.reverse();
     Ok(rates)
@@ -258,7 +266,7 @@ fn coarsest(encoder: &Encoder, states: &[f32]) -> Result<Rung, CalibrationError>
         if numbers.iter().filter(|&&n| n != 0).count() >= rows {
             return Ok(rung);
         }
-        rung = Rung(rung.0 - 1);
+        rung = Rung(rung.0 - 4);
     }
     Err(CalibrationError::Degenerate("no step is fine enough".to_owned()))
 }

@@ -177,5 +177,8 @@ fn check_wanted(wanted: &WantedDraws<'_>, rows: usize) -> Result<()> {
 }
 
 #[cfg(test)]
+#[path = "draws_statistics_tests.rs"]
+mod statistics_tests;
+#[cfg(test)]
 #[path = "draws_tests.rs"]
 mod tests;

@@ -87,7 +87,7 @@ pub(crate) fn fill(
     for (_, set) in sets {
         ask_all(&teacher, ask, set, &network, watcher, stop)?;
     }
-    Ok(())
+    Ok(teacher.cache().map_or(Ok(()), |cache| cache.complete())?)
 }
 
 /// Asks for the rows of a set that are not there, in their order.

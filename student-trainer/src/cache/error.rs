@@ -134,7 +134,7 @@ pub enum CacheError {
     },
     /// A disk that took no more of a build.
     #[error(
-        "{reason}; what was answered by then is kept: once there is room, run the same command again"
+        "{reason}; what was answered by then is kept on this machine: once that is mended, run the same command again"
     )]
     Refused {
         /// What was attempted and what the system said.

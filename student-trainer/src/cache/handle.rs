@@ -192,20 +192,40 @@ impl Cache {
         self.failed.get().map(String::as_str)
     }
 
-    fn key(&self, row: &Sequence) -> Key {
-        self.space.key(&row.ids, &row.scored_ranges())
+    /// Ends the writing when all is where it is to be, what an earlier run could not send included.
+    ///
+    /// # Errors
+    /// [`CacheError::Refused`] when the disk or the store refused any of it.
+    pub(crate) fn complete(&self) -> Result<(), CacheError> {
+        let unsent = matches!(*lock(&self.writer), Writing::Idle(Some(_)));
+        if unsent {
+            self.become_writer();
+        }
+        self.end();
+        match self.failure() {
+            Some(reason) => Err(CacheError::Refused { reason: reason.to_owned() }),
+            None => Ok(()),
+        }
     }
-}
 
-impl Drop for Cache {
-    /// Waits for what is on its way to the disk.
-    fn drop(&mut self) {
+    /// Waits for what is on its way to the disk, and to the store.
+    fn end(&self) {
         let writing = std::mem::replace(&mut *lock(&self.writer), Writing::Ended);
         if let Writing::Busy { jobs, thread } = writing {
             drop(jobs);
             // A panic there has been printed.
             let _ = thread.join();
         }
+    }
+
+    fn key(&self, row: &Sequence) -> Key {
+        self.space.key(&row.ids, &row.scored_ranges())
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

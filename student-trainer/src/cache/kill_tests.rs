@@ -9,31 +9,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::append::Writer;
-use super::manifest::{Manifest, top_k};
 use super::store::{Found, Store};
+use crate::testing::manifest;
 
 const RECORDS: u32 = 60_000;
 const LIMIT: u32 = 1 << 19;
 /// Names the directory to the program that is to be killed.
 const PLACE: &str = "LIMBECK_KILL_PLACE";
-
-fn manifest() -> Manifest {
-    Manifest {
-        format: 1,
-        model: "teacher".to_owned(),
-        revision: String::new(),
-        model_fingerprint: "07".repeat(32),
-        tokenizer_fingerprint: "09".repeat(32),
-        tokenizer_size: 24,
-        vocab_size: 24,
-        classes: 24,
-        signal: top_k(6, distill::codec::Codec::Packed),
-        temperature: Some(2.0),
-        knows_mass: true,
-        parameters: 0,
-        dtype: "f32".to_owned(),
-    }
-}
 
 fn payload(i: u32) -> Vec<u8> {
     (0..20 + i % 90).map(|byte| (byte * 7 + i) as u8).collect()

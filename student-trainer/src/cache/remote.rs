@@ -274,7 +274,12 @@ impl Remote {
                 let seconds = self.patience.as_secs_f64();
                 format!("{what}: no answer within {seconds} s, {ATTEMPTS} times")
             }
-            Refusal::Store(error) => format!("{what}: {error}"),
+            // A store answers with pages of XML.
+            Refusal::Store(error) => {
+                let text = error.to_string();
+                let lines: Vec<&str> = text.lines().map(str::trim).collect();
+                format!("{what}: {}", lines.join(" "))
+            }
         };
         remote(&self.place, reason)
     }

@@ -16,10 +16,11 @@ use object_store::{
 };
 
 use super::append::Writer;
-use super::manifest::{Manifest, top_k};
+use super::manifest::Manifest;
 use super::remote::Remote;
 use super::store::{Found, Store, index_name, segment_name};
 use super::*;
+use crate::testing::manifest;
 
 /// A store in memory that misbehaves. All numbers may be changed while it is used.
 #[derive(Debug, Default)]
@@ -105,24 +106,6 @@ impl ObjectStore for Faulty {
 }
 
 const RECORDS: u32 = 20;
-
-fn manifest() -> Manifest {
-    Manifest {
-        format: 1,
-        model: "teacher".to_owned(),
-        revision: String::new(),
-        model_fingerprint: "07".repeat(32),
-        tokenizer_fingerprint: "09".repeat(32),
-        tokenizer_size: 24,
-        vocab_size: 24,
-        classes: 24,
-        signal: top_k(6, distill::codec::Codec::Packed),
-        temperature: Some(2.0),
-        knows_mass: true,
-        parameters: 0,
-        dtype: "f32".to_owned(),
-    }
-}
 
 fn key(i: u32) -> distill::cache::Key {
     manifest().space().key(&[i], &[])

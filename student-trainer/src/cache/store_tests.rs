@@ -7,30 +7,13 @@ use std::path::Path;
 use distill::cache::{Key, SegmentError, Space};
 
 use super::append::Writer;
-use super::manifest::{FILE, Manifest, top_k};
+use super::manifest::{FILE, Manifest};
 use super::store::{Found, Store, index_name, numbers_in, segment_name};
 use super::*;
+use crate::testing::manifest;
 
 /// Small segments, so that a few records fill several.
 const LIMIT: u32 = 700;
-
-fn manifest() -> Manifest {
-    Manifest {
-        format: 1,
-        model: "teacher".to_owned(),
-        revision: String::new(),
-        model_fingerprint: "07".repeat(32),
-        tokenizer_fingerprint: "09".repeat(32),
-        tokenizer_size: 24,
-        vocab_size: 24,
-        classes: 24,
-        signal: top_k(6, distill::codec::Codec::Packed),
-        temperature: Some(2.0),
-        knows_mass: true,
-        parameters: 0,
-        dtype: "f32".to_owned(),
-    }
-}
 
 fn key(i: u32) -> Key {
     manifest().space().key(&[i], &[])

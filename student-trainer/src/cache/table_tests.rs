@@ -18,19 +18,11 @@ const K: usize = 5;
 
 fn manifest(temperature: f32) -> Manifest {
     Manifest {
-        format: 1,
-        model: "teacher".to_owned(),
         revision: "main".to_owned(),
-        model_fingerprint: "07".repeat(32),
-        tokenizer_fingerprint: "09".repeat(32),
-        tokenizer_size: CLASSES,
-        vocab_size: CLASSES,
-        classes: CLASSES,
         signal: top_k(K, distill::codec::Codec::Packed),
         temperature: Some(temperature),
-        knows_mass: true,
         parameters: 3,
-        dtype: "f32".to_owned(),
+        ..crate::testing::manifest()
     }
 }
 

@@ -1,0 +1,188 @@
+//! `--cache` and the commands of the cache, by the programs themselves: in a directory, and in an object
+//! store with a copy on this machine.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use tests::{Teacher, root, run, trainer};
+
+/// Rows, and places for what is made of them.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { folder: tempfile::tempdir().expect("a folder") };
+        let row =
+            |n: usize| format!("{{\"text\": \"Row {n} says that {n} and {n} are {}.\"}}\n", 2 * n);
+        fs::write(bench.path("rows.jsonl"), (0..12).map(row).collect::<String>()).expect("rows");
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// Runs `student-trainer` in a home of its own; gives status, output and complaint.
+    fn go(&self, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = trainer(arguments);
+        let output = run(command.env("XDG_CACHE_HOME", self.path("home")));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let complaint = text(&output.stderr);
+        assert!(!complaint.contains("panicked"), "{complaint}");
+        (output.status.code().expect("no signal"), text(&output.stdout), complaint)
+    }
+
+    fn build(&self, teacher: &Teacher, cache: &str) -> (i32, String) {
+        let (url, student, rows) = (teacher.url(), student(), self.text("rows.jsonl"));
+        let (status, _, complaint) = self.go(&[
+            "cache",
+            "build",
+            "--teacher",
+            &url,
+            "--student",
+            &student,
+            "--train-file",
+            &rows,
+            "--cache",
+            cache,
+            "--progress",
+            "none",
+        ]);
+        (status, complaint)
+    }
+
+    /// Two epochs; without an address nobody is asked.
+    fn train(&self, teacher: Option<&Teacher>, cache: &str, out: &str) -> (i32, String) {
+        let (student, rows, out) = (student(), self.text("rows.jsonl"), self.text(out));
+        let mut flags = vec![
+            "train",
+            "--student",
+            &student,
+            "--train-file",
+            &rows,
+            "--output-dir",
+            &out,
+            "--num-train-epochs",
+            "2",
+            "--progress",
+            "none",
+            "--cache",
+            cache,
+        ];
+        let url = teacher.map(Teacher::url).unwrap_or_default();
+        if teacher.is_some() {
+            flags.extend(["--teacher", &url]);
+        }
+        let (status, _, complaint) = self.go(&flags);
+        (status, complaint)
+    }
+}
+
+fn student() -> String {
+    root().join("student-trainer/demo/student").display().to_string()
+}
+
+fn start() -> Teacher {
+    Teacher::start(&root().join("student-trainer/demo/teacher"), &[])
+}
+
+/// Sequences the teacher has admitted.
+fn admitted(teacher: &Teacher) -> u64 {
+    let mut stream = TcpStream::connect(&teacher.http).expect("the HTTP port");
+    let request = b"GET /metrics HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).expect("a request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    let count = text.lines().find_map(|line| line.strip_prefix("teacher_admitted_total "));
+    count.and_then(|count| count.trim().parse().ok()).expect("a counter")
+}
+
+#[test]
+fn what_was_asked_once_is_asked_no_more_and_a_run_needs_no_teacher() {
+    let bench = Bench::new();
+    let (teacher, cache) = (start(), bench.text("cache"));
+    let (status, complaint) = bench.build(&teacher, &cache);
+    assert_eq!(status, 0, "{complaint}");
+    let asked = admitted(&teacher);
+    assert!(asked >= 12, "{asked}");
+    let (status, complaint) = bench.train(Some(&teacher), &cache, "with");
+    assert_eq!((status, admitted(&teacher)), (0, asked), "{complaint}");
+    drop(teacher);
+    let (status, complaint) = bench.train(None, &cache, "without");
+    assert_eq!(status, 0, "{complaint}");
+    let weights = |out: &str| fs::read(bench.path(out).join("model.safetensors")).expect("weights");
+    assert!(weights("with") == weights("without"));
+    let (status, shown, _) = bench.go(&["cache", "info", "--cache", &cache]);
+    assert!(status == 0 && shown.contains("top-k k=64") && shown.contains("12"), "{shown}");
+    // Out and in again, and nothing is lost.
+    let (table, copy) = (bench.text("answers.parquet"), bench.text("copy"));
+    let (status, _, complaint) =
+        bench.go(&["cache", "export", "--cache", &cache, "--parquet", &table]);
+    assert_eq!(status, 0, "{complaint}");
+    let (status, _, complaint) =
+        bench.go(&["cache", "import", "--cache", &copy, "--parquet", &table]);
+    assert_eq!(status, 0, "{complaint}");
+    let (status, complaint) = bench.train(None, &copy, "copied");
+    assert_eq!(status, 0, "{complaint}");
+}
+
+#[test]
+fn a_flipped_bit_is_named_by_verify_and_that_row_alone_is_asked_again() {
+    let bench = Bench::new();
+    let (teacher, cache) = (start(), bench.text("cache"));
+    assert_eq!(bench.build(&teacher, &cache).0, 0);
+    let segment = segment(Path::new(&cache));
+    let mut bytes = fs::read(&segment).expect("a segment");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&segment, bytes).expect("a segment");
+    let (status, shown, complaint) = bench.go(&["cache", "verify", "--cache", &cache]);
+    let said = format!("{shown}{complaint}");
+    assert!(status == 1 && said.contains("damaged: record"), "{said}");
+    let (status, complaint) = bench.train(None, &cache, "without");
+    assert!(status == 1 && complaint.contains("lacks the answers of 1 of 12"), "{complaint}");
+    let before = admitted(&teacher);
+    assert_eq!(bench.build(&teacher, &cache).0, 0);
+    // The row, and the two rows of the alignment's proof at two temperatures.
+    let asked = admitted(&teacher) - before;
+    assert!((1..=5).contains(&asked), "{asked}");
+    assert_eq!(bench.train(None, &cache, "mended").0, 0);
+}
+
+fn segment(cache: &Path) -> PathBuf {
+    let entries =
+        fs::read_dir(cache).expect("a cache").map(|entry| entry.expect("an entry").path());
+    let mut segments = entries.filter(|path| path.extension().is_some_and(|end| end == "seg"));
+    segments.next().expect("a segment")
+}
+
+/// What a store refuses makes a build fail, and is sent by the next one without asking anybody again.
+#[test]
+fn a_build_that_a_store_refuses_fails_and_the_next_one_sends_what_is_there() {
+    let bench = Bench::new();
+    let (teacher, store) = (start(), bench.path("store"));
+    let cache = format!("file://{}", store.display());
+    // Something else where the list is to be, as if another machine had been faster.
+    fs::create_dir_all(store.join("segments.json/x")).expect("a folder");
+    let (status, complaint) = bench.build(&teacher, &cache);
+    assert_eq!(status, 1, "{complaint}");
+    assert!(complaint.contains(&cache), "{complaint}");
+    assert!(complaint.contains("run the same command again"), "{complaint}");
+    fs::remove_dir_all(store.join("segments.json")).expect("a folder");
+    let asked = admitted(&teacher);
+    let (status, complaint) = bench.build(&teacher, &cache);
+    assert_eq!((status, admitted(&teacher)), (0, asked), "{complaint}");
+    drop(teacher);
+    // Another machine has no copy yet.
+    fs::remove_dir_all(bench.path("home")).expect("the copy");
+    let (status, complaint) = bench.train(None, &cache, "elsewhere");
+    assert_eq!(status, 0, "{complaint}");
+}
