@@ -339,5 +339,8 @@ impl Code {
 }
 
 #[cfg(test)]
+#[path = "coded/document_tests.rs"]
+mod document_tests;
+#[cfg(test)]
 #[path = "coded_tests.rs"]
 mod tests;

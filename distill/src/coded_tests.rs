@@ -18,7 +18,7 @@ fn normal(seed: u64, at: u64) -> f64 {
 }
 
 /// A code of spreads that fall by half from direction to direction.
-fn code(width: usize, directions: usize) -> Code {
+pub(super) fn code(width: usize, directions: usize) -> Code {
     let spreads: Vec<f64> = (0..directions).map(|j| 8.0 * (-(j as f64) / 2.0).exp2()).collect();
     let matrix: Vec<f64> = (0..width * directions).map(|at| normal(1, at as u64)).collect();
     Code::new(Parts {
@@ -32,7 +32,7 @@ fn code(width: usize, directions: usize) -> Code {
 }
 
 /// Numbers as coordinates of these spreads would have at a step.
-fn drawn(code: &Code, rung: Rung, rows: usize, seed: u64) -> Vec<i32> {
+pub(super) fn drawn(code: &Code, rung: Rung, rows: usize, seed: u64) -> Vec<i32> {
     let directions = code.directions();
     let number = |at: usize| {
         let spread = 8.0 * (-((at % directions) as f64) / 2.0).exp2();
