@@ -213,7 +213,12 @@ impl Remote {
         });
         match got {
             Ok(found) => Ok(Some(found)),
-            Err(Refusal::Store(StoreError::NotFound { .. })) => Ok(None),
+            // A bucket that is not there is a name mistyped, and no empty cache.
+            Err(Refusal::Store(StoreError::NotFound { source, .. }))
+                if !source.to_string().contains("NoSuchBucket") =>
+            {
+                Ok(None)
+            }
             Err(refusal) => Err(self.wrong(&format!("get {name}"), refusal)),
         }
     }

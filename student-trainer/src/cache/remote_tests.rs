@@ -34,6 +34,8 @@ struct Faulty {
     calls: AtomicUsize,
     /// Listings asked for.
     lists: AtomicUsize,
+    /// Above 0 where there is no such bucket.
+    no_bucket: AtomicUsize,
 }
 
 impl Faulty {
@@ -79,6 +81,10 @@ impl ObjectStore for Faulty {
 
     async fn get_opts(&self, location: &Name, options: GetOptions) -> StoreResult<GetResult> {
         self.misbehave().await?;
+        if self.no_bucket.load(Relaxed) > 0 {
+            let source = "404 Not Found: <Error>\n<Code>NoSuchBucket</Code></Error>".into();
+            return Err(StoreError::NotFound { path: location.to_string(), source });
+        }
         self.inner.get_opts(location, options).await
     }
 
@@ -206,6 +212,16 @@ fn a_store_that_fails_is_tried_again_and_then_named() {
     let fresh = root.path().join("fresh");
     remote(&store).pull(&fresh).unwrap();
     assert_eq!(Store::open(&fresh).unwrap().unwrap().len(), RECORDS as usize + 1);
+}
+
+#[test]
+fn a_bucket_that_is_not_there_is_named_and_no_empty_cache() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    assert!(remote(&store).pull(&root.path().join("a")).unwrap().is_empty());
+    store.no_bucket.store(1, Relaxed);
+    let error = remote(&store).pull(&root.path().join("b")).unwrap_err().to_string();
+    assert!(error.contains("NoSuchBucket") && !error.contains('\n'), "{error}");
 }
 
 #[test]
