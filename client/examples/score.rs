@@ -43,9 +43,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             Heard::Part { .. } | Heard::Stray { .. } => {}
         }
     };
-    for row in 0..answer.signal.rows() {
-        let ids = &answer.signal.ids[row * K..(row + 1) * K];
-        let (p, rest) = answer.signal.probabilities(row);
+    let Some(signal) = answer.signal.top_k() else {
+        return Err("listed tokens were asked for".into());
+    };
+    for row in 0..signal.rows() {
+        let ids = &signal.ids[row * K..(row + 1) * K];
+        let (p, rest) = signal.probabilities(row);
         println!("position {row}: tokens {ids:?} with {p:.4?}, all others {rest:.4}");
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! What can go wrong with a teacher; every error names its address.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use distill::fingerprint::Fingerprint;
-use proto::convert::{InfoError, Reaction, ReplyError};
+use proto::convert::{DecoderError, InfoError, Reaction, ReplyError};
 
 use crate::vllm;
 
@@ -77,6 +78,22 @@ pub enum Error {
         url: String,
         /// What is wrong with it.
         source: InfoError,
+    },
+    /// A description of what hidden states are read with that is none.
+    #[error("teacher {url} cannot be used: {source}")]
+    Decoder {
+        /// The address.
+        url: String,
+        /// What is wrong with it.
+        source: DecoderError,
+    },
+    /// What was fetched cannot be kept.
+    #[error("cannot keep what the teacher's hidden states are read with: {}: {source}", path.display())]
+    Keep {
+        /// Where it was to be.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// Another model or tokenizer answers at an address.
     #[error(

@@ -34,6 +34,7 @@
 
 mod access;
 mod address;
+mod decoder;
 mod error;
 mod exchange;
 mod stranger;
@@ -42,5 +43,6 @@ pub mod vllm;
 
 pub use access::{Access, AccessError, Papers};
 pub use address::{Address, Bearer, Grpc};
+pub use decoder::part_of;
 pub use error::{Error, Failure, Fault};
 pub use exchange::{Exchange, Full, Heard};

@@ -333,7 +333,7 @@ impl Code {
     }
 
     fn sealed(mut self) -> Self {
-        self.fingerprint = blob::fingerprint(&self.to_bytes());
+        self.fingerprint = Fingerprint::of(&self.to_bytes());
         self
     }
 }

@@ -21,6 +21,11 @@ impl Fingerprint {
     /// Bytes of a fingerprint that travel with each reply.
     pub const PREFIX_BYTES: usize = 16;
 
+    /// BLAKE3 over these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
     /// The first half, which travels with each reply.
     pub fn prefix(&self) -> &[u8] {
         &self.0[..Self::PREFIX_BYTES]

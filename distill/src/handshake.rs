@@ -19,6 +19,18 @@ pub enum SignalKind {
     TopK,
     /// The same of tokens the client names at each position.
     Candidates,
+    /// Draws from the distribution ([`crate::signal::Draws`]).
+    Sampled,
+    /// Final hidden states, each number by itself ([`crate::hidden`]).
+    Full,
+    /// Final hidden states, coded ([`crate::coded`]).
+    Coded,
+}
+
+impl SignalKind {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::TopK, Self::Candidates, Self::Sampled, Self::Full, Self::Coded];
 }
 
 impl std::fmt::Display for SignalKind {
@@ -26,6 +38,9 @@ impl std::fmt::Display for SignalKind {
         f.write_str(match self {
             Self::TopK => "top-k",
             Self::Candidates => "candidates",
+            Self::Sampled => "sampled",
+            Self::Full => "full",
+            Self::Coded => "coded",
         })
     }
 }
@@ -97,6 +112,8 @@ pub struct TeacherFacts {
     pub vocab_size: usize,
     /// 1 + the largest id the tokenizer can produce.
     pub tokenizer_size: usize,
+    /// Numbers of a final hidden state; 0 where these are not on offer.
+    pub hidden_size: usize,
     /// Bounds on requests.
     pub limits: Limits,
     /// Signals on offer.
@@ -123,6 +140,7 @@ impl TeacherFacts {
             classes,
             model_fingerprint: self.model_fingerprint,
             tokenizer_fingerprint: self.tokenizer_fingerprint,
+            hidden_size: self.hidden_size,
             max_in_flight: self.limits.max_in_flight_per_stream,
         }
     }
@@ -141,7 +159,7 @@ pub struct StudentFacts {
     pub max_length: usize,
     /// Signal it wants.
     pub signal: SignalKind,
-    /// Entries a position it wants.
+    /// Entries a position it wants: of the most probable tokens, or of those given exactly beside draws.
     pub top_k: usize,
     /// Codec it wants.
     pub codec: Codec,
@@ -156,6 +174,8 @@ pub struct Agreement {
     pub model_fingerprint: Fingerprint,
     /// The tokenizer every reply's ids must belong to.
     pub tokenizer_fingerprint: Fingerprint,
+    /// Numbers of a final hidden state of the teacher; 0 where it offers none.
+    pub hidden_size: usize,
     /// Requests the teacher reads ahead on one stream.
     pub max_in_flight: usize,
 }
@@ -320,7 +340,7 @@ fn check_signal(
     if student.codec != Codec::Raw && classes > MAX_PACKED_CLASSES {
         return Err(Mismatch::PackedClasses { classes });
     }
-    if student.top_k == 0 {
+    if student.top_k == 0 && matches!(student.signal, SignalKind::TopK | SignalKind::Candidates) {
         return Err(Mismatch::ZeroTopK);
     }
     if student.top_k > classes {

@@ -10,6 +10,7 @@ fn teacher() -> TeacherFacts {
         tokenizer_fingerprint: Fingerprint([2; 32]),
         vocab_size: 151_936,
         tokenizer_size: 151_669,
+        hidden_size: 0,
         limits: Limits {
             max_sequence_tokens: 2048,
             max_top_k: 512,
@@ -75,6 +76,7 @@ fn a_pair_that_fits_agrees_on_all_classes() {
         classes: 151_936,
         model_fingerprint: Fingerprint([1; 32]),
         tokenizer_fingerprint: Fingerprint([2; 32]),
+        hidden_size: 0,
         max_in_flight: 64,
     };
     assert_eq!(agreement, wanted);

@@ -9,6 +9,7 @@
 use std::fmt;
 
 use crate::coded::{CodedError, Rung, rung_of};
+use crate::fingerprint::Fingerprint;
 use crate::signal::HiddenStates;
 
 /// Numbers that share a scale.
@@ -32,8 +33,13 @@ pub enum HiddenForm {
     /// Half bytes of -7 to 7, a scale for each [`GROUP`]: off by at most 1/14 of the group's largest
     /// magnitude.
     Int4,
-    /// Coded ([`crate::coded`]) at this step.
-    Coded(Rung),
+    /// Coded ([`crate::coded`]).
+    Coded {
+        /// By this code.
+        code: Fingerprint,
+        /// At this step.
+        rung: Rung,
+    },
 }
 
 impl HiddenForm {
@@ -46,7 +52,7 @@ impl HiddenForm {
             Self::Int8 => width + scales,
             Self::Int4 => whole_groups_bytes(width) + scales,
             // A row that is sent as it is, in a block of its own: its states, a word and what says so.
-            Self::Coded(_) => 4 * width + 20,
+            Self::Coded { .. } => 4 * width + 20,
         }
     }
 }
@@ -58,7 +64,7 @@ impl fmt::Display for HiddenForm {
             Self::Bf16 => f.write_str("bf16"),
             Self::Int8 => f.write_str("int8"),
             Self::Int4 => f.write_str("int4"),
-            Self::Coded(rung) => write!(f, "coded at step {rung}"),
+            Self::Coded { rung, .. } => write!(f, "coded at step {rung}"),
         }
     }
 }
@@ -90,12 +96,22 @@ impl HiddenRows {
         self.parts.iter().map(|(_, bytes)| bytes.len()).sum()
     }
 
+    /// Appends the rows of another answer's parts.
+    ///
+    /// # Panics
+    /// When form or width differ.
+    pub fn append(&mut self, other: Self) {
+        let of = |rows: &Self| (rows.form, rows.width);
+        assert_eq!(of(self), of(&other), "hidden states of different forms cannot be joined");
+        self.parts.extend(other.parts);
+    }
+
     /// Appends bytes that say `rows` rows, after a look at what can be seen without a code.
     ///
     /// # Errors
     /// [`HiddenError`] when they begin otherwise than this form does, or are of another length.
     pub fn push(&mut self, rows: usize, bytes: Vec<u8>) -> Result<(), HiddenError> {
-        if let HiddenForm::Coded(wanted) = self.form {
+        if let HiddenForm::Coded { rung: wanted, .. } = self.form {
             let found = rung_of(&bytes)?;
             if found != wanted {
                 return Err(HiddenError::Rung { found, wanted });
@@ -165,7 +181,7 @@ fn number(form: HiddenForm) -> Option<u8> {
         HiddenForm::Bf16 => Some(1),
         HiddenForm::Int8 => Some(2),
         HiddenForm::Int4 => Some(3),
-        HiddenForm::Coded(_) => None,
+        HiddenForm::Coded { .. } => None,
     }
 }
 
@@ -190,7 +206,7 @@ pub fn encode(states: &[f32], width: usize, form: HiddenForm) -> Result<Vec<u8>,
     bytes.extend([KIND, VERSION, number, 0]);
     for row in states.chunks_exact(width) {
         match form {
-            HiddenForm::F32 | HiddenForm::Coded(_) => {
+            HiddenForm::F32 | HiddenForm::Coded { .. } => {
                 row.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
             }
             HiddenForm::Bf16 => row.iter().for_each(|&x| bytes.extend(to_bf16(x).to_le_bytes())),
@@ -220,7 +236,7 @@ pub fn decode(
     let mut values = Vec::with_capacity(rows * width);
     for row in body.chunks_exact(form.row_bytes(width).max(1)) {
         match form {
-            HiddenForm::F32 | HiddenForm::Coded(_) => {
+            HiddenForm::F32 | HiddenForm::Coded { .. } => {
                 values.extend(row.as_chunks::<4>().0.iter().map(|&x| f32::from_le_bytes(x)));
             }
             HiddenForm::Bf16 => {

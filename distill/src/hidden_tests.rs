@@ -39,7 +39,7 @@ proptest! {
                     let largest = group.iter().fold(0.0f32, |most, x| most.max(x.abs()));
                     for (x, found) in group.iter().zip(found) {
                         let most = match form {
-                            HiddenForm::F32 | HiddenForm::Coded(_) => 0.0,
+                            HiddenForm::F32 | HiddenForm::Coded { .. } => 0.0,
                             HiddenForm::Bf16 => x.abs() / 256.0,
                             HiddenForm::Int8 => largest / 251.0,
                             HiddenForm::Int4 => largest / 13.8,
@@ -93,7 +93,8 @@ fn parts_are_looked_at_as_they_come() {
     rows.push(1, encode(&[2.0; 3], 3, HiddenForm::Int8).unwrap()).unwrap();
     assert_eq!((rows.rows(), rows.bytes()), (3, 4 + 10 + 4 + 5));
     assert!(rows.push(2, encode(&[1.0; 3], 3, HiddenForm::Int8).unwrap()).is_err());
-    let mut coded = HiddenRows::new(HiddenForm::Coded(Rung(2)), 3);
+    let mut coded =
+        HiddenRows::new(HiddenForm::Coded { code: Fingerprint([3; 32]), rung: Rung(2) }, 3);
     let refused = coded.push(1, vec![0xc0, 1, 3, 0]).unwrap_err();
     assert_eq!(refused, HiddenError::Rung { found: Rung(3), wanted: Rung(2) });
     assert!(coded.push(0, vec![0xc0, 1, 2, 0]).is_ok());

@@ -4,11 +4,11 @@
 //! arguments. Everything here is tested in seconds, and the tensor code of `model` is tested
 //! against it.
 //!
-//! Reading order: [`batch`] (tokens), [`signal`], [`codec`], [`hidden`] and [`coded`] (what a teacher says of them),
-//! [`mod@reference`] (the loss and its gradient, in float64), [`schedule`], [`order`], [`perplexity`]
-//! (training arithmetic), [`window`] and [`backoff`] (requests in flight), [`queue`] (what waits for
-//! the teacher's device, and whose turn it is) and [`share`] (who may have how much of a bound), [`cache`] (answers
-//! kept for later runs, as bytes), [`handshake`] and
+//! Reading order: [`batch`] (tokens), [`signal`], [`codec`], [`hidden`], [`coded`] and [`matrix`] (what a
+//! teacher says of them, and what reads it), [`mod@reference`] (the loss and its gradient, in float64),
+//! [`schedule`], [`order`], [`perplexity`] (training arithmetic), [`window`] and [`backoff`] (requests in
+//! flight), [`queue`] (what waits for the teacher's device, and whose turn it is) and [`share`] (who may
+//! have how much of a bound), [`cache`] (answers kept for later runs, as bytes), [`handshake`] and
 //! [`fingerprint`] (who speaks with whom).
 
 pub mod backoff;
@@ -19,6 +19,7 @@ pub mod coded;
 pub mod fingerprint;
 pub mod handshake;
 pub mod hidden;
+pub mod matrix;
 pub mod order;
 pub mod perplexity;
 pub mod queue;

@@ -2,30 +2,174 @@
 
 mod draws;
 
+use std::sync::Arc;
+
+use crate::coded::{Code, Rung};
+use crate::fingerprint::Fingerprint;
+use crate::handshake::SignalKind;
+use crate::hidden::{HiddenForm, HiddenRows};
 pub use draws::{DrawKey, Draws, DrawsError};
 
-/// Which tokens of a position a signal speaks of.
+/// What a signal says of a position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Entries {
-    /// The k most probable.
+    /// The k most probable tokens.
     #[default]
     Top,
-    /// Those the client names: k ids, the same at every position, or k for each position in turn.
+    /// Tokens the client names: k ids, the same at every position, or k for each position in turn.
     Named(Vec<u32>),
+    /// Draws from the distribution, beside the k most probable tokens where k is not 0.
+    Drawn {
+        /// Draws a position.
+        draws: u32,
+        /// What they depend on beside the logits ([`DrawKey`]).
+        seed: u64,
+    },
+    /// The final hidden state, and so everything; k is 0.
+    Hidden(HiddenForm),
 }
 
 impl Entries {
+    /// The kind of signal that says it.
+    pub fn kind(&self) -> SignalKind {
+        match self {
+            Self::Top => SignalKind::TopK,
+            Self::Named(_) => SignalKind::Candidates,
+            Self::Drawn { .. } => SignalKind::Sampled,
+            Self::Hidden(HiddenForm::Coded { .. }) => SignalKind::Coded,
+            Self::Hidden(_) => SignalKind::Full,
+        }
+    }
+
+    /// The code that hidden states are wanted in.
+    pub fn code(&self) -> Option<Fingerprint> {
+        if let Self::Hidden(HiddenForm::Coded { code, .. }) = self { Some(*code) } else { None }
+    }
+
+    /// The step of that code.
+    pub fn rung(&self) -> Option<Rung> {
+        if let Self::Hidden(HiddenForm::Coded { rung, .. }) = self { Some(*rung) } else { None }
+    }
+
     /// The ids named for `row`, of k a row; none where the teacher chooses.
     ///
     /// # Panics
     /// When ids of each row are named and there is no such row.
     pub fn named_at(&self, row: usize, k: usize) -> Option<&[u32]> {
         match self {
-            Self::Top => None,
+            Self::Top | Self::Drawn { .. } | Self::Hidden(_) => None,
             Self::Named(ids) if ids.len() == k => Some(ids),
             Self::Named(ids) => Some(&ids[row * k..(row + 1) * k]),
         }
     }
+}
+
+/// What came of a teacher about some positions.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Signal {
+    /// The most probable tokens, or those that were named.
+    TopK(TopK),
+    /// Draws.
+    Drawn(Draws),
+    /// Hidden states as they travelled: few bytes, which are read when they are needed.
+    Hidden(HiddenRows),
+}
+
+impl Signal {
+    /// Of no positions: what is to come when `entries` were asked for, k of them. Hidden states have
+    /// `width` numbers.
+    pub fn new(entries: &Entries, k: usize, width: usize) -> Self {
+        match *entries {
+            Entries::Top | Entries::Named(_) => Self::TopK(TopK::new(k)),
+            Entries::Drawn { draws, .. } => Self::Drawn(Draws::new(draws, k)),
+            Entries::Hidden(form) => Self::Hidden(HiddenRows::new(form, width)),
+        }
+    }
+
+    /// Number of positions.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::TopK(signal) => signal.rows(),
+            Self::Drawn(signal) => signal.rows(),
+            Self::Hidden(signal) => signal.rows(),
+        }
+    }
+
+    /// Appends the positions of another signal that answers the same question.
+    ///
+    /// # Panics
+    /// When it answers another.
+    pub fn append(&mut self, other: Self) {
+        match (self, other) {
+            (Self::TopK(all), Self::TopK(more)) => all.append(&more),
+            (Self::Drawn(all), Self::Drawn(more)) => all.append(&more),
+            (Self::Hidden(all), Self::Hidden(more)) => all.append(more),
+            (all, more) => panic!("{all:?} and {more:?} cannot be joined"),
+        }
+    }
+
+    /// The listed tokens, where it is that kind.
+    pub fn top_k(&self) -> Option<&TopK> {
+        match self {
+            Self::TopK(signal) => Some(signal),
+            Self::Drawn(_) | Self::Hidden(_) => None,
+        }
+    }
+}
+
+impl From<TopK> for Signal {
+    fn from(signal: TopK) -> Self {
+        Self::TopK(signal)
+    }
+}
+
+/// What a teacher computed about some positions, before it is bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Computed {
+    /// The most probable tokens, or those that were named.
+    TopK(TopK),
+    /// Draws.
+    Drawn(Draws),
+    /// Hidden states.
+    Hidden(HiddenStates),
+    /// Hidden states as numbers of steps.
+    Coded(CodedStates),
+}
+
+impl Computed {
+    /// Number of positions.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::TopK(signal) => signal.rows(),
+            Self::Drawn(signal) => signal.rows(),
+            Self::Hidden(states) | Self::Coded(CodedStates { states, .. }) => states.rows(),
+        }
+    }
+
+    /// The listed tokens, where it is that kind.
+    pub fn top_k(&self) -> Option<&TopK> {
+        match self {
+            Self::TopK(signal) => Some(signal),
+            Self::Drawn(_) | Self::Hidden(_) | Self::Coded(_) => None,
+        }
+    }
+}
+
+impl From<TopK> for Computed {
+    fn from(signal: TopK) -> Self {
+        Self::TopK(signal)
+    }
+}
+
+/// Hidden states and what they are in a code.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CodedStates {
+    /// The code.
+    pub code: Arc<Code>,
+    /// Numbers of steps, `[rows, directions]`.
+    pub numbers: Vec<i32>,
+    /// What they stand for, which travels instead where a number is too large.
+    pub states: HiddenStates,
 }
 
 /// Final hidden states, those the output matrix is applied to.
@@ -35,6 +179,13 @@ pub struct HiddenStates {
     pub width: usize,
     /// `[rows, width]`
     pub values: Vec<f32>,
+}
+
+impl HiddenStates {
+    /// Number of positions.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.width.max(1)
+    }
 }
 
 /// k tokens of each position and the mass of all the others together: the most probable ones, or

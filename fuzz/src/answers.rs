@@ -14,6 +14,7 @@ pub(crate) fn agreement(job: &ScoreJob) -> Agreement {
         classes: job.classes,
         model_fingerprint: MODEL,
         tokenizer_fingerprint: TOKENIZER,
+        hidden_size: 0,
         max_in_flight: 1,
     }
 }
@@ -49,7 +50,7 @@ pub(crate) fn answer(job: &ScoreJob) -> (TopK, Vec<f32>) {
 /// # Panics
 /// When it may not.
 pub(crate) fn assert_sound(scored: &Scored, job: &ScoreJob) {
-    let signal = &scored.signal;
+    let signal = scored.signal.top_k().expect("listed tokens");
     assert_eq!((scored.id, signal.k, signal.rows()), (job.id, job.k, job.rows()));
     assert_eq!(signal.ids.len(), job.rows() * job.k);
     assert_eq!(signal.scaled.len(), job.rows() * job.k);
@@ -68,6 +69,7 @@ pub(crate) fn assert_sound(scored: &Scored, job: &ScoreJob) {
             let named = (0..job.rows()).filter_map(|row| job.entries.named_at(row, job.k));
             assert_eq!(signal.ids, named.flatten().copied().collect::<Vec<_>>());
         }
+        Entries::Drawn { .. } | Entries::Hidden(_) => panic!("listed tokens were asked for"),
     }
 }
 

@@ -99,8 +99,9 @@ impl Right {
         let (signal, next) = (job.rows() * job.k <= 512).then(|| answer(&job))?;
         // A few rows a message.
         let rows = 1 + draw.up_to(3);
-        let limit = 128 + job.layout().bytes(rows, job.k) + 4 * rows;
-        let replies = score_replies(&job, &signal, &next, &stamp(limit)).expect("a sound answer");
+        let limit = 160 + job.layout().bytes(rows, job.k) + 4 * rows;
+        let computed = signal.into();
+        let replies = score_replies(&job, &computed, &next, &stamp(limit)).expect("a sound answer");
         let mut assembler = ReplyAssembler::new(job.clone(), &agreement(&job));
         let pushed = replies.iter().map(|reply| assembler.push(reply).expect("a right answer"));
         let scored = pushed.last().flatten().expect("a whole answer");
@@ -272,9 +273,9 @@ fn who_agrees_is_answered(facts: &TeacherFacts) {
                 Codec::Compact8 => 4,
             },
             vocab_size: agreed.classes as u32,
-            candidates: match signal {
-                SignalKind::TopK => Bytes::new(),
-                SignalKind::Candidates => vec![0, 0, 0, 0, 1, 0, 0, 0].into(),
+            candidates: match signal == SignalKind::TopK {
+                true => Bytes::new(),
+                false => vec![0, 0, 0, 0, 1, 0, 0, 0].into(),
             },
             ..Default::default()
         };
@@ -287,8 +288,9 @@ fn who_agrees_is_answered(facts: &TeacherFacts) {
 pub fn seeds() -> Vec<Vec<u8>> {
     let job = asked();
     let (signal, next) = answer(&job);
+    let computed = signal.into();
     let messages = |limit| {
-        let replies = score_replies(&job, &signal, &next, &stamp(limit)).expect("a sound answer");
+        let replies = score_replies(&job, &computed, &next, &stamp(limit)).expect("a sound answer");
         let bytes = replies.iter().flat_map(|reply| reply.encode_length_delimited_to_vec());
         std::iter::once(WIRE).chain(bytes).collect::<Vec<u8>>()
     };

@@ -20,6 +20,7 @@ fn teacher(vocab_size: usize, tokenizer_size: usize, limits: Limits) -> TeacherF
         tokenizer_fingerprint: TOKENIZER,
         vocab_size,
         tokenizer_size,
+        hidden_size: 0,
         limits,
         signals: vec![SignalKind::TopK, SignalKind::Candidates],
         codecs: Codec::ALL.to_vec(),

@@ -73,11 +73,13 @@ fn benches(criterion: &mut Criterion) {
         classes: CLASSES,
         model_fingerprint: fingerprint,
         tokenizer_fingerprint: fingerprint,
+        hidden_size: 0,
         max_in_flight: 1,
     };
     let mut group = criterion.benchmark_group("reply");
     for rows in ROWS {
         let (job, (signal, next)) = (job(rows), answer(rows));
+        let signal = signal.into();
         let made = || score_replies(&job, &signal, &next, &stamp).expect("a signal to send");
         let [reply] = &made()[..] else { panic!("one message holds the answer") };
         let bytes = wire(reply);

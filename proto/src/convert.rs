@@ -2,8 +2,9 @@
 //! else; wire types stop here.
 //!
 //! The server's side: [`facts_to_info`], [`score_job`], [`score_replies`], [`refusal`],
-//! [`text_job`], [`text_reply`]. The client's: [`facts_from_info`], [`score_request`],
-//! [`ReplyAssembler`], [`Reaction`].
+//! [`text_job`], [`text_reply`], [`decoder_reply`], [`fetch_replies`]. The client's:
+//! [`facts_from_info`], [`score_request`], [`ReplyAssembler`], [`decoder_facts`], [`BlobAssembler`],
+//! [`Reaction`].
 
 use std::ops::Range;
 
@@ -11,14 +12,19 @@ use distill::codec::{Codec, Layout};
 use distill::queue::Priority;
 use distill::signal::Entries;
 
+mod decoder;
 mod info;
 mod reply;
 mod request;
 mod status;
 mod text;
 
+pub use decoder::{
+    BlobAssembler, BlobError, BlobFacts, DecoderError, DecoderFacts, decoder_facts, decoder_reply,
+    fetch_replies,
+};
 pub use info::{InfoError, facts_from_info, facts_to_info};
-pub use reply::{ReplyAssembler, ReplyError, Scored, Stamp, score_replies};
+pub use reply::{ReplyAssembler, ReplyError, Scored, SignalError, Stamp, score_replies};
 pub use request::{RequestError, score_job, score_request};
 pub use status::{Reaction, refusal};
 pub use text::{TextJob, Times, text_job, text_reply};
@@ -32,13 +38,13 @@ pub struct ScoreJob {
     pub tokens: Vec<u32>,
     /// Positions wanted, ascending, disjoint, none empty, within the sequence; at least one range.
     pub ranges: Vec<Range<u32>>,
-    /// The logits are divided by it. Finite and above 0.
+    /// The logits are divided by it. Finite and above 0; of hidden states it means nothing.
     pub temperature: f32,
-    /// Which tokens of a position are wanted. Named ids are below `classes`, none twice at a position.
+    /// What is wanted of a position. Named ids are below `classes`, none twice at a position.
     pub entries: Entries,
-    /// Entries a position, `1..=classes`.
+    /// Entries a position, `1..=classes`; 0 of hidden states, and where draws are all that is wanted.
     pub k: usize,
-    /// Layout of the answer.
+    /// Layout of the answer, where it lists tokens.
     pub codec: Codec,
     /// Classes the distribution is taken over: ids below this number.
     pub classes: usize,
@@ -52,7 +58,7 @@ impl ScoreJob {
         self.ranges.iter().map(Range::len).sum()
     }
 
-    /// How the answer is laid out: ids the client named do not travel back.
+    /// How listed tokens are laid out: ids the client named do not travel back.
     pub fn layout(&self) -> Layout {
         let classes = (self.entries == Entries::Top).then_some(self.classes);
         Layout { codec: self.codec, classes }

@@ -7,6 +7,9 @@ use distill::handshake::Limits;
 /// Largest reply, in bytes: stock clients of every language accept 4 MiB.
 pub const MAX_REPLY_BYTES: usize = 1 << 20;
 
+/// Most draws a position.
+pub const MAX_DRAWS: u32 = 1024;
+
 /// Smallest bound a server may set on its replies, in bytes.
 pub const MIN_REPLY_BYTES: usize = 4 << 10;
 

@@ -9,6 +9,7 @@ mod kinds;
 mod layers;
 mod options;
 mod reader;
+mod signal;
 mod teachers;
 #[cfg(test)]
 mod tests;
@@ -21,12 +22,14 @@ use serde::{Serialize, Serializer};
 pub use cache::{CacheBuildConfig, CacheConfig, CacheExportConfig, CacheImportConfig};
 use comparison::{beta, comparison};
 pub use kinds::{
-    ChatTemplateUse, Choice, CodecKind, DivergenceKind, DtypeChoice, LossOn, ProgressKind,
-    RecomputeChoice, Resume, SaveDtype, SchedulerKind, SignalKind, StudentInit, TailKind,
+    ChatTemplateUse, Choice, CodecKind, DivergenceKind, DtypeChoice, HiddenFormKind, LossOn,
+    ProgressKind, RecomputeChoice, Resume, SaveDtype, SchedulerKind, SignalKind, StudentInit,
+    TailKind,
 };
 pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
 pub use options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
 use reader::Reader;
+pub use signal::{DEFAULT_SIGNAL_ERROR, SignalConfig};
 use teachers::teachers;
 
 use client::Access;
@@ -59,9 +62,8 @@ pub struct Config {
     pub seed: u64,
     pub alpha: f64,
     pub temperature: f64,
-    pub signal: SignalKind,
-    pub top_k: usize,
-    pub codec: CodecKind,
+    #[serde(flatten)]
+    pub said: SignalConfig,
     pub tail: TailKind,
     pub divergence: DivergenceKind,
     pub beta: f64,
@@ -113,9 +115,8 @@ pub struct EvalConfig {
     pub loss_on: LossOn,
     pub chat_template: ChatTemplateUse,
     pub temperature: f64,
-    pub signal: SignalKind,
-    pub top_k: usize,
-    pub codec: CodecKind,
+    #[serde(flatten)]
+    pub said: SignalConfig,
     pub tail: TailKind,
     pub divergence: DivergenceKind,
     pub beta: f64,
@@ -164,9 +165,7 @@ impl Config {
             seed: r.number("seed", .., "a whole number from 0"),
             alpha: r.number("alpha", 0.0..=1.0, "a number from 0 to 1"),
             temperature: temperature(&mut r),
-            signal: signal(&mut r),
-            top_k: top_k(&mut r),
-            codec: r.choice("codec"),
+            said: SignalConfig::read(&mut r),
             tail: r.choice("tail"),
             divergence: r.choice("divergence"),
             beta: beta(&mut r),
@@ -201,6 +200,7 @@ impl Config {
         };
         let config = Self { max_steps: steps_or_epochs(&mut r, config.max_steps), ..config };
         comparison(&mut r, config.divergence, config.tail);
+        config.said.carries(&mut r, config.divergence, config.tail);
         contradictions(&mut r, &config);
         r.finish(config)
     }
@@ -228,9 +228,7 @@ impl EvalConfig {
             loss_on: r.choice("loss-on"),
             chat_template: r.choice("chat-template"),
             temperature: temperature(&mut r),
-            signal: signal(&mut r),
-            top_k: top_k(&mut r),
-            codec: r.choice("codec"),
+            said: SignalConfig::read(&mut r),
             tail: r.choice("tail"),
             divergence: r.choice("divergence"),
             beta: beta(&mut r),
@@ -241,6 +239,7 @@ impl EvalConfig {
             json: r.switch("json"),
         };
         comparison(&mut r, config.divergence, config.tail);
+        config.said.carries(&mut r, config.divergence, config.tail);
         r.finish(config)
     }
 }
@@ -292,14 +291,6 @@ fn temperature(r: &mut Reader<'_>) -> f64 {
 
 fn top_k(r: &mut Reader<'_>) -> usize {
     r.number("top-k", 1..=usize::MAX, "a whole number from 1 to the teacher's limit")
-}
-
-fn signal(r: &mut Reader<'_>) -> SignalKind {
-    let kind = r.choice("signal");
-    if kind != SignalKind::TopK {
-        r.fault(format!("--signal {kind} is not offered yet; use top-k"));
-    }
-    kind
 }
 
 /// A device this build can compute on.

@@ -15,6 +15,7 @@ use crate::checkpoint::CheckpointError;
 use crate::config::DivergenceKind;
 use crate::data::DataError;
 use crate::outputs::OutputError;
+use crate::reading::ReadingError;
 use crate::teacher::TeacherError;
 
 /// Why training or evaluation stopped.
@@ -62,6 +63,23 @@ pub enum TrainError {
     /// A student cannot be made, or a step cannot be done.
     #[error(transparent)]
     Student(#[from] StudentError),
+    /// A teacher's answers cannot be read.
+    #[error(transparent)]
+    Reading(#[from] ReadingError),
+    /// A code without a step as it is wanted.
+    #[error("{wanted}: the teacher's code has no such step{ends}")]
+    NoStep {
+        /// The option, with its value.
+        wanted: String,
+        /// What there is.
+        ends: String,
+    },
+    /// No place for what hidden states are read with.
+    #[error(
+        "neither XDG_CACHE_HOME nor HOME is set: say with --decoder-dir where to keep the teacher's output \
+         matrix"
+    )]
+    NoDecoderDir,
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] TensorError),

@@ -6,15 +6,17 @@ use std::time::Instant;
 
 use distill::batch::TokenBatch;
 use distill::perplexity::Nll;
-use distill::signal::TopK;
-use model::ops::head::{HeadLoss, LossSettings, Teaching};
+use distill::signal::Signal;
+use model::ops::head::{HeadLoss, LossSettings};
 use model::qwen3::Qwen3;
 use model::student::{losses, rows_not_finite};
 
+use crate::asking::Ask;
 use crate::data::RowSet;
 use crate::error::TrainError;
-use crate::feed::{Ask, Scored};
+use crate::feed::Scored;
 use crate::observer::Perplexity;
+use crate::reading::Said;
 use crate::setup::at_row;
 use crate::signals::Signals;
 use crate::stop::Stop;
@@ -96,9 +98,9 @@ pub fn evaluate(
     for these in all.chunks(settings.rows_at_once.max(1)) {
         let answers = take(signals.as_mut(), these, rows, stop)?;
         let batch = TokenBatch::pack(these.iter().map(|&row| &rows.sequences[row]));
-        let signal = joined(&answers);
-        let said = signal.as_ref().map(Teaching::TopK);
-        let loss = losses(model, &batch, settings.classes, said, &settings.loss)?;
+        let said = signals.as_ref().map_or(Ok(None), |signals| signals.reading().said(&answers))?;
+        let teaching = said.as_ref().map(Said::teaching);
+        let loss = losses(model, &batch, settings.classes, teaching, &settings.loss)?;
         bad.extend(rows_not_finite(&batch, &loss).into_iter().map(|row| these[row]));
         tally.add(&batch, &loss, &answers);
     }
@@ -121,13 +123,6 @@ pub(crate) fn take(
     answers.ok_or(TrainError::Stopped)
 }
 
-/// The signals of several rows as one.
-pub(crate) fn joined(answers: &[Scored]) -> Option<TopK> {
-    let mut all = TopK::new(answers.first()?.signal.k);
-    answers.iter().for_each(|scored| all.append(&scored.signal));
-    Some(all)
-}
-
 /// Sums over positions, in row order.
 #[derive(Debug, Default)]
 struct Tally {
@@ -135,6 +130,8 @@ struct Tally {
     teacher: Nll,
     kl: f64,
     agreed: u64,
+    /// Positions whose most probable token the teacher named.
+    named: u64,
     answered: u64,
 }
 
@@ -147,14 +144,22 @@ impl Tally {
         }
         let mut start = 0;
         for scored in answers {
-            let signal = &scored.signal;
-            self.teacher.add_row(scored.next_logprob.iter().map(|logprob| -logprob));
-            for row in 0..signal.rows() {
-                self.kl += f64::from(loss.kl[start + row]);
-                self.agreed += u64::from(loss.argmax[start + row] == signal.ids[row * signal.k]);
+            let these = start..start + scored.signal.rows();
+            match &loss.teacher {
+                Some(teacher) => self.teacher.add_row(teacher.ce[these.clone()].iter().copied()),
+                None => self.teacher.add_row(scored.next_logprob.iter().map(|logprob| -logprob)),
             }
-            start += signal.rows();
-            self.answered += signal.rows() as u64;
+            for (row, at) in these.clone().enumerate() {
+                self.kl += f64::from(loss.kl[at]);
+                let best = match &loss.teacher {
+                    Some(teacher) => Some(teacher.argmax[at]),
+                    None => best(&scored.signal, row),
+                };
+                self.named += u64::from(best.is_some());
+                self.agreed += u64::from(best == Some(loss.argmax[at]));
+            }
+            start = these.end;
+            self.answered += these.len() as u64;
         }
     }
 
@@ -165,10 +170,24 @@ impl Tally {
             student: perplexity(&self.student).ok_or(TrainError::NothingHeldOut)?,
             teacher: perplexity(&self.teacher),
             kl: of_answered(self.kl),
-            agreement: of_answered(self.agreed as f64),
+            agreement: (self.named > 0).then(|| self.agreed as f64 / self.named as f64),
             positions: self.student.tokens(),
             seconds,
         })
+    }
+}
+
+/// The token that a listing signal says is the most probable; none where draws were all.
+fn best(signal: &Signal, row: usize) -> Option<u32> {
+    match signal {
+        Signal::TopK(signal) => signal.ids.get(row * signal.k).copied(),
+        Signal::Drawn(signal) => {
+            let exact = signal.exact(row);
+            let pairs = signal.exact_ids[exact.clone()].iter().zip(&signal.exact_log_p[exact]);
+            // Of equal ones the first.
+            pairs.rev().max_by(|a, b| a.1.total_cmp(b.1)).map(|(&id, _)| id)
+        }
+        Signal::Hidden(_) => None,
     }
 }
 

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use client::Fault;
 use distill::batch::Sequence;
-use distill::codec::Codec;
 use distill::queue::Priority;
-use distill::signal::{Entries, TopK};
+use distill::signal::Signal;
 use distill::window::{Command, Event, GiveUp, Window, WindowSettings};
 use proto::convert::{self, Reaction, ReplyError, ScoreJob};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
+use crate::asking::Ask;
 use crate::link::{Link, Said, Word};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher, TeacherError};
@@ -26,26 +26,11 @@ use crate::teacher::{Network, Teacher, TeacherError};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
     /// The signal at the row's scored positions, ascending.
-    pub signal: TopK,
-    /// The teacher's log-probability, at T = 1, of each target.
+    pub signal: Signal,
+    /// The teacher's log-probability, at T = 1, of each target; empty where the signal says it.
     pub next_logprob: Vec<f32>,
     /// Bytes of the answer and its request, encoded.
     pub wire_bytes: u64,
-}
-
-/// How rows are asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Ask {
-    /// Temperature of the signal.
-    pub temperature: f32,
-    /// Entries a position.
-    pub top_k: usize,
-    /// Layout on the wire.
-    pub codec: Codec,
-    /// Rows asked for and not yet taken by the training loop, at most.
-    pub window: usize,
-    /// How long a lost teacher is looked for.
-    pub give_up_after: Duration,
 }
 
 /// Answers in the order of the rows.
@@ -213,15 +198,16 @@ impl Shell {
         // There is room: as many permits exist as places.
         let Some(id) = self.window.submit(sequence.len()) else { return };
         let agreement = &self.teacher.agreement;
+        let (entries, k, codec) = self.ask.wanted.job();
         let job = ScoreJob {
             id,
             tokens: sequence.ids.clone(),
             ranges: sequence.scored_ranges(),
             temperature: self.ask.temperature,
-            k: self.ask.top_k,
-            codec: self.ask.codec,
+            k,
+            codec,
             classes: agreement.classes,
-            entries: Entries::Top,
+            entries,
             priority: Priority::Normal,
         };
         self.pending.insert(id, Pending { row, job, answer: None });

@@ -2,13 +2,15 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use distill::codec::Codec;
 use distill::fingerprint::Fingerprint;
 use distill::handshake::Mismatch;
 
 use super::*;
-use crate::config::CodecKind;
-use crate::testing::{CLASSES, FakeTeacher, Served, logits, rows, tiny_source};
+use crate::asking::Wanted;
+use crate::testing::{CLASSES, FakeTeacher, Served, listing, logits, rows, tiny_source};
 use client::Access;
+use distill::signal::TopK;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -27,7 +29,7 @@ impl Bench {
         let network = Network::start().unwrap();
         let served = FakeTeacher::of(&source).serve();
         let set = rows(12, 3);
-        let facts = source.student_facts([&set, &[]], 5, CodecKind::Packed);
+        let facts = source.student_facts([&set, &[]], &listing(5));
         let teacher = Teacher::connect(
             &network,
             &served.url,
@@ -43,8 +45,7 @@ impl Bench {
     fn ask() -> Ask {
         Ask {
             temperature: 2.0,
-            top_k: 5,
-            codec: Codec::Raw,
+            wanted: Wanted::TopK { k: 5, codec: Codec::Raw },
             window: 4,
             give_up_after: Duration::from_secs(3),
         }
@@ -85,7 +86,7 @@ impl Bench {
             let z = distill::signal::log_sum_exp(y.iter().copied());
             next_logprob.push((y[sequence.ids[t + 1] as usize] - z) as f32);
         }
-        Scored { signal, next_logprob, wire_bytes }
+        Scored { signal: signal.into(), next_logprob, wire_bytes }
     }
 }
 
@@ -101,7 +102,7 @@ fn every_codec_brings_the_answer_within_its_error_and_proves_the_alignment() {
     let bench = Bench::new();
     let mut bytes = Vec::new();
     for codec in Codec::ALL {
-        let ask = Ask { codec, ..Bench::ask() };
+        let ask = Ask { wanted: Wanted::TopK { k: 5, codec }, ..Bench::ask() };
         let (network, stop) = (&bench.network, Stop::default());
         crate::proof::prove(network, &bench.teacher, &bench.set, ask, &stop).unwrap();
         let mut feed =
@@ -109,13 +110,21 @@ fn every_codec_brings_the_answer_within_its_error_and_proves_the_alignment() {
         let found = feed.next(&stop).unwrap().unwrap();
         let wanted = bench.wanted(3, found.wire_bytes);
         bytes.push(found.wire_bytes);
-        assert_eq!(found.signal.log_z, wanted.signal.log_z);
-        let rows = found.signal.scaled.chunks(5).zip(found.signal.ids.chunks(5));
+        assert_eq!(found.signal.top_k().unwrap().log_z, wanted.signal.top_k().unwrap().log_z);
+        let rows = found
+            .signal
+            .top_k()
+            .unwrap()
+            .scaled
+            .chunks(5)
+            .zip(found.signal.top_k().unwrap().ids.chunks(5));
         for (row, (values, ids)) in rows.enumerate() {
             assert!(values.is_sorted_by(|a, b| a >= b), "{codec}: {values:?}");
             let entries = row * 5..row * 5 + 5;
-            let (sent, names) =
-                (&wanted.signal.scaled[entries.clone()], &wanted.signal.ids[entries]);
+            let (sent, names) = (
+                &wanted.signal.top_k().unwrap().scaled[entries.clone()],
+                &wanted.signal.top_k().unwrap().ids[entries],
+            );
             let most = f64::from(sent[0] - sent[4]) * codec.error_share() + 1e-6;
             for (&sent, name) in sent.iter().zip(names) {
                 let at = ids.iter().position(|id| id == name).expect("the same ids");
@@ -279,7 +288,7 @@ fn a_teacher_that_does_not_answer_is_named_with_the_attempts_and_the_time() {
     // A port nobody listens on: taken, then let go.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("grpc://127.0.0.1:{port}");
-    let facts = source.student_facts([&[], &[]], 5, CodecKind::Packed);
+    let facts = source.student_facts([&[], &[]], &listing(5));
     let limit = Duration::from_millis(700);
     let error =
         Teacher::connect(&network, &url, &Access::default(), &facts, limit, &Stop::default())
@@ -309,7 +318,7 @@ fn stranger(says: &'static [u8]) -> std::net::SocketAddr {
 #[test]
 fn a_port_where_something_else_listens_is_named_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
+    let facts = tiny_source(dir.path()).student_facts([&[], &[]], &listing(5));
     let network = Network::start().unwrap();
     let (begin, limit) = (Instant::now(), Duration::from_secs(60));
     let health = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nserving\n";
@@ -342,7 +351,7 @@ fn a_teacher_of_another_tokenizer_is_refused_with_both_fingerprints() {
     facts.tokenizer_fingerprint = Fingerprint([1; 32]);
     *bench.served.teacher.facts.lock().unwrap() = facts;
     let dir = tempfile::tempdir().unwrap();
-    let student = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
+    let student = tiny_source(dir.path()).student_facts([&[], &[]], &listing(5));
     let stop = Stop::default();
     let error = Teacher::connect(
         &bench.network,

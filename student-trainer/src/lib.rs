@@ -2,16 +2,19 @@
 //! student learns from both.
 //!
 //! Reading order: [`mod@train`] (the loop, the file to read first), `run` and `setup` (what a run
-//! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`signals`], [`feed`], `link` and
-//! [`teacher`] (signals in training order from a service), [`cache`] (answers kept for later runs),
-//! [`proof`] (that they are about the right tokens), [`eval`] and [`measure`], [`checkpoint`] and [`state`], [`outputs`] and [`summary`]
-//! (what remains), [`observer`] (what is told meanwhile), [`stop`], [`config`] (every option),
-//! [`error`].
+//! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`asking`], [`signals`], [`feed`], `link` and
+//! [`teacher`] (signals in training order from a service), [`reading`] and `decoder` (what the loss is
+//! given of them, and what that takes), [`cache`] (answers kept for later runs), [`proof`] (that they are
+//! about the right tokens), [`eval`] and [`measure`], [`checkpoint`] and [`state`], [`outputs`] and
+//! [`summary`] (what remains), [`observer`] (what is told meanwhile), [`stop`], [`config`] (every
+//! option), [`error`].
 
+pub mod asking;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+mod decoder;
 pub mod error;
 pub mod eval;
 pub mod feed;
@@ -22,6 +25,7 @@ pub mod observer;
 pub mod outputs;
 pub mod plan;
 pub mod proof;
+pub mod reading;
 mod run;
 mod saving;
 mod setup;

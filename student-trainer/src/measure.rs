@@ -8,12 +8,12 @@ use model::qwen3::Qwen3;
 use model::weights::Weights;
 use serde::Serialize;
 
+use crate::asking::Terms;
 use crate::cache::join::Asker;
-use crate::config::EvalConfig;
+use crate::config::{EvalConfig, SignalKind};
 use crate::data::{RowSet, TokenizeOptions};
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
-use crate::feed::Ask;
 use crate::observer::TeacherLine;
 use crate::setup::{self, Source};
 use crate::stop::Stop;
@@ -44,8 +44,10 @@ pub struct Measurement {
     pub agreement: Option<f64>,
     /// Temperature of `kl`.
     pub temperature: f64,
-    /// Entries a position `kl` is taken over.
-    pub top_k: usize,
+    /// What the teacher said.
+    pub signal: SignalKind,
+    /// Entries a position `kl` is taken over; none where it is taken over all classes.
+    pub top_k: Option<usize>,
     /// The teacher.
     pub teacher: Option<TeacherLine>,
     /// Wall time of the evaluation.
@@ -70,18 +72,18 @@ pub fn measure(
     let limit = config.max_eval_samples;
     let rows = source.rows("held-out", &config.eval_file, limit, options, note)?;
     let network = Network::start()?;
-    let facts = source.student_facts([&rows.sequences, &[]], config.top_k, config.codec);
-    let ask = Ask {
+    let facts = source.student_facts([&rows.sequences, &[]], &config.said);
+    let terms = Terms {
         temperature: config.temperature as f32,
-        top_k: config.top_k,
-        codec: facts.codec,
         window: config.teacher_window,
         give_up_after: Duration::from_secs_f64(config.teacher_timeout),
     };
     let reach = (&config.teacher[..], &config.access);
     let who = (&source.tokenizer, &facts);
+    let device = &model::device::choose(&config.device)?;
+    let (said, note) = (&config.said, &mut *note);
     let mut asker =
-        Asker { network: &network, reach, who, ask, rows: &rows, note: &mut *note, stop };
+        Asker { network: &network, reach, who, said, terms, device, rows: &rows, note, stop };
     let teacher = asker
         .join(config.cache.as_deref(), [("held-out", &rows), ("training", &RowSet::default())])?;
     let tail = setup::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
@@ -128,7 +130,8 @@ fn report(
         kl: found.kl,
         agreement: found.agreement,
         temperature: config.temperature,
-        top_k: config.top_k,
+        signal: config.said.signal,
+        top_k: (config.said.signal == SignalKind::TopK).then_some(config.said.top_k),
         teacher,
         seconds: found.seconds,
     }

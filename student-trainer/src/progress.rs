@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use student_trainer::config::{Config, ProgressKind};
+use student_trainer::config::{Config, ProgressKind, SignalKind};
 use student_trainer::measure::Measurement;
 use student_trainer::observer::{EvalReport, Moment, RunFacts, StepReport};
 use student_trainer::summary::Summary;
@@ -268,7 +268,13 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
         line("loss", {
             let (alpha, t, tail) = (config.alpha, config.temperature, facts.tail);
             let divergence = config.divergence.with(config.beta);
-            let signal = format!("{} {} + {tail}", config.signal, config.top_k);
+            let said = &config.said;
+            let signal = match said.signal {
+                SignalKind::TopK => format!("top-k {} + {tail}", said.top_k),
+                SignalKind::Sampled => format!("{} draws beside {} exact", said.draws, said.exact),
+                SignalKind::Full => format!("full hidden states ({})", said.hidden_form),
+                SignalKind::Coded => "coded hidden states".to_owned(),
+            };
             format!("alpha {alpha}, temperature {t}, {divergence} on {signal}")
         });
     }
@@ -286,12 +292,13 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
 /// What to say of a signal that cannot carry what it is asked to teach: the mean mass of the
 /// teacher on what it sends, over the first steps.
 pub(crate) fn thin_signal(teacher_mass: f64, config: &Config) -> Option<String> {
-    (teacher_mass < 0.5).then(|| {
+    let lists = config.said.signal == SignalKind::TopK;
+    (lists && teacher_mass < 0.5).then(|| {
         format!(
-            "warning: the {} {} hold only {:.1} % of the teacher's mass at temperature {}; what \
-             the rest would teach is lost. Lower --temperature or raise --top-k",
-            config.signal,
-            config.top_k,
+            "warning: the top-k {} hold only {:.1} % of the teacher's mass at temperature {}; what \
+             the rest would teach is lost. --signal coded carries all of it in fewer bytes; or lower \
+             --temperature, or raise --top-k",
+            config.said.top_k,
             100.0 * teacher_mass,
             config.temperature
         )

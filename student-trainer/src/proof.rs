@@ -11,8 +11,16 @@ use std::sync::Arc;
 
 use distill::batch::Sequence;
 use distill::codec::Codec;
+use distill::signal::TopK;
+use model::ops::Precision;
+use model::ops::head::{Divergence, LossSettings, Tail, head_loss};
 
-use crate::feed::{Ask, Feed, Scored};
+use crate::asking::{Ask, Wanted};
+use crate::data::RowSet;
+use crate::error::TrainError;
+use crate::feed::{Feed, Scored};
+use crate::reading::{ReadingError, Said};
+use crate::setup::at_row;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher, TeacherError};
 
@@ -24,8 +32,12 @@ const TOLERANCE: f64 = 2e-3;
 /// batches of different sizes, which in 16-bit arithmetic changes the last digits; a temperature
 /// forgotten changes logits by whole numbers.
 const LOGIT_TOLERANCE: f64 = 0.5;
+/// Allowed mean difference of the log-probabilities that follow from hidden states, in nats: coded ones
+/// come near it at steps that teach little, and other positions are off by several.
+const HIDDEN_TOLERANCE: f64 = 0.7;
 
-/// Scores a sample of `set` and compares positions, targets and temperature.
+/// Scores a sample of `set`, listing tokens as `ask` says, and compares positions, targets and
+/// temperature. Gives what came at T = 1.
 ///
 /// # Errors
 /// [`TeacherError::Alignment`] with row, position and both values; or the feed's own.
@@ -35,7 +47,7 @@ pub fn prove(
     set: &Arc<[Sequence]>,
     ask: Ask,
     stop: &Stop,
-) -> Result<(), TeacherError> {
+) -> Result<Vec<Scored>, TeacherError> {
     let rows = 0..set.len().min(SAMPLE_ROWS);
     let score = |temperature: f32| -> Result<Vec<Scored>, TeacherError> {
         let ask = Ask { temperature, ..ask };
@@ -49,21 +61,76 @@ pub fn prove(
     let plain = score(1.0)?;
     let softened = score(ask.temperature)?;
     let t = f64::from(ask.temperature);
+    let codec = if let Wanted::TopK { codec, .. } = ask.wanted { codec } else { Codec::Packed };
     for (row, (plain, softened)) in plain.iter().zip(&softened).enumerate() {
-        let found =
-            targets_agree(&set[row], plain, ask.codec).or_else(|| logits_agree(plain, softened, t));
+        let (Some(signal), Some(softened)) = (plain.signal.top_k(), softened.signal.top_k()) else {
+            continue;
+        };
+        let found = targets_agree(&set[row], (signal, &plain.next_logprob), codec)
+            .or_else(|| logits_agree(signal, softened, t));
         if let Some((index, reason)) = found {
             let position = set[row].scored().nth(index).unwrap_or(index);
             let url = teacher.url().to_owned();
             return Err(TeacherError::Alignment { url, row, position, reason });
         }
     }
+    Ok(plain)
+}
+
+/// Reads hidden states of the rows that were proved, `ask`ed for as the run will ask, and holds the
+/// log-probabilities of the next tokens that follow from them against those the teacher computed
+/// (`plain`): positions, output matrix and code are then the right ones.
+///
+/// # Errors
+/// [`TeacherError::Alignment`] with row and both means; the feed's; when hidden states cannot be read.
+pub(crate) fn prove_hidden(
+    network: &Network,
+    teacher: &Teacher,
+    rows: &RowSet,
+    (ask, plain): (Ask, &[Scored]),
+    stop: &Stop,
+) -> Result<(), TrainError> {
+    let set = &rows.sequences;
+    let mut feed = Feed::start(network, teacher, Arc::clone(set), 0..plain.len(), ask);
+    for (row, plain) in plain.iter().enumerate() {
+        let came = feed.next(stop).map_err(|e| at_row(e, rows))?.ok_or(TrainError::Stopped)?;
+        let Some(Said::Full { hidden, matrix }) = teacher.reading().said(&[came])? else {
+            return Err(ReadingError::Other.into());
+        };
+        let sequence = &set[row];
+        let targets: Vec<u32> = sequence.scored().map(|t| sequence.ids[t + 1]).collect();
+        let alone = LossSettings {
+            alpha: 0.0,
+            temperature: 1.0,
+            divergence: Divergence::ForwardKl,
+            tail: Tail::Bucket,
+            precision: Precision::F32,
+        };
+        let classes = teacher.agreement().classes;
+        let loss = head_loss(&hidden, &matrix, classes, &targets, None, &alone, 1.0, None)?;
+        let pairs = loss.ce.iter().zip(&plain.next_logprob);
+        let apart: f64 = pairs.map(|(ce, logprob)| f64::from((ce + logprob).abs())).sum();
+        let apart = apart / targets.len().max(1) as f64;
+        // NaN is no agreement.
+        if apart.is_nan() || apart >= HIDDEN_TOLERANCE {
+            let reason = format!(
+                "what follows from its hidden states is off the log-probabilities of the next tokens \
+                 by {apart:.3} nats on average: they are of other positions, or read with another output \
+                 matrix or code than it has; a coarser step or form than the model bears does the same"
+            );
+            let (url, position) = (teacher.url().to_owned(), sequence.scored().next().unwrap_or(0));
+            return Err(at_row(TeacherError::Alignment { url, row, position, reason }, rows));
+        }
+    }
     Ok(())
 }
 
 /// The first scored position whose next-token log-probability contradicts the signal at T = 1.
-fn targets_agree(sequence: &Sequence, plain: &Scored, codec: Codec) -> Option<(usize, String)> {
-    let signal = &plain.signal;
+fn targets_agree(
+    sequence: &Sequence,
+    (signal, next_logprob): (&TopK, &[f32]),
+    codec: Codec,
+) -> Option<(usize, String)> {
     for (index, position) in sequence.scored().enumerate() {
         let next = sequence.ids[position + 1];
         let entries = index * signal.k..(index + 1) * signal.k;
@@ -73,7 +140,7 @@ fn targets_agree(sequence: &Sequence, plain: &Scored, codec: Codec) -> Option<(u
         let (largest, smallest) = (log_p(values[0]), log_p(values[values.len() - 1]));
         // Twice what one value may be off by, as the range is made of two.
         let tolerance = TOLERANCE + (largest - smallest) * 2.0 * codec.error_share();
-        let found = f64::from(*plain.next_logprob.get(index)?);
+        let found = f64::from(*next_logprob.get(index)?);
         match ids.iter().position(|&id| id == next) {
             Some(rank) => {
                 let wanted = log_p(values[rank]);
@@ -101,9 +168,9 @@ fn targets_agree(sequence: &Sequence, plain: &Scored, codec: Codec) -> Option<(u
 }
 
 /// The first position whose logits differ between temperature 1 and `t` (after `z = scaled · t`).
-fn logits_agree(plain: &Scored, softened: &Scored, t: f64) -> Option<(usize, String)> {
-    let k = plain.signal.k;
-    let rows = plain.signal.scaled.chunks_exact(k).zip(softened.signal.scaled.chunks_exact(k));
+fn logits_agree(plain: &TopK, softened: &TopK, t: f64) -> Option<(usize, String)> {
+    let k = plain.k;
+    let rows = plain.scaled.chunks_exact(k).zip(softened.scaled.chunks_exact(k));
     for (index, (at_one, at_t)) in rows.enumerate() {
         let (wanted, found) = (f64::from(at_one[0]), f64::from(at_t[0]) * t);
         if (wanted - found).abs() > LOGIT_TOLERANCE {
@@ -120,14 +187,13 @@ fn logits_agree(plain: &Scored, softened: &Scored, t: f64) -> Option<(usize, Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use distill::signal::TopK;
 
     /// Logits over 8 classes that depend on the position.
     fn logits(position: usize) -> Vec<f64> {
         (0..8).map(|class| ((class * 5 + position * 3) % 8) as f64).collect()
     }
 
-    fn scored(sequence: &Sequence, k: usize, temperature: f64, shift: usize) -> Scored {
+    fn scored(sequence: &Sequence, k: usize, temperature: f64, shift: usize) -> (TopK, Vec<f32>) {
         let mut signal = TopK::new(k);
         let mut next_logprob = Vec::new();
         for position in sequence.scored() {
@@ -137,7 +203,7 @@ mod tests {
             let z = distill::signal::log_sum_exp(y.iter().copied());
             next_logprob.push((y[next] - z) as f32);
         }
-        Scored { signal, next_logprob, wire_bytes: 0 }
+        (signal, next_logprob)
     }
 
     #[test]
@@ -150,9 +216,12 @@ mod tests {
         let ids = std::iter::once(3).chain((0..9).map(most_probable)).collect();
         let sequence = Sequence::all_scored(ids).unwrap();
         for k in 1..=8 {
-            assert_eq!(targets_agree(&sequence, &scored(&sequence, k, 1.0, 0), Codec::Raw), None);
-            let (_, reason) =
-                targets_agree(&sequence, &scored(&sequence, k, 1.0, 1), Codec::Raw).unwrap();
+            let agree = |shift| {
+                let (signal, next) = scored(&sequence, k, 1.0, shift);
+                targets_agree(&sequence, (&signal, &next), Codec::Raw)
+            };
+            assert_eq!(agree(0), None);
+            let (_, reason) = agree(1).unwrap();
             assert!(reason.contains("shifted"), "{reason}");
         }
     }
@@ -160,8 +229,8 @@ mod tests {
     #[test]
     fn a_forgotten_temperature_is_found() {
         let sequence = Sequence::all_scored(vec![3, 1, 6, 0]).unwrap();
-        let plain = scored(&sequence, 4, 1.0, 0);
-        assert_eq!(logits_agree(&plain, &scored(&sequence, 4, 5.0, 0), 5.0), None);
+        let (plain, _) = scored(&sequence, 4, 1.0, 0);
+        assert_eq!(logits_agree(&plain, &scored(&sequence, 4, 5.0, 0).0, 5.0), None);
         assert!(logits_agree(&plain, &plain, 5.0).is_some());
     }
 }

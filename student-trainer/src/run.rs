@@ -2,28 +2,26 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use distill::codec::Codec;
 use distill::schedule::{LrSchedule, ScheduleKind};
 use model::ops::head::LossSettings;
 use model::state_file::TrainingState;
 use model::student::Student;
 
+use crate::asking::Ask;
 use crate::cache::join;
 use crate::checkpoint;
 use crate::config::{Config, Resume, SchedulerKind};
 use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
-use crate::feed::Ask;
 use crate::memory;
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
 use crate::outputs::{self, Claim, Reuse};
 use crate::plan::{Plan, PlannedStep};
 use crate::saving::{Saving, Snapshot, Written};
 use crate::setup::{self, Material};
-use crate::signals::{Signals, bytes_to_keep, free_beside};
+use crate::signals::{Signals, free_beside};
 use crate::state::{Identity, Progress};
 use crate::stop::Stop;
 use crate::summary::{Summary, split};
@@ -92,12 +90,10 @@ impl Run {
         let Material { source, rows, held_out: held_out_rows } = material;
         let network = Network::start()?;
         let sets: [&[_]; 2] = [&rows.sequences, &held_out_rows.sequences];
-        let facts = source.student_facts(sets, config.top_k, config.codec);
-        let ask = ask(config, facts.codec);
+        let facts = source.student_facts(sets, &config.said);
         let note = &mut |text: &str| observer.note(text);
         let who = (&source.tokenizer, &facts);
-        let teacher =
-            join::of_run(config, &network, who, ask, [&rows, &held_out_rows], note, stop)?;
+        let teacher = join::of_run(config, &network, who, [&rows, &held_out_rows], note, stop)?;
         let tail = setup::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
         let config = &Config { tail, ..config.clone() };
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
@@ -105,8 +101,9 @@ impl Run {
         let fingerprint = teacher.as_ref().map(|(t, _)| t.facts().model_fingerprint.to_string());
         let identity = Identity::new(config, &rows.sequences, fingerprint, plan.total_steps);
         let budget = (config.teacher_memory as u64).saturating_mul(1 << 20);
-        let sets = teacher.is_some().then_some([&rows.sequences[..], &held_out_rows.sequences]);
-        let free = free_beside(sets, config.top_k, budget);
+        let sets = [&rows.sequences[..], &held_out_rows.sequences];
+        let asked = teacher.as_ref().map(|(_, ask)| (sets, ask.wanted));
+        let free = free_beside(asked, budget);
         let (student, progress) =
             setup::student(config, &source, &rows, free, &identity, observer)?;
         let schedule = schedule(config, plan.total_steps)?;
@@ -179,8 +176,8 @@ impl Run {
         let [kept, rows] = self.signals.as_ref().map_or([0, 0], Signals::coverage);
         let cached = self.signals.as_ref().is_some_and(Signals::has_cache);
         if kept < rows && !cached && self.plan.total_steps > self.plan.steps_per_epoch() {
-            let (budget, k) = (self.config.teacher_memory, self.config.top_k);
-            let all = bytes_to_keep(&self.rows.sequences, k, u64::MAX).div_ceil(1 << 20);
+            let budget = self.config.teacher_memory;
+            let all = self.signals.as_ref().map_or(0, Signals::bytes_of_all).div_ceil(1 << 20);
             observer.note(&format!(
                 "--teacher-memory {budget} holds the answers of {kept} of {rows} rows: the others are \
                  asked for again in each epoch; {all} would hold all"
@@ -386,15 +383,4 @@ fn schedule(config: &Config, steps: u64) -> Result<LrSchedule, TrainError> {
         SchedulerKind::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
     };
     Ok(LrSchedule::new(kind, config.learning_rate, config.warmup_steps as f64, steps)?)
-}
-
-/// How the teacher is asked.
-fn ask(config: &Config, codec: Codec) -> Ask {
-    Ask {
-        temperature: config.temperature as f32,
-        top_k: config.top_k,
-        codec,
-        window: config.teacher_window,
-        give_up_after: Duration::from_secs_f64(config.teacher_timeout),
-    }
 }

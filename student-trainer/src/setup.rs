@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use client::Access;
 use distill::batch::Sequence;
 use distill::codec::{Codec, MAX_PACKED_CLASSES};
 use distill::fingerprint::Fingerprint;
@@ -22,19 +21,21 @@ use model::recompute::{Largest, Recompute, most_tokens};
 use model::state_file::load_state;
 use model::student::{Student, StudentError, Training};
 
+use crate::asking::{Ask, Terms, Wanted};
+use crate::cache::join::Asker;
 use crate::checkpoint;
 use crate::config::{
-    CodecKind, Config, DivergenceKind, DtypeChoice, RecomputeChoice, Resume, StudentInit, TailKind,
+    self, CodecKind, Config, DivergenceKind, DtypeChoice, RecomputeChoice, Resume, SignalConfig,
+    StudentInit, TailKind,
 };
 use crate::data::{self, RowSet, TokenizeOptions};
+use crate::decoder::Preparing;
 use crate::error::TrainError;
-use crate::feed::Ask;
 use crate::observer::Observer;
-use crate::proof::prove;
+use crate::proof::{prove, prove_hidden};
 use crate::saving::STATE_FILE;
 use crate::state::{self, Identity, Progress};
-use crate::stop::Stop;
-use crate::teacher::{Network, Teacher, TeacherError};
+use crate::teacher::{Teacher, TeacherError};
 
 /// A model's folder, its small files read.
 pub(crate) struct Source {
@@ -126,8 +127,7 @@ impl Source {
     pub(crate) fn student_facts(
         &self,
         sets: [&[Sequence]; 2],
-        top_k: usize,
-        codec: CodecKind,
+        said: &SignalConfig,
     ) -> StudentFacts {
         let vocab_size = self.config.vocab_size;
         StudentFacts {
@@ -135,9 +135,18 @@ impl Source {
             vocab_size,
             tokenizer_size: self.tokenizer.size(),
             max_length: sets.into_iter().flatten().map(Sequence::len).max().unwrap_or(0),
-            signal: SignalKind::TopK,
-            top_k,
-            codec: layout(codec, vocab_size),
+            signal: match said.signal {
+                config::SignalKind::TopK => SignalKind::TopK,
+                config::SignalKind::Sampled => SignalKind::Sampled,
+                config::SignalKind::Full => SignalKind::Full,
+                config::SignalKind::Coded => SignalKind::Coded,
+            },
+            top_k: match said.signal {
+                config::SignalKind::TopK => said.top_k,
+                config::SignalKind::Sampled => said.exact,
+                config::SignalKind::Full | config::SignalKind::Coded => 0,
+            },
+            codec: layout(said.codec, vocab_size),
         }
     }
 }
@@ -153,29 +162,42 @@ fn layout(wanted: CodecKind, classes: usize) -> Codec {
     }
 }
 
-/// Reaches the teacher, where there is one, checks that it fits the student, and proves on `rows`
-/// that both speak of the same positions. `ask` says how it will be asked; what could not be
+/// Entries of the answers that positions are proved on, where the run asks for other ones.
+const PROOF_ENTRIES: usize = 16;
+
+/// Reaches the teacher, where there is one, checks that it fits the student, and proves on its rows
+/// that both speak of the same positions; then brings what its answers are read with. What could not be
 /// checked is noted.
-pub(crate) fn join_teacher(
-    network: &Network,
-    (urls, access): (&[String], &Access),
-    (tokenizer, facts): (&Tokenizer, &StudentFacts),
-    ask: Ask,
-    rows: &RowSet,
-    note: &mut dyn FnMut(&str),
-    stop: &Stop,
-) -> Result<Option<(Teacher, Ask)>, TrainError> {
+pub(crate) fn join_teacher(asker: &mut Asker<'_>) -> Result<Option<(Teacher, Ask)>, TrainError> {
+    let Asker { network, reach: (urls, access), who: (tokenizer, facts), rows, stop, .. } = *asker;
     let url = match urls {
         [] => return Ok(None),
         [url] => url,
         several => return Err(TrainError::SeveralTeachers { found: several.len() }),
     };
-    let teacher = Teacher::connect(network, url, access, facts, ask.give_up_after, stop)?;
+    let terms = asker.terms;
+    let teacher = Teacher::connect(network, url, access, facts, terms.give_up_after, stop)?;
     if let Some(unknown) = teacher.compare(network, tokenizer)? {
-        note(&unknown);
+        (asker.note)(&unknown);
     }
-    prove(network, &teacher, &rows.sequences, ask, stop).map_err(|e| at_row(e, rows))?;
-    Ok(Some((teacher, ask)))
+    let listing = Terms::listing(asker.said, facts.codec);
+    let k = PROOF_ENTRIES.min(teacher.agreement().classes).min(teacher.facts().limits.max_top_k);
+    let proved = match listing {
+        Some(wanted @ Wanted::TopK { .. }) => wanted,
+        _ => Wanted::TopK { k, codec: facts.codec },
+    };
+    let set = &rows.sequences;
+    let plain = prove(network, &teacher, set, terms.ask(proved), stop);
+    let plain = plain.map_err(|e| at_row(e, rows))?;
+    let Some(wanted) = listing else {
+        let (said, device, note) = (asker.said, asker.device, &mut *asker.note);
+        let mut preparing = Preparing { network, said, device, set, note, stop };
+        let (wanted, reading) = preparing.hidden(&teacher, terms.ask(proved))?;
+        let (teacher, ask) = (teacher.read_by(reading), terms.ask(wanted));
+        prove_hidden(network, &teacher, rows, (ask, &plain), stop)?;
+        return Ok(Some((teacher, ask)));
+    };
+    Ok(Some((teacher, terms.ask(wanted))))
 }
 
 /// How the loss takes the tokens that are not sent: as wished, or as the teacher's signal allows;
@@ -199,12 +221,11 @@ pub(crate) fn tail(
     }
     note(&format!(
         "teacher {} gives log-probabilities at temperature 1 alone: at --temperature {} the mass of \
-         all but the {} tokens it sends cannot be known, so the loss compares these with each other \
+         all but the tokens it sends cannot be known, so the loss compares these with each other \
          only (--tail renormalise), which teaches far worse; --temperature 1 keeps the mass, and \
          teacher-server sends it at every temperature",
         teacher.url(),
-        ask.temperature,
-        ask.top_k
+        ask.temperature
     ));
     Ok(TailKind::Renormalise)
 }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distill::batch::Sequence;
-use distill::codec::Layout;
 
+use crate::asking::{Ask, Wanted};
 use crate::cache::Lookup;
-use crate::feed::{Ask, Feed, Scored};
+use crate::feed::{Feed, Scored};
 use crate::memory;
+use crate::reading::Reading;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher, TeacherError};
 
@@ -52,7 +53,7 @@ impl Signals {
     /// Answers of `teacher` about `set`, at most `budget` bytes of them kept. Nothing is asked yet.
     pub fn new(teacher: Teacher, ask: Ask, set: Arc<[Sequence]>, budget: u64) -> Self {
         let mut left = budget;
-        let fits = |row: &&Sequence| match left.checked_sub(kept_bytes(row, ask.top_k)) {
+        let fits = |row: &&Sequence| match left.checked_sub(kept_bytes(row, ask.wanted)) {
             Some(rest) => {
                 left = rest;
                 true
@@ -69,9 +70,19 @@ impl Signals {
         [self.kept.len(), self.set.len()]
     }
 
+    /// Memory that the answers about all rows take, in bytes.
+    pub(crate) fn bytes_of_all(&self) -> u64 {
+        bytes_to_keep(&self.set, self.ask.wanted, u64::MAX)
+    }
+
     /// Whether the answers say how much mass they leave out.
     pub fn knows_mass(&self) -> bool {
         self.teacher.knows_mass(f64::from(self.ask.temperature))
+    }
+
+    /// How the answers are read.
+    pub(crate) fn reading(&self) -> &Reading {
+        self.teacher.reading()
     }
 
     /// Whether a cache keeps what finds no room in memory.
@@ -206,23 +217,20 @@ impl Signals {
 }
 
 /// The memory that is free, in bytes, less what a teacher's answers about these sets will take of it.
-pub(crate) fn free_beside(
-    sets: Option<[&[Sequence]; 2]>,
-    top_k: usize,
-    budget: u64,
-) -> Option<u64> {
-    let answers = sets.into_iter().flatten().map(|set| bytes_to_keep(set, top_k, budget));
+pub(crate) fn free_beside(asked: Option<([&[Sequence]; 2], Wanted)>, budget: u64) -> Option<u64> {
+    let sets = asked.into_iter().flat_map(|(sets, wanted)| sets.map(|set| (set, wanted)));
+    let answers = sets.map(|(set, wanted)| bytes_to_keep(set, wanted, budget));
     Some(memory::available()?.saturating_sub(answers.fold(0, u64::saturating_add)))
 }
 
 /// Memory that the answers about a set will take once all that may be kept are there, in bytes.
-pub(crate) fn bytes_to_keep(set: &[Sequence], top_k: usize, budget: u64) -> u64 {
-    set.iter().map(|row| kept_bytes(row, top_k)).fold(0, u64::saturating_add).min(budget)
+fn bytes_to_keep(set: &[Sequence], wanted: Wanted, budget: u64) -> u64 {
+    set.iter().map(|row| kept_bytes(row, wanted)).fold(0, u64::saturating_add).min(budget)
 }
 
-/// What a row's answer takes in memory, about: as much as the codec that packs nothing makes of it.
-fn kept_bytes(row: &Sequence, top_k: usize) -> u64 {
-    let position = Layout::PLAIN.row_bytes(top_k) + size_of::<f32>();
+/// What a row's answer takes in memory, about.
+fn kept_bytes(row: &Sequence, wanted: Wanted) -> u64 {
+    let position = wanted.position_bytes();
     (size_of::<Option<Scored>>() + row.scored().count().saturating_mul(position)) as u64
 }
 

@@ -5,9 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use distill::codec::Codec;
 
 use super::*;
-use crate::config::CodecKind;
-use crate::testing::{FakeTeacher, Served, rows, tiny_source};
+use crate::testing::{FakeTeacher, Served, listing, rows, tiny_source};
 use client::Access;
+
+/// What the bench asks for.
+const WANTED: Wanted = Wanted::TopK { k: 5, codec: Codec::Raw };
 
 const ROWS: usize = 12;
 
@@ -27,12 +29,11 @@ impl Bench {
         let set = rows(ROWS, 3);
         let ask = Ask {
             temperature: 2.0,
-            top_k: 5,
-            codec: Codec::Raw,
+            wanted: WANTED,
             window: 4,
             give_up_after: Duration::from_secs(3),
         };
-        let facts = source.student_facts([&set, &[]], ask.top_k, CodecKind::Packed);
+        let facts = source.student_facts([&set, &[]], &listing(5));
         let patience = ask.give_up_after;
         let stop = Stop::default();
         let teacher =
@@ -89,7 +90,8 @@ fn a_row_that_comes_twice_in_one_order_is_asked_for_once() {
 #[test]
 fn what_found_no_room_is_asked_for_again() {
     // Room for the first five rows but for one byte of the fifth.
-    let four_rows = |set: &[Sequence]| set[..5].iter().map(|row| kept_bytes(row, 5)).sum::<u64>();
+    let four_rows =
+        |set: &[Sequence]| set[..5].iter().map(|row| kept_bytes(row, WANTED)).sum::<u64>();
     let mut bench = Bench::new(|set| four_rows(set) - 1);
     assert_eq!(bench.signals.coverage(), [4, ROWS]);
     let first = bench.take(&ORDER);
@@ -104,9 +106,9 @@ fn what_found_no_room_is_asked_for_again() {
 #[test]
 fn the_memory_to_come_is_known_beforehand() {
     let set = rows(ROWS, 3);
-    let all: u64 = set.iter().map(|row| kept_bytes(row, 5)).sum();
-    assert_eq!(bytes_to_keep(&set, 5, u64::MAX), all);
-    assert_eq!(bytes_to_keep(&set, 5, all - 1), all - 1);
+    let all: u64 = set.iter().map(|row| kept_bytes(row, WANTED)).sum();
+    assert_eq!(bytes_to_keep(&set, WANTED, u64::MAX), all);
+    assert_eq!(bytes_to_keep(&set, WANTED, all - 1), all - 1);
     // Rows of 5 to 11 tokens of which the first two are not scored: an entry takes 8 bytes.
     let entries: usize = set.iter().map(|row| row.scored().count() * 5 * 8).sum();
     assert!(all > entries as u64 && all < 4 * entries as u64, "{all}, {entries}");

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CheckpointError;
-use crate::config::{Choice as _, CodecKind, Config, DivergenceKind, SchedulerKind};
+use crate::config::{
+    Choice as _, CodecKind, Config, DivergenceKind, HiddenFormKind, SchedulerKind,
+};
 use crate::observer::{EvalReport, StepReport};
 
 /// The file of it within a checkpoint.
@@ -15,12 +17,17 @@ const FILE: &str = "training.json";
 
 /// Options that decide what the steps compute. A resumed run must have the same; all others (how
 /// long, how often to evaluate and save, where to) may change.
-const DECISIVE: [&str; 24] = [
+const DECISIVE: [&str; 29] = [
     "alpha",
     "temperature",
     "signal",
     "top_k",
     "codec",
+    "draws",
+    "exact",
+    "hidden_form",
+    "signal_bytes",
+    "signal_error",
     "tail",
     "divergence",
     "beta",
@@ -162,10 +169,15 @@ pub fn load(dir: &Path, identity: &Identity) -> Result<Progress, CheckpointError
     let mut saved: Saved = serde_json::from_str(&text)
         .map_err(|e| CheckpointError::Unreadable { path, reason: e.to_string() })?;
     // Runs of releases without these options had these.
-    let later: [(&str, Value); 3] = [
+    let later: [(&str, Value); 8] = [
         ("codec", CodecKind::Packed.word().into()),
         ("divergence", DivergenceKind::ForwardKl.word().into()),
         ("beta", 0.5.into()),
+        ("draws", 16.into()),
+        ("exact", 0.into()),
+        ("hidden_form", HiddenFormKind::Bf16.word().into()),
+        ("signal_bytes", Value::Null),
+        ("signal_error", Value::Null),
     ];
     for (key, value) in later {
         saved.identity.values.entry(key).or_insert(value);
@@ -203,6 +215,9 @@ mod tests {
         assert_eq!(old.values.remove("codec"), Some("packed".into()));
         assert_eq!(old.values.remove("divergence"), Some("forward-kl".into()));
         assert_eq!(old.values.remove("beta"), Some(0.5.into()));
+        assert_eq!(old.values.remove("draws"), Some(16.into()));
+        assert_eq!(old.values.remove("hidden_form"), Some("bf16".into()));
+        assert_eq!(old.values.remove("signal_bytes"), Some(Value::Null));
         save(dir.path(), &Progress::default(), &old).unwrap();
         assert_eq!(load(dir.path(), &identity("packed")).unwrap(), Progress::default());
         let error = load(dir.path(), &identity("compact8")).unwrap_err();

@@ -25,6 +25,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cache::Cache;
 use crate::observer::TeacherLine;
+use crate::reading::Reading;
 use crate::stop::Stop;
 pub use error::TeacherError;
 pub(crate) use voice::{Voice, fingerprint, nobody};
@@ -61,6 +62,8 @@ pub struct Teacher {
     facts: Arc<TeacherFacts>,
     /// Answers it need not be asked for.
     cache: Option<Arc<Cache>>,
+    /// How its answers are read.
+    reading: Arc<Reading>,
 }
 
 impl Teacher {
@@ -81,7 +84,17 @@ impl Teacher {
         let facts = network.0.block_on(reach(&voice, student, limit, stop))?;
         let agreement = check(&facts, student)
             .map_err(|source| TeacherError::Mismatch { url: url.to_owned(), source })?;
-        Ok(Self { voice, agreement, facts: Arc::new(facts), cache: None })
+        Ok(Self { voice, agreement, facts: Arc::new(facts), cache: None, reading: Arc::default() })
+    }
+
+    /// How its answers are read.
+    pub(crate) fn reading(&self) -> &Reading {
+        &self.reading
+    }
+
+    /// It, its answers read like this.
+    pub(crate) fn read_by(self, reading: Reading) -> Self {
+        Self { reading: Arc::new(reading), ..self }
     }
 
     /// Where it is.

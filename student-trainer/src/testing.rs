@@ -1,6 +1,8 @@
 //! For tests: a teacher in this process, over real gRPC on a loopback port, that can misbehave;
 //! and a student small enough to train in milliseconds.
 
+mod asks;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
@@ -17,7 +19,8 @@ use model::config::Qwen3Config;
 use proto::convert::{self, ScoreJob, Stamp};
 use proto::v1::teacher_server::{Teacher, TeacherServer};
 use proto::v1::{
-    GetInfoReply, GetInfoRequest, ScoreReply, ScoreRequest, ScoreTextReply, ScoreTextRequest,
+    FetchReply, FetchRequest, GetDecoderReply, GetDecoderRequest, GetInfoReply, GetInfoRequest,
+    ScoreReply, ScoreRequest, ScoreTextReply, ScoreTextRequest,
 };
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::ServerTlsConfig;
@@ -29,6 +32,7 @@ use crate::cache::manifest::top_k;
 use crate::config::{Command, Config, Layers};
 use crate::data::{Place, RowSet};
 use crate::setup::{Material, Source};
+pub(crate) use asks::{joined, listing};
 
 /// Classes of the tiny student.
 pub(crate) const CLASSES: usize = 24;
@@ -94,6 +98,7 @@ impl FakeTeacher {
             tokenizer_fingerprint: Fingerprint(source.tokenizer.fingerprint()),
             vocab_size: CLASSES,
             tokenizer_size: source.tokenizer.size(),
+            hidden_size: 0,
             limits: Limits { max_top_k: CLASSES, ..proto::limits::DEFAULT_LIMITS },
             signals: vec![SignalKind::TopK],
             codecs: Codec::ALL.to_vec(),
@@ -195,7 +200,7 @@ impl FakeTeacher {
             computed: Duration::ZERO,
         };
         self.mischief.answered.fetch_add(1, Ordering::Relaxed);
-        convert::score_replies(&job, &signal, &next_logprob, &stamp).unwrap()
+        convert::score_replies(&job, &signal.into(), &next_logprob, &stamp).unwrap()
     }
 }
 
@@ -261,6 +266,19 @@ impl Teacher for FakeTeacher {
             }
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+
+    async fn get_decoder(
+        &self,
+        _: Request<GetDecoderRequest>,
+    ) -> Result<Response<GetDecoderReply>, Status> {
+        Err(Status::unimplemented("this teacher lists tokens"))
+    }
+
+    type FetchStream = Pin<Box<dyn Stream<Item = Result<FetchReply, Status>> + Send>>;
+
+    async fn fetch(&self, _: Request<FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        Err(Status::unimplemented("this teacher lists tokens"))
     }
 
     async fn score_text(
@@ -366,6 +384,7 @@ pub(crate) fn manifest() -> Manifest {
         vocab_size: CLASSES,
         classes: CLASSES,
         signal: top_k(6, Codec::Packed),
+        decoder: None,
         temperature: Some(2.0),
         knows_mass: true,
         parameters: 0,

@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use distill::batch::{Sequence, TokenBatch};
-use model::ops::head::{HeadLoss, Teaching};
+use model::ops::head::HeadLoss;
 use model::student::StudentError;
 
 use crate::config::Config;
 use crate::data::RowSet;
 use crate::error::TrainError;
-use crate::eval::{joined, take};
+use crate::eval::take;
 use crate::feed::Scored;
 use crate::observer::{EvalReport, Moment, Observer, StepReport};
 use crate::plan::PlannedStep;
+use crate::reading::Said;
 use crate::run::Run;
 use crate::signals::Signals;
 use crate::stop::Stop;
@@ -128,11 +129,12 @@ fn train_step(
     for (index, micro) in rows.chunks(at_once).enumerate() {
         let batch = TokenBatch::pack(micro.iter().copied());
         let of_micro = index * at_once..(index * at_once + micro.len()).min(answers.len());
-        let signal = answers.get(of_micro).and_then(joined);
-        let said = signal.as_ref().map(Teaching::TopK);
+        let of_micro = answers.get(of_micro).unwrap_or_default();
+        let said = run.signals.as_ref().map_or(Ok(None), |s| s.reading().said(of_micro))?;
+        let teaching = said.as_ref().map(Said::teaching);
         let loss = run
             .student
-            .backward(&batch, run.classes, said, &run.loss, 1.0 / positions as f64)
+            .backward(&batch, run.classes, teaching, &run.loss, 1.0 / positions as f64)
             .map_err(|error| not_finite(error, &run.rows, planned, index * at_once))?;
         sums.add(&loss);
     }

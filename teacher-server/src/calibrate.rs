@@ -59,7 +59,7 @@ pub fn calibrate(
     // A large model takes minutes: that there is no room for the result is better known before.
     std::fs::create_dir_all(dir).with_context(|| format!("--calibration-dir {}", dir.display()))?;
     let encoder =
-        of_sequences(&network, &sequences, facts.model_fingerprint).with_context(named)?;
+        from_sequences(&network, &sequences, facts.model_fingerprint).with_context(named)?;
     let path = dir.join(format!("{}.calibration", facts.model_fingerprint));
     encoder.save(&path)?;
     Ok(Calibrated { path, tokens, rates: encoder.code().rates().to_vec() })
@@ -81,11 +81,15 @@ fn check(network: &Qwen3, sequences: &[Vec<u32>]) -> Result<(), CalibrationError
 }
 
 /// The code of a model's hidden states on these sequences.
-fn of_sequences(
+///
+/// # Errors
+/// [`CalibrationError`]: too little text or too much alike, or an operation that fails.
+pub(crate) fn from_sequences(
     network: &Qwen3,
     sequences: &[Vec<u32>],
     model: Fingerprint,
 ) -> Result<Encoder, CalibrationError> {
+    check(network, sequences)?;
     let width = network.config().hidden_size;
     let mut states = Vec::new();
     let mut rest = sequences;

@@ -96,6 +96,9 @@ pub struct ServeArgs {
     /// The bounds.
     #[command(flatten)]
     pub bounds: BoundArgs,
+    /// Where codes of hidden states are kept.
+    #[command(flatten)]
+    pub kept: CalibrationDir,
 }
 
 /// Flags of `calibrate`.
@@ -114,9 +117,9 @@ pub struct CalibrateArgs {
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_CALIBRATION_TOKENS")]
     #[arg(default_value_t = 8192, value_parser = at_least_1)]
     pub tokens: u32,
-    /// Directory for calibrations [default: limbeck/calibration in $XDG_CACHE_HOME or ~/.cache].
-    #[arg(long, value_name = "DIR", env = "TEACHER_SERVER_CALIBRATION_DIR")]
-    pub calibration_dir: Option<PathBuf>,
+    /// Where codes are kept.
+    #[command(flatten)]
+    pub kept: CalibrationDir,
     /// `auto`, `cpu` or `cuda:N`.
     #[arg(long, value_name = "DEVICE", env = "TEACHER_SERVER_DEVICE", default_value = "auto")]
     #[arg(value_parser = device)]
@@ -129,7 +132,15 @@ pub struct CalibrateArgs {
     pub threads: Option<u32>,
 }
 
-impl CalibrateArgs {
+/// Where the codes of hidden states are kept.
+#[derive(Clone, Debug, Args)]
+pub struct CalibrationDir {
+    /// Directory for calibrations [default: limbeck/calibration in $XDG_CACHE_HOME or ~/.cache].
+    #[arg(long, value_name = "DIR", env = "TEACHER_SERVER_CALIBRATION_DIR")]
+    pub calibration_dir: Option<PathBuf>,
+}
+
+impl CalibrationDir {
     /// The directory for calibrations.
     ///
     /// # Errors

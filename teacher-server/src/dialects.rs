@@ -121,10 +121,12 @@ impl Counter {
         Q: Future<Output = Result<(Asked, W), Problem>>,
     {
         let client = received.client.clone();
-        let window = received.serving.facts.limits.max_in_flight_per_stream;
+        let facts = &received.serving.facts;
+        let (window, width) = (facts.limits.max_in_flight_per_stream, facts.hidden_size);
         let (asked, write) = question(received).await?;
         spans::asks(&Span::current(), asked.jobs());
-        let held = self.desk.held.take(&client, asked.jobs().map(answer_bytes).sum())?;
+        let bytes = asked.jobs().map(|job| answer_bytes(job, width)).sum();
+        let held = self.desk.held.take(&client, bytes)?;
         let scored = asked.score(&self.desk, &client, window).await?;
         spans::took(&Span::current(), scored.times);
         Ok((scored, write, held))

@@ -2,10 +2,12 @@
 //!
 //! One OS thread loads the model and is the only one that touches it. Callers put jobs into a
 //! bounded queue and wait for a oneshot reply; the thread packs what waits up to the token budget,
-//! leaves out what nobody waits for any more, and answers (`engine::compute`).
+//! leaves out what nobody waits for any more, and answers (`engine::compute`). Decoders are asked for
+//! between two batches.
 
 mod compute;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,12 +15,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use distill::fingerprint::Fingerprint;
 use distill::queue::{FairQueue, QueueBounds, pause};
 use proto::convert::ScoreJob;
 use tokio::sync::oneshot;
 use tracing::Span;
 
 use crate::client::Client;
+use crate::decoder::Decoder;
 use crate::error::TeacherError;
 use crate::metrics::Metrics;
 use crate::scorer::{Facts, LoadError, Loaded, Scores, TextCodec};
@@ -112,12 +116,31 @@ pub struct Batching {
 
 struct Inner {
     queue: FairQueue<Client, Work>,
+    /// Who waits for a decoder; answered before the next batch.
+    errands: VecDeque<Errand>,
+    /// What hidden states are read with, once somebody has asked for it.
+    decoder: Option<Arc<Decoder>>,
+    /// The code that coded ones may be asked for by.
+    code: Option<Fingerprint>,
     /// Tokens computed a second, of late; 0 before the first batch.
     rate: f64,
     /// How many of [`Departures`] there were when the queue was last looked through.
     seen: usize,
     /// No further job is admitted, and the thread ends.
     closed: bool,
+}
+
+/// Somebody who wants what hidden states are read with.
+struct Errand {
+    /// That of coded ones too.
+    code: bool,
+    reply: oneshot::Sender<Result<Arc<Decoder>, TeacherError>>,
+}
+
+/// What the thread does next.
+enum Next {
+    Batch(Vec<Work>),
+    Errand(Errand),
 }
 
 struct Work {
@@ -140,7 +163,15 @@ impl Engine {
         metrics: Metrics,
     ) -> std::io::Result<Started> {
         let queue = FairQueue::new(bounds);
-        let inner = Mutex::new(Inner { queue, rate: 0.0, seen: 0, closed: false });
+        let inner = Mutex::new(Inner {
+            queue,
+            errands: VecDeque::new(),
+            decoder: None,
+            code: None,
+            rate: 0.0,
+            seen: 0,
+            closed: false,
+        });
         let (changed, departures) = (Condvar::new(), Departures::default());
         let shared = Arc::new(Shared { inner, changed, batching, departures, metrics });
         let (loaded, ready) = oneshot::channel();
@@ -154,7 +185,7 @@ impl Engine {
     /// Whether a job of so many tokens would be admitted now.
     ///
     /// # Errors
-    /// Those of [`Engine::submit`].
+    /// The queue's bound and when to come again, or that the engine takes no more work.
     pub fn has_room(&self, client: &Client, tokens: usize) -> Result<(), TeacherError> {
         self.shared.admits(&mut self.shared.lock(), client, tokens)
     }
@@ -162,11 +193,17 @@ impl Engine {
     /// Admits a job of a client.
     ///
     /// # Errors
-    /// The queue's bound and when to come again, or that the engine takes no more work.
+    /// Those of [`Engine::has_room`], or that hidden states are to be coded by a code that is not this
+    /// model's.
     pub fn submit(&self, client: &Client, job: ScoreJob) -> Result<Reply, TeacherError> {
         let (reply, receiver) = oneshot::channel();
         let mut inner = self.shared.lock();
         let tokens = job.tokens.len();
+        if let Some(wanted) = job.entries.code()
+            && inner.code != Some(wanted)
+        {
+            return Err(TeacherError::OtherCode { wanted, held: inner.code });
+        }
         self.shared.admits(&mut inner, client, tokens)?;
         let priority = job.priority;
         let work = Work { job, reply, since: Instant::now(), span: Span::current() };
@@ -178,11 +215,37 @@ impl Engine {
         Ok(Reply { receiver, _waits: Waits(self.shared.departures.clone()) })
     }
 
+    /// What hidden states are read with, and with `code` the coded ones too.
+    ///
+    /// # Errors
+    /// Why there is none, or that the engine takes no more work.
+    pub async fn decoder(&self, code: bool) -> Result<Arc<Decoder>, TeacherError> {
+        let (reply, receiver) = oneshot::channel();
+        {
+            let mut inner = self.shared.lock();
+            if inner.closed {
+                return Err(TeacherError::Stopped);
+            }
+            if let Some(decoder) = &inner.decoder
+                && (decoder.has_code() || !code)
+            {
+                return Ok(Arc::clone(decoder));
+            }
+            inner.errands.push_back(Errand { code, reply });
+        }
+        self.shared.changed.notify_one();
+        receiver.await.unwrap_or(Err(TeacherError::Stopped))
+    }
+
+    /// The bytes of this name, of a decoder that was asked for before.
+    pub fn blob(&self, fingerprint: Fingerprint) -> Option<Arc<[u8]>> {
+        self.shared.lock().decoder.as_ref()?.find(fingerprint)
+    }
+
     /// Admits no more jobs and forgets those that wait; the thread ends after its batch.
     pub fn abort(&self) {
         let mut inner = self.shared.lock();
-        inner.closed = true;
-        inner.queue.drop_unwanted(|_| false);
+        inner.close();
         self.shared.gauge(&inner);
         drop(inner);
         self.shared.changed.notify_one();
@@ -230,12 +293,15 @@ impl Shared {
         self.metrics.abandoned.inc_by(abandoned as u64);
     }
 
-    /// Waits for work and takes a batch of it; none when the engine is closed.
-    fn next_batch(&self) -> Option<Vec<Work>> {
+    /// Waits for work and takes some of it; none when the engine is closed.
+    fn next(&self) -> Option<Next> {
         let mut inner = self.lock();
         loop {
             self.drop_abandoned(&mut inner);
             self.gauge(&inner);
+            if let Some(errand) = inner.errands.pop_front() {
+                return Some(Next::Errand(errand));
+            }
             if inner.closed && inner.queue.is_empty() {
                 return None;
             }
@@ -247,7 +313,7 @@ impl Shared {
             if wait.is_zero() {
                 let batch = inner.queue.take_batch(self.batching.max_tokens);
                 self.gauge(&inner);
-                return Some(batch);
+                return Some(Next::Batch(batch));
             }
             let waited = self.changed.wait_timeout(inner, wait);
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -286,9 +352,17 @@ struct CloseOnExit {
 impl Drop for CloseOnExit {
     fn drop(&mut self) {
         let mut inner = self.shared.lock();
-        inner.closed = true;
-        inner.queue.drop_unwanted(|_| false);
+        inner.close();
         self.shared.gauge(&inner);
+    }
+}
+
+impl Inner {
+    /// Whoever waits is told that nobody answers.
+    fn close(&mut self) {
+        self.closed = true;
+        self.queue.drop_unwanted(|_| false);
+        self.errands.clear();
     }
 }
 
@@ -303,6 +377,7 @@ fn run(
     let mut scorer = match load().and_then(warm) {
         Ok(Loaded { scorer, text, facts }) => {
             shared.metrics.load_seconds.set(began.elapsed().as_secs_f64());
+            shared.lock().code = scorer.code();
             // When nobody waits for the answer any more, the queue is closed and the loop ends.
             let _ = loaded.send(Ok(Ready { facts, text }));
             scorer
@@ -312,8 +387,11 @@ fn run(
             return;
         }
     };
-    while let Some(batch) = shared.next_batch() {
-        compute::score(scorer.as_mut(), batch, shared);
+    while let Some(next) = shared.next() {
+        match next {
+            Next::Batch(batch) => compute::score(scorer.as_mut(), batch, shared),
+            Next::Errand(errand) => compute::answer_errand(scorer.as_mut(), errand, shared),
+        }
     }
 }
 

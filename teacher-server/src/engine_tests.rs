@@ -289,7 +289,7 @@ fn a_model_is_tried_before_it_serves() {
         ) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError> {
             self.0.extend(jobs.iter().map(|job| job.tokens.len()));
             let mut scores = FakeScorer::scores(jobs[0]);
-            scores.signal.scaled[3] = f32::NAN;
+            scores.next_logprob[1] = f32::NAN;
             Ok(vec![Ok(scores)])
         }
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use distill::codec::CodecError;
+use distill::fingerprint::Fingerprint;
 use distill::queue::QueueFull;
-use proto::convert::RequestError;
+use proto::convert::{RequestError, SignalError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -21,6 +21,35 @@ pub enum TeacherError {
     /// The server was told to stop.
     #[error("the teacher is shutting down; send the request to another one or later")]
     Draining,
+    /// Hidden states are to be coded by a code this teacher does not have.
+    #[error(
+        "hidden states were asked for by the code {wanted}, this teacher's is {}: ask GetDecoder for it and \
+         begin with that one; what was coded by another cannot be mixed with it",
+        held.map_or_else(|| "not made yet".to_owned(), |held| held.to_string())
+    )]
+    OtherCode {
+        /// As asked.
+        wanted: Fingerprint,
+        /// The teacher's.
+        held: Option<Fingerprint>,
+    },
+    /// Hidden states of a teacher that gives none.
+    #[error("this teacher offers no hidden states: ask for top-k, candidates or draws")]
+    NoDecoder,
+    /// Bytes of a name this teacher does not have.
+    #[error("no blob {name}: GetDecoder says what there is")]
+    NoBlob {
+        /// As asked, at most its first 80 characters.
+        name: String,
+    },
+    /// An offset behind the end.
+    #[error("offset {offset} lies behind the {bytes} bytes of the blob")]
+    BlobOffset {
+        /// As asked.
+        offset: u64,
+        /// Bytes of the blob.
+        bytes: usize,
+    },
     /// The thread that owns the device ended.
     #[error("the teacher lost its device; it has to be restarted")]
     Stopped,
@@ -199,7 +228,7 @@ pub enum TeacherError {
     Scorer(String),
     /// The model's answer could not be put into messages.
     #[error("the model's answer is not one: {0}")]
-    Answer(#[from] CodecError),
+    Answer(#[from] SignalError),
     /// A bug of the server.
     #[error("the teacher met a bug: {0}")]
     Panicked(String),
@@ -234,6 +263,10 @@ impl TeacherError {
             | Self::Unfinished { .. }
             | Self::Held { .. }
             | Self::OutOfMemory { .. } => Code::ResourceExhausted,
+            Self::OtherCode { .. } => Code::FailedPrecondition,
+            Self::NoDecoder => Code::Unimplemented,
+            Self::NoBlob { .. } => Code::NotFound,
+            Self::BlobOffset { .. } => Code::OutOfRange,
             Self::NotFinite(_) | Self::Scorer(_) | Self::Answer(_) | Self::Panicked(_) => {
                 Code::Internal
             }
@@ -256,7 +289,11 @@ impl TeacherError {
             | Self::CutOff
             | Self::Body(_)
             | Self::BodyEncoding(_)
-            | Self::BodyBytes { .. } => "invalid",
+            | Self::BodyBytes { .. }
+            | Self::NoDecoder
+            | Self::NoBlob { .. }
+            | Self::BlobOffset { .. } => "invalid",
+            Self::OtherCode { .. } => "code",
             Self::Full { full: QueueFull::Sequences { .. }, .. } => "queued_sequences",
             Self::Full { full: QueueFull::Tokens { .. }, .. } => "queued_tokens",
             Self::Encoding { .. } => "encoding_texts",

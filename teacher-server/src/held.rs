@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use distill::codec::Layout;
+use distill::signal::Entries;
 use proto::convert::ScoreJob;
 
 use crate::client::Client;
@@ -40,7 +41,13 @@ impl Held {
     }
 }
 
-/// What the answer to a job takes, in bytes.
-pub fn answer_bytes(job: &ScoreJob) -> usize {
-    job.rows() * Layout::PLAIN.row_bytes(job.k)
+/// What the answer to a job takes, in bytes; `hidden_size` is the model's.
+pub fn answer_bytes(job: &ScoreJob, hidden_size: usize) -> usize {
+    let row = match job.entries {
+        Entries::Top | Entries::Named(_) => Layout::PLAIN.row_bytes(job.k),
+        Entries::Drawn { draws, .. } => 8 * (job.k + draws as usize) + 16,
+        // The states and, of coded ones, as many numbers.
+        Entries::Hidden(_) => 8 * hidden_size,
+    };
+    job.rows() * row
 }

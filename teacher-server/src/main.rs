@@ -117,6 +117,7 @@ async fn serve_model(
         revision: args.revision,
         device: args.device,
         dtype: args.dtype,
+        calibration_dir: args.kept.dir().ok(),
     };
     let ready = |facts: &_| {
         banner::log(facts, began.elapsed());
@@ -134,9 +135,9 @@ fn make_code(args: CalibrateArgs) -> anyhow::Result<()> {
         let _runtime = runtime.enter();
         telemetry::start(None)?
     };
-    let dir = args.dir()?;
+    let dir = args.kept.dir()?;
     let CalibrateArgs { model, revision, device, dtype, .. } = args;
-    let source = ModelSource { model, revision, device, dtype };
+    let source = ModelSource { model, revision, device, dtype, calibration_dir: None };
     let made = calibrate(source, &args.data, args.tokens as usize, &dir)?;
     output::line(&table(&made.rates));
     output::line(&format!("calibration of {} tokens: {}", made.tokens, made.path.display()));

@@ -1,11 +1,14 @@
-//! The real model: one packed forward pass a batch, logits at the wanted positions only.
+//! The real model: one packed forward pass a batch, then what each job wants of the hidden states at its
+//! positions (`qwen3_scorer::answer`).
+
+mod answer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use distill::batch::{Sequence, TokenBatch};
 use distill::fingerprint::Fingerprint;
 use distill::signal::Entries;
@@ -14,14 +17,14 @@ use hub::source::resolve_model;
 use hub::tokenizer::Tokenizer;
 use model::config::Qwen3Config;
 use model::ops::Precision;
-use model::ops::embed::gather_rows;
-use model::ops::topk::{Wanted, score_head};
 use model::qwen3::Qwen3;
 use model::weights::Weights;
 use proto::convert::ScoreJob;
 
 use crate::config::Dtype;
-use crate::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, ScorerError, Scores, TextCodec};
+use crate::decoder::{Calibration, Decoder};
+use crate::scorer::{Facts, LoadError, Loaded, Scorer, ScorerError, TextCodec};
+use answer::{Answering, JobScores, Placed};
 
 /// Which model, and how it computes.
 #[derive(Clone, Debug)]
@@ -34,6 +37,8 @@ pub struct ModelSource {
     pub device: String,
     /// Arithmetic.
     pub dtype: Dtype,
+    /// Where codes of hidden states are kept; none where there is no place for them.
+    pub calibration_dir: Option<PathBuf>,
 }
 
 /// A model, its tokenizer, and what they are.
@@ -52,9 +57,12 @@ impl ModelSource {
     /// # Errors
     /// Those of [`Self::open`].
     pub fn load(self) -> Result<Loaded, LoadError> {
+        let dir = self.calibration_dir.clone();
         let Opened { network, tokenizer, facts } = self.open()?;
-        let scorer = Box::new(Qwen3Scorer::new(network));
-        Ok(Loaded { scorer, text: Arc::new(tokenizer), facts })
+        let text: Arc<dyn TextCodec> = Arc::new(tokenizer);
+        let calibration = Calibration::new(facts.model_fingerprint, Arc::clone(&text), dir);
+        let scorer = Box::new(Qwen3Scorer::new(network).with_calibration(calibration));
+        Ok(Loaded { scorer, text, facts })
     }
 
     /// Finds, checks and loads the model.
@@ -80,6 +88,7 @@ impl ModelSource {
             tokenizer_fingerprint: Fingerprint(tokenizer.fingerprint()),
             vocab_size: config.vocab_size as u32,
             tokenizer_size: tokenizer.size() as u32,
+            hidden_size: config.hidden_size as u32,
             max_positions: u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX),
             dtype: precision.dtype().as_str().to_owned(),
             device: model::device::name(&device),
@@ -93,122 +102,74 @@ impl ModelSource {
 /// A Qwen3 on its device.
 pub struct Qwen3Scorer {
     network: Qwen3,
+    calibration: Option<Calibration>,
 }
 
 impl Qwen3Scorer {
-    /// Scores with this network.
+    /// Scores with this network, without coded hidden states.
     pub fn new(network: Qwen3) -> Self {
-        Self { network }
+        Self { network, calibration: None }
     }
 
-    fn score_batch(&self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, LoadError> {
+    /// The same with what hidden states are read with.
+    #[must_use]
+    pub fn with_calibration(self, calibration: Calibration) -> Self {
+        Self { calibration: Some(calibration), ..self }
+    }
+
+    fn score_batch(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, LoadError> {
+        if let Some(calibration) = &mut self.calibration {
+            jobs.iter().for_each(|job| calibration.hear(&job.tokens));
+        }
         let rows = jobs.iter().map(|job| Sequence::all_scored(job.tokens.clone()));
         let rows: Vec<Sequence> = rows.collect::<Result<_, _>>()?;
         let batch = TokenBatch::pack(&rows);
         let hidden = self.network.forward_hidden(&batch)?;
         let starts = batch.rows().map(|row| row.start as u32);
         let placed: Vec<Placed> = jobs.iter().copied().zip(starts).collect();
+        let encoder = self.calibration.as_ref().and_then(Calibration::encoder);
+        let answering = Answering { network: &self.network, encoder, hidden: &hidden };
         // Jobs that ask for the same share one sweep over the output matrix; what is computed for a
         // position does not depend on the others.
         let mut scores: Vec<Option<JobScores>> = vec![None; jobs.len()];
         for group in groups(jobs) {
             let members: Vec<Placed> = group.iter().map(|&at| placed[at]).collect();
-            for (at, of_job) in group.into_iter().zip(self.score_group(&members, &hidden)?) {
+            for (at, of_job) in group.into_iter().zip(answering.score_group(&members)?) {
                 scores[at] = Some(of_job);
             }
         }
         Ok(scores.into_iter().flatten().collect())
     }
-
-    /// Scores of jobs that ask for the same k, temperature and classes. Where a number is not finite
-    /// each is tried alone, to find whose it is.
-    fn score_group(&self, jobs: &[Placed], hidden: &Tensor) -> Result<Vec<JobScores>, LoadError> {
-        match self.score_together(jobs, hidden)? {
-            Ok(scores) => Ok(scores.into_iter().map(Ok).collect()),
-            Err(error) if jobs.len() == 1 => Ok(vec![Err(error)]),
-            Err(_) => {
-                let alone = |job: &Placed| Ok(self.score_group(&[*job], hidden)?.remove(0));
-                jobs.iter().map(alone).collect()
-            }
-        }
-    }
-
-    fn score_together(
-        &self,
-        jobs: &[Placed],
-        hidden: &Tensor,
-    ) -> Result<Result<Vec<Scores>, NotFinite>, LoadError> {
-        let Some(&(first, _)) = jobs.first() else { return Ok(Ok(Vec::new())) };
-        let rows = jobs.iter().flat_map(|(job, start)| job.positions().map(move |t| start + t));
-        let rows: Vec<u32> = rows.collect();
-        let next: Vec<Option<u32>> = jobs.iter().flat_map(|(job, _)| job.next_tokens()).collect();
-        let wanted = gather_rows(hidden, &rows)?;
-        let (head, precision) = (self.network.head(), self.network.precision());
-        let asked = Wanted {
-            classes: first.classes,
-            next: &next,
-            temperature: f64::from(first.temperature),
-            k: first.k,
-            entries: &entries(jobs),
-        };
-        let scores = match score_head(&wanted, head, asked, precision) {
-            Ok(scored) => scored,
-            // candle's errors are text; this is the one that speaks of the model's own numbers.
-            Err(error) => match first_line(&error) {
-                text if text.contains(NOT_FINITE) => return Ok(Err(NotFinite(text))),
-                _ => return Err(error.into()),
-            },
-        };
-        let mut first = 0;
-        let of_job = |(job, _): &Placed| {
-            let these = first..first + job.positions().count();
-            first = these.end;
-            Scores {
-                signal: scores.signal.slice(these.clone()),
-                next_logprob: scores.next_logprob[these.clone()].to_vec(),
-                next_logprob_t: scores.next_logprob_t[these].to_vec(),
-            }
-        };
-        Ok(Ok(jobs.iter().map(of_job).collect()))
-    }
 }
 
-/// A job, and where its first token lies in the batch.
-type Placed<'a> = (&'a ScoreJob, u32);
-
-/// The entries of jobs of one group, all rows in turn.
-fn entries(jobs: &[Placed]) -> Entries {
-    let named = |(job, _): &Placed| match &job.entries {
-        Entries::Top => Vec::new(),
-        Entries::Named(ids) if ids.len() == job.k => ids.repeat(job.rows()),
-        Entries::Named(ids) => ids.clone(),
-    };
-    match jobs.first() {
-        Some((ScoreJob { entries: Entries::Named(_), .. }, _)) => {
-            Entries::Named(jobs.iter().flat_map(named).collect())
-        }
-        Some(_) | None => Entries::Top,
-    }
-}
-
-/// The jobs in groups that ask for the same kind of signal, k, temperature and classes, by their
-/// places.
+/// The jobs in groups that ask for the same kind of signal with the same parameters, by their places.
 fn groups(jobs: &[&ScoreJob]) -> Vec<Vec<usize>> {
     let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (at, job) in jobs.iter().enumerate() {
-        let top = job.entries == Entries::Top;
-        groups.entry((top, job.k, job.temperature.to_bits(), job.classes)).or_default().push(at);
+        let kind = match job.entries {
+            Entries::Top => (0, 0),
+            Entries::Named(_) => (1, 0),
+            Entries::Drawn { draws, .. } => (2, draws),
+            Entries::Hidden(_) => (3, 0),
+        };
+        groups.entry((kind, job.k, job.temperature.to_bits(), job.classes)).or_default().push(at);
     }
     groups.into_values().collect()
 }
 
-/// What a job came to.
-type JobScores = Result<Scores, NotFinite>;
-
-/// How `score_head` says that a logit is NaN or infinite.
-const NOT_FINITE: &str = "not a finite number";
-
 impl Scorer for Qwen3Scorer {
+    fn decoder(&mut self, code: bool) -> Result<Arc<Decoder>, ScorerError> {
+        match &mut self.calibration {
+            Some(calibration) => calibration.decoder(&self.network, code),
+            None => Err(ScorerError::Failed("this model gives no hidden states".to_owned())),
+        }
+    }
+
+    fn code(&self) -> Option<Fingerprint> {
+        let encoder = self.calibration.as_ref()?.encoder()?;
+        Some(encoder.code().fingerprint())
+    }
+
     fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, ScorerError> {
         self.score_batch(jobs).map_err(|error| match first_line(error.as_ref()) {
             // CUDA_ERROR_OUT_OF_MEMORY in the driver's own words.

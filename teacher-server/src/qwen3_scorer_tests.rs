@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use distill::codec::Codec;
 use distill::signal::{TopK, log_sum_exp};
 use proto::convert::score_request;
@@ -11,7 +11,7 @@ use test_support::shared;
 use distill::queue::Priority;
 
 use super::*;
-use crate::scorer::all_positions;
+use crate::scorer::{Scores, all_positions};
 use crate::serve_tests::harness::{Server, assembler};
 use crate::settings::Settings;
 
@@ -76,7 +76,7 @@ fn score(scorer: &mut Qwen3Scorer, jobs: &[&ScoreJob]) -> Vec<Scores> {
 
 /// All numbers as bits: NaN equals NaN, and nothing else is nearly enough.
 fn bits(scores: &Scores) -> (usize, Vec<u32>, Vec<u32>) {
-    let TopK { k, ids, scaled, log_z, log_rest } = &scores.signal;
+    let TopK { k, ids, scaled, log_z, log_rest } = scores.signal.top_k().unwrap();
     let floats = scaled.iter().chain(log_z).chain(log_rest).chain(&scores.next_logprob);
     (*k, ids.clone(), floats.map(|value| value.to_bits()).collect())
 }
@@ -109,7 +109,10 @@ fn scores_are_those_of_the_definition() {
                 assert!(off.map_or(found[row].is_nan(), |off| off < 1e-5), "{off:?}");
             }
         }
-        assert_eq!((found.signal.k, &found.signal.ids), (job.k, &wanted.ids));
+        assert_eq!(
+            (found.signal.top_k().unwrap().k, &found.signal.top_k().unwrap().ids),
+            (job.k, &wanted.ids)
+        );
         let close = |found: &[f32], wanted: &[f32]| {
             assert_eq!(found.len(), wanted.len());
             found
@@ -117,9 +120,9 @@ fn scores_are_those_of_the_definition() {
                 .zip(wanted)
                 .for_each(|(f, w)| assert!((f - w).abs() < 1e-5, "{f} for {w}"));
         };
-        close(&found.signal.scaled, &wanted.scaled);
-        close(&found.signal.log_z, &wanted.log_z);
-        close(&found.signal.log_rest, &wanted.log_rest);
+        close(&found.signal.top_k().unwrap().scaled, &wanted.scaled);
+        close(&found.signal.top_k().unwrap().log_z, &wanted.log_z);
+        close(&found.signal.top_k().unwrap().log_rest, &wanted.log_rest);
     }
 }
 
@@ -167,6 +170,7 @@ async fn the_wire_changes_no_bit() {
         // What does not travel is as it was.
         let next_logprob_t = alone.next_logprob_t.clone();
         let (signal, next_logprob) = (scored.signal, scored.next_logprob);
+        let signal = signal.top_k().unwrap().clone().into();
         let received = Scores { signal, next_logprob, next_logprob_t };
         assert!(bits(&received) == bits(&alone), "job {}", job.id);
     }
@@ -195,7 +199,8 @@ fn numbers_that_are_not_finite_are_the_fault_of_one_sequence() {
 
 fn source(model: &Path) -> ModelSource {
     let model = model.to_str().unwrap().to_owned();
-    ModelSource { model, revision: None, device: "cpu".into(), dtype: Dtype::Auto }
+    let (device, dtype) = ("cpu".into(), Dtype::Auto);
+    ModelSource { model, revision: None, device, dtype, calibration_dir: None }
 }
 
 fn refusal(source: ModelSource) -> String {
@@ -255,10 +260,13 @@ fn the_golden_models_give_the_golden_signals() {
         for (b, (job, scores)) in jobs.iter().zip(&scores).enumerate() {
             for (t, next) in job.next_tokens().enumerate() {
                 for i in 0..8 {
-                    assert_eq!(i64::from(scores.signal.ids[t * 8 + i]), top_ids[b][t][i]);
-                    close(scores.signal.scaled[t * 8 + i] * 5.0, top[b][t][i]);
+                    assert_eq!(
+                        i64::from(scores.signal.top_k().unwrap().ids[t * 8 + i]),
+                        top_ids[b][t][i]
+                    );
+                    close(scores.signal.top_k().unwrap().scaled[t * 8 + i] * 5.0, top[b][t][i]);
                 }
-                close(scores.signal.log_z[t], z5[b][t]);
+                close(scores.signal.top_k().unwrap().log_z[t], z5[b][t]);
                 if let Some(next) = next {
                     close(scores.next_logprob[t], logits[b][t][next as usize] - z1[b][t]);
                 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use distill::signal::Computed;
 use futures::stream::{FuturesUnordered, Stream, StreamExt};
 use proto::convert::{self, ScoreJob, Stamp, Times};
 use proto::v1::{ScoreReply, ScoreRequest};
@@ -19,6 +20,7 @@ use crate::held::{Held, answer_bytes};
 use crate::metrics::Metrics;
 use crate::request_id::RequestId;
 use crate::room::Taken;
+use crate::scorer::Scores;
 use crate::spans;
 use crate::state::{Serving, State};
 use crate::unreadable;
@@ -67,6 +69,8 @@ struct Admitted {
 struct Asked {
     since: Instant,
     span: Span,
+    /// What its answer takes.
+    bytes: usize,
     _held: Taken,
 }
 
@@ -78,14 +82,14 @@ struct Unanswered {
 }
 
 impl Unanswered {
-    fn add(&mut self, job: &ScoreJob) {
+    fn add(&mut self, job: &ScoreJob, bytes: usize) {
         self.ids.insert(job.id);
-        self.bytes += answer_bytes(job);
+        self.bytes += bytes;
     }
 
-    fn remove(&mut self, job: &ScoreJob) {
+    fn remove(&mut self, job: &ScoreJob, asked: &Asked) {
         self.ids.remove(&job.id);
-        self.bytes -= answer_bytes(job);
+        self.bytes -= asked.bytes;
     }
 }
 
@@ -141,7 +145,7 @@ impl ScoreStream {
                 () = self.out.closed() => return Err(Stop::Gone),
                 () = until(self.deadline) => return Err(Stop::Cut(TeacherError::Deadline)),
                 Some((job, asked, result)) = pending.next(), if !pending.is_empty() => {
-                    held.remove(&job);
+                    held.remove(&job, &asked);
                     self.answer(&job, &asked, result).await?;
                     idle_since = Instant::now();
                 }
@@ -186,10 +190,11 @@ impl ScoreStream {
         }
         let job = convert::score_job(request, &self.serving.facts)?;
         span.record("positions", job.rows());
-        let _held = self.held.take(&self.client, answer_bytes(&job))?;
+        let bytes = answer_bytes(&job, self.serving.facts.hidden_size);
+        let _held = self.held.take(&self.client, bytes)?;
         let reply = span.in_scope(|| self.engine.submit(&self.client, job.clone()))?;
-        held.add(&job);
-        let asked = Asked { since: Instant::now(), span: span.clone(), _held };
+        held.add(&job, bytes);
+        let asked = Asked { since: Instant::now(), span: span.clone(), bytes, _held };
         Ok(Admitted { job, reply, asked })
     }
 
@@ -200,10 +205,13 @@ impl ScoreStream {
         result: Result<Answer, TeacherError>,
     ) -> Result<(), Stop> {
         let span = &asked.span;
-        let replies = result.and_then(|answer| {
-            spans::took(span, Times { queued: answer.queued, computed: answer.computed });
-            self.replies(job, &answer)
-        });
+        let replies = match result {
+            Ok(answer) => {
+                spans::took(span, Times { queued: answer.queued, computed: answer.computed });
+                self.replies(job, answer).await
+            }
+            Err(error) => Err(error),
+        };
         let replies = match replies {
             Ok(replies) => replies,
             Err(error) => return self.refuse(job.id, &error, span).await,
@@ -225,7 +233,11 @@ impl ScoreStream {
         Ok(())
     }
 
-    fn replies(&self, job: &ScoreJob, answer: &Answer) -> Result<Vec<ScoreReply>, TeacherError> {
+    async fn replies(
+        &self,
+        job: &ScoreJob,
+        answer: Answer,
+    ) -> Result<Vec<ScoreReply>, TeacherError> {
         let facts = &self.serving.facts;
         let stamp = Stamp {
             model_fingerprint: facts.model_fingerprint,
@@ -234,8 +246,18 @@ impl ScoreStream {
             queued: answer.queued,
             computed: answer.computed,
         };
-        let scores = &answer.scores;
-        Ok(convert::score_replies(job, &scores.signal, &scores.next_logprob, &stamp)?)
+        let scores = answer.scores;
+        let Computed::Coded(_) = scores.signal else {
+            let Scores { signal, next_logprob, .. } = &scores;
+            return Ok(convert::score_replies(job, signal, next_logprob, &stamp)?);
+        };
+        // Tens of microseconds a position, which the threads of the network have better use for.
+        let job = job.clone();
+        let coding = tokio::task::spawn_blocking(move || {
+            convert::score_replies(&job, &scores.signal, &scores.next_logprob, &stamp)
+        });
+        let failed = |error: tokio::task::JoinError| TeacherError::Panicked(error.to_string());
+        Ok(coding.await.map_err(failed)??)
     }
 
     async fn refuse(&self, id: u64, error: &TeacherError, span: &Span) -> Result<(), Stop> {

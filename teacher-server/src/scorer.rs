@@ -6,8 +6,10 @@ use std::sync::Arc;
 use distill::codec::Codec;
 use distill::fingerprint::Fingerprint;
 use distill::queue::Priority;
-use distill::signal::{Entries, TopK};
+use distill::signal::{CodedStates, Computed, Entries, TopK};
 use proto::convert::ScoreJob;
+
+use crate::decoder::Decoder;
 
 /// Tokens a model is tried with before it serves.
 const WARM_UP_TOKENS: usize = 16;
@@ -20,9 +22,10 @@ pub fn all_positions(tokens: usize) -> Vec<Range<u32>> {
 /// What the model says of one job: one row for each position wanted, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
-    /// The signal, `[rows, k]`.
-    pub signal: TopK,
-    /// Log-probability at T = 1 of the token that follows, `[rows]`; NaN where none does.
+    /// The signal, `[rows]`.
+    pub signal: Computed,
+    /// Log-probability at T = 1 of the token that follows, `[rows]`; NaN where none does. Empty beside
+    /// hidden states.
     pub next_logprob: Vec<f32>,
     /// The same at the job's temperature.
     pub next_logprob_t: Vec<f32>,
@@ -31,11 +34,14 @@ pub struct Scores {
 impl Scores {
     /// These scores, unless a row holds a number no model in health produces: a value or `log_z`
     /// that is not finite, a `log_rest` that is NaN or +inf, a `next_logprob` that is not finite
-    /// although a token follows.
+    /// although a token follows; draws that are none; a hidden state that is not finite.
     ///
     /// # Errors
     /// [`NotFinite`] naming the row.
     pub fn checked(self, job: &ScoreJob) -> Result<Self, NotFinite> {
+        if let Computed::Drawn(draws) = &self.signal {
+            draws.check(job.classes).map_err(|error| NotFinite(error.to_string()))?;
+        }
         match self.first_unsound_row(job) {
             None => Ok(self),
             Some(row) => Err(NotFinite(format!("row {row}"))),
@@ -43,14 +49,23 @@ impl Scores {
     }
 
     fn first_unsound_row(&self, job: &ScoreJob) -> Option<usize> {
-        let TopK { k, scaled, log_z, log_rest, .. } = &self.signal;
         job.next_tokens().enumerate().position(|(row, next)| {
-            let values = &scaled[row * k..(row + 1) * k];
-            let rest_sound = log_rest[row] < f32::INFINITY;
             let finite = |logprobs: &[f32]| next.is_none() || logprobs[row].is_finite();
-            let next_sound = finite(&self.next_logprob) && finite(&self.next_logprob_t);
-            let sound = values.iter().all(|v| v.is_finite()) && log_z[row].is_finite();
-            !(sound && rest_sound && next_sound)
+            let next_sound = || finite(&self.next_logprob) && finite(&self.next_logprob_t);
+            let sound = match &self.signal {
+                Computed::TopK(TopK { k, scaled, log_z, log_rest, .. }) => {
+                    let values = &scaled[row * k..(row + 1) * k];
+                    let rest_sound = log_rest[row] < f32::INFINITY;
+                    let sound = values.iter().all(|v| v.is_finite()) && log_z[row].is_finite();
+                    sound && rest_sound && next_sound()
+                }
+                Computed::Drawn(_) => next_sound(),
+                Computed::Hidden(states) | Computed::Coded(CodedStates { states, .. }) => {
+                    let width = states.width;
+                    states.values[row * width..(row + 1) * width].iter().all(|x| x.is_finite())
+                }
+            };
+            !sound
         })
     }
 }
@@ -70,6 +85,8 @@ pub struct Facts {
     pub vocab_size: u32,
     /// 1 + the largest id of the tokenizer.
     pub tokenizer_size: u32,
+    /// Numbers of a final hidden state; 0 where the scorer gives none.
+    pub hidden_size: u32,
     /// Longest sequence the model's positions allow.
     pub max_positions: u32,
     /// Arithmetic: `f32`, `bf16` or `f16`.
@@ -103,6 +120,21 @@ pub trait Scorer {
     /// # Errors
     /// The batch failed as a whole; the caller may try its jobs in smaller batches.
     fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError>;
+
+    /// What it takes to read this model's hidden states, and with `code` also the coded ones: made when
+    /// it is first asked for.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn decoder(&mut self, code: bool) -> Result<Arc<Decoder>, ScorerError> {
+        let what = if code { "hidden states and no code" } else { "hidden states" };
+        Err(ScorerError::Failed(format!("this model gives no {what}")))
+    }
+
+    /// The code that coded hidden states can be asked for by, where there is one.
+    fn code(&self) -> Option<Fingerprint> {
+        None
+    }
 
     /// Scores a few tokens, so that what the device does once is done, and a model that cannot
     /// score is found before the first client comes.
@@ -184,7 +216,12 @@ mod tests {
             log_rest: vec![-1.0, f32::NEG_INFINITY],
         };
         let next = vec![-1.0, f32::NAN];
-        Scores { signal, next_logprob: next.clone(), next_logprob_t: next }
+        Scores { signal: signal.into(), next_logprob: next.clone(), next_logprob_t: next }
+    }
+
+    fn listed(scores: &mut Scores) -> &mut TopK {
+        let Computed::TopK(signal) = &mut scores.signal else { panic!("listed tokens") };
+        signal
     }
 
     #[test]
@@ -192,11 +229,11 @@ mod tests {
         assert_eq!(sound().first_unsound_row(&job()), None);
         type Spoil = fn(&mut Scores);
         let spoils: [(Spoil, usize); 8] = [
-            (|s| s.signal.scaled[3] = f32::NAN, 1),
-            (|s| s.signal.scaled[0] = f32::NEG_INFINITY, 0),
-            (|s| s.signal.log_z[1] = f32::INFINITY, 1),
-            (|s| s.signal.log_rest[0] = f32::NAN, 0),
-            (|s| s.signal.log_rest[1] = f32::INFINITY, 1),
+            (|s| listed(s).scaled[3] = f32::NAN, 1),
+            (|s| listed(s).scaled[0] = f32::NEG_INFINITY, 0),
+            (|s| listed(s).log_z[1] = f32::INFINITY, 1),
+            (|s| listed(s).log_rest[0] = f32::NAN, 0),
+            (|s| listed(s).log_rest[1] = f32::INFINITY, 1),
             (|s| s.next_logprob[0] = f32::NAN, 0),
             (|s| s.next_logprob[0] = f32::NEG_INFINITY, 0),
             (|s| s.next_logprob_t[0] = f32::NAN, 0),

@@ -9,8 +9,8 @@ use distill::handshake::Limits;
 use futures::Stream;
 use proto::convert;
 use proto::v1::{
-    GetInfoReply, GetInfoRequest, ScoreReply, ScoreRequest, ScoreTextReply, ScoreTextRequest,
-    teacher_server::Teacher,
+    FetchReply, FetchRequest, GetDecoderReply, GetDecoderRequest, GetInfoReply, GetInfoRequest,
+    ScoreReply, ScoreRequest, ScoreTextReply, ScoreTextRequest, teacher_server::Teacher,
 };
 use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -20,6 +20,8 @@ use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::desk::{Desk, without_panic};
 use crate::error::TeacherError;
+use crate::fetch;
+use crate::metrics::Metrics;
 use crate::request_id::RequestId;
 use crate::room::KeptRoom;
 use crate::score_stream::{ScoreStream, StreamTimes};
@@ -74,12 +76,57 @@ impl Teacher for TeacherService {
         self.counted("GetInfo", reply)
     }
 
-    type ScoreStream = Replies;
+    async fn get_decoder(
+        &self,
+        request: Request<GetDecoderRequest>,
+    ) -> Result<Response<GetDecoderReply>, Status> {
+        let code = request.get_ref().code;
+        let answer = async {
+            let (serving, _call) = self.desk.enter()?;
+            if serving.facts.hidden_size == 0 {
+                return Err(TeacherError::NoDecoder);
+            }
+            let decoder = self.desk.engine.decoder(code).await?;
+            Ok(convert::decoder_reply(&decoder.facts()))
+        };
+        let reply = without_panic(&self.desk.metrics, answer).await;
+        self.counted("GetDecoder", reply.unwrap_or_else(Err))
+    }
+
+    type FetchStream = Replies<FetchReply>;
+
+    async fn fetch(
+        &self,
+        request: Request<FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let client = Client::of(request.extensions());
+        let found = self.desk.enter().and_then(|(serving, call)| {
+            let (blob, first) = fetch::find(&self.desk, request.get_ref())?;
+            // What is on its way to a client that does not read.
+            let most = serving.facts.limits.max_reply_bytes;
+            let held = self.desk.held.take(&client, 2 * most)?;
+            Ok((blob, first, most, (call, held)))
+        });
+        let (blob, first, most, (call, held)) = self.counted("Fetch", found)?.into_inner();
+        let (sender, replies) = mpsc::channel(1);
+        let (metrics, patience) = (self.desk.metrics.clone(), self.times.reader);
+        let ending = Arc::new(OnceLock::new());
+        let told = Arc::clone(&ending);
+        let sending = async move {
+            let sent = fetch::send(blob, first, most, patience, sender);
+            tell(&metrics, without_panic(&metrics, sent).await.and_then(|end| end), &told);
+            drop(held);
+        };
+        tokio::spawn(sending.in_current_span());
+        Ok(Response::new(Replies { replies, ending, _call: call }))
+    }
+
+    type ScoreStream = Replies<ScoreReply>;
 
     async fn score(
         &self,
         request: Request<Streaming<ScoreRequest>>,
-    ) -> Result<Response<Replies>, Status> {
+    ) -> Result<Response<Self::ScoreStream>, Status> {
         let entered = self.desk.enter().inspect_err(|error| {
             self.desk.metrics.answered("Score", error.code());
             self.refused(error);
@@ -109,12 +156,7 @@ impl Teacher for TeacherService {
         let answering = async move {
             metrics.streams.inc();
             let run = stream.run(request.into_inner(), state);
-            if let Err(error) = without_panic(&metrics, run).await.and_then(|ended| ended) {
-                metrics.refused(error.reason());
-                tracing::debug!(error = error.to_string(), "the stream ends");
-                // Without this the stream would seem to have ended well.
-                let _ = told.set(error);
-            }
+            tell(&metrics, without_panic(&metrics, run).await.and_then(|end| end), &told);
             metrics.streams.dec();
         };
         tokio::spawn(answering.in_current_span());
@@ -147,17 +189,26 @@ impl Teacher for TeacherService {
     }
 }
 
-/// The replies of one `Score` call, as tonic takes them; the call counts as running until the
-/// transport has taken the last one.
-pub struct Replies {
-    replies: mpsc::Receiver<ScoreReply>,
+/// Takes note of how a stream ended: without this it would seem to have ended well.
+fn tell(metrics: &Metrics, end: Result<(), TeacherError>, told: &OnceLock<TeacherError>) {
+    if let Err(error) = end {
+        metrics.refused(error.reason());
+        tracing::debug!(error = error.to_string(), "the stream ends");
+        let _ = told.set(error);
+    }
+}
+
+/// The replies of one call, as tonic takes them; the call counts as running until the transport has
+/// taken the last one.
+pub struct Replies<T> {
+    replies: mpsc::Receiver<T>,
     /// Why the stream ended, if not because everything was answered.
     ending: Arc<OnceLock<TeacherError>>,
     _call: Call,
 }
 
-impl Stream for Replies {
-    type Item = Result<ScoreReply, Status>;
+impl<T> Stream for Replies<T> {
+    type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match self.replies.poll_recv(cx) {

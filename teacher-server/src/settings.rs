@@ -168,8 +168,9 @@ impl Settings {
             tokenizer_fingerprint: facts.tokenizer_fingerprint,
             vocab_size: facts.vocab_size as usize,
             tokenizer_size: facts.tokenizer_size as usize,
+            hidden_size: facts.hidden_size as usize,
             limits: Limits { max_sequence_tokens, max_text_bytes, ..self.limits },
-            signals: vec![SignalKind::TopK, SignalKind::Candidates],
+            signals: signals(facts),
             codecs: Codec::ALL.to_vec(),
             protocol_version: PROTOCOL_VERSION,
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -224,6 +225,13 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// What a model can be asked for.
+fn signals(facts: &Facts) -> Vec<SignalKind> {
+    let hidden = |kind: &SignalKind| matches!(kind, SignalKind::Full | SignalKind::Coded);
+    let all = SignalKind::ALL.into_iter();
+    all.filter(|kind| facts.hidden_size > 0 || !hidden(kind)).collect()
 }
 
 impl Default for Settings {

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use distill::fingerprint::Fingerprint;
-use distill::signal::{TopK, log_sum_exp};
+use distill::fingerprint::{Fingerprint, token_checksum};
+use distill::signal::{Computed, DrawKey, Draws, Entries, TopK, log_sum_exp};
 use proto::convert::ScoreJob;
 
 use crate::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, ScorerError, Scores, TextCodec};
@@ -21,6 +21,7 @@ pub fn facts(vocab_size: u32) -> Facts {
         tokenizer_fingerprint: Fingerprint([0x5A; 32]),
         vocab_size,
         tokenizer_size: vocab_size,
+        hidden_size: 0,
         max_positions: 4096,
         dtype: "f32".into(),
         device: "cpu".into(),
@@ -70,14 +71,20 @@ impl FakeScorer {
 
     /// What a job is answered, straight from the definition.
     pub fn scores(job: &ScoreJob) -> Scores {
-        let mut signal = TopK::new(job.k);
         let temperature = f64::from(job.temperature);
+        let draws = if let Entries::Drawn { draws, .. } = job.entries { draws } else { 0 };
+        let (mut signal, mut drawn) = (TopK::new(job.k), Draws::new(draws, job.k));
         let (mut next_logprob, mut next_logprob_t) = (Vec::new(), Vec::new());
+        let checksum = token_checksum(&job.tokens);
         for (row, (t, next)) in job.positions().zip(job.next_tokens()).enumerate() {
             let logits = Self::logits(&job.tokens[..=t as usize], job.classes);
-            match job.entries.named_at(row, job.k) {
-                None => signal.push_exact(&logits, temperature),
-                Some(ids) => signal.push_exact_named(ids, &logits, temperature),
+            match (&job.entries, job.entries.named_at(row, job.k)) {
+                (Entries::Drawn { draws, seed }, _) => {
+                    let key = DrawKey { seed: *seed, token_checksum: checksum, position: t };
+                    drawn.push_exact(&logits, temperature, &key.uniforms(*draws));
+                }
+                (_, None) => signal.push_exact(&logits, temperature),
+                (_, Some(ids)) => signal.push_exact_named(ids, &logits, temperature),
             }
             let logprob = |t: f64| {
                 let log_z = log_sum_exp(logits.iter().map(|y| y / t));
@@ -86,6 +93,7 @@ impl FakeScorer {
             next_logprob.push(logprob(1.0));
             next_logprob_t.push(logprob(temperature));
         }
+        let signal = if draws > 0 { Computed::Drawn(drawn) } else { signal.into() };
         Scores { signal, next_logprob, next_logprob_t }
     }
 }
@@ -108,7 +116,12 @@ impl Scorer for FakeScorer {
         let answer = |job: &&ScoreJob| {
             let mut scores = Self::scores(job);
             if holds(job, self.nan_at) {
-                scores.signal.scaled[0] = f32::NAN;
+                match &mut scores.signal {
+                    Computed::TopK(signal) => signal.scaled[0] = f32::NAN,
+                    Computed::Drawn(_) | Computed::Hidden(_) | Computed::Coded(_) => {
+                        scores.next_logprob[0] = f32::NAN;
+                    }
+                }
             }
             Ok(scores)
         };
@@ -135,6 +148,7 @@ pub fn scores_of(rows: &[([(u32, f32); 2], f32)]) -> Scores {
         signal.log_rest.push(-3.0);
     }
     let next_logprob_t = rows.iter().map(|(_, realised)| *realised).collect();
+    let signal = signal.into();
     Scores { signal, next_logprob: vec![-77.0; rows.len()], next_logprob_t }
 }
 

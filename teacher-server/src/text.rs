@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distill::codec::Codec;
+use distill::handshake::SignalKind;
 use distill::queue::Priority;
 use distill::signal::Entries;
-use proto::convert::{self, ScoreJob, Times};
+use proto::convert::{self, ScoreJob, SignalError, Times};
 use proto::v1::{ScoreTextReply, ScoreTextRequest};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -62,7 +63,9 @@ pub async fn score_text(
     let answer = desk.score(client, score).await?;
     let times = Times { queued: answer.queued, computed: answer.computed };
     spans::took(&Span::current(), times);
-    let scores = (&answer.scores.signal, &answer.scores.next_logprob[..]);
+    let other = SignalError::Kind { wanted: SignalKind::TopK };
+    let listed = answer.scores.signal.top_k().ok_or(other)?;
+    let scores = (listed, &answer.scores.next_logprob[..]);
     let _turn = desk.encoders.turn().await;
     let text_of = |id| serving.text.text_of(id);
     Ok((convert::text_reply(&job, &tokens, scores, times, facts, text_of), held))

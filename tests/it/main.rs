@@ -13,5 +13,6 @@ mod peers;
 mod precision;
 mod secrets;
 mod secure;
+mod signals;
 mod stop;
 mod vocabulary;

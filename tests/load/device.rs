@@ -72,7 +72,7 @@ impl Scorer for Mock {
             let signal = self.signal(job.k, job.rows());
             let next: Vec<f32> =
                 job.next_tokens().map(|next| next.map_or(f32::NAN, |_| -2.5)).collect();
-            Ok(Scores { signal, next_logprob: next.clone(), next_logprob_t: next })
+            Ok(Scores { signal: signal.into(), next_logprob: next.clone(), next_logprob_t: next })
         };
         let answers = jobs.iter().map(answer).collect();
         if self.rate > 0.0 {
@@ -91,7 +91,8 @@ impl Scorer for Mock {
 /// A model's directory, loaded on the processor in float32.
 pub(crate) fn load(model: String) -> Result<Loaded, LoadError> {
     let dtype = teacher_server::config::Dtype::F32;
-    ModelSource { model, revision: None, device: "cpu".to_owned(), dtype }.load()
+    let device = "cpu".to_owned();
+    ModelSource { model, revision: None, device, dtype, calibration_dir: None }.load()
 }
 
 impl Server {

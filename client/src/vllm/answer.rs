@@ -233,7 +233,7 @@ pub(super) fn read(job: &ScoreJob, body: &[u8]) -> Result<Scored, AnswerError> {
     }
     Ok(Scored {
         id,
-        signal,
+        signal: signal.into(),
         next_logprob,
         wire_bytes: body.len(),
         queued: Duration::ZERO,

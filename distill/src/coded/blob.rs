@@ -14,11 +14,6 @@ const VERSION: u16 = 1;
 /// Most rates of a code.
 const MOST_RATES: usize = 3201;
 
-/// BLAKE3 of a code's bytes.
-pub(super) fn fingerprint(bytes: &[u8]) -> Fingerprint {
-    Fingerprint(*blake3::hash(bytes).as_bytes())
-}
-
 impl Code {
     /// Its bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -69,7 +64,7 @@ impl Code {
             return Err(CodedError::Code(what));
         }
         let code = Self {
-            fingerprint: fingerprint(bytes),
+            fingerprint: Fingerprint::of(bytes),
             model: Fingerprint(reader.array()?),
             exponent,
             mean: reader.list(width, f32::from_le_bytes)?,

@@ -49,6 +49,6 @@ impl Table {
             next_logprob.push(realised(1.0, log_z_1));
             next_logprob_t.push(realised(t, log_z));
         }
-        Scores { signal, next_logprob, next_logprob_t }
+        Scores { signal: signal.into(), next_logprob, next_logprob_t }
     }
 }

@@ -43,8 +43,7 @@ use listed::Listed;
 use position::{Listening, Position};
 use row::{Row, RowLoss};
 
-/// Classes whose logits exist at a time. Fixed: a row's sums are put together where blocks meet, and
-/// must not depend on what else is in the batch.
+/// Classes whose logits exist at a time. Fixed: a row's sums must not depend on the rest of the batch.
 pub(super) const BLOCK_CLASSES: usize = 4096;
 /// Positions whose logits exist at a time: with [`BLOCK_CLASSES`] 32 MiB.
 const CHUNK_POSITIONS: usize = 2048;
@@ -103,6 +102,15 @@ impl<'a> Teaching<'a> {
     }
 }
 
+/// A teacher's own losses of S positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TeacherLoss {
+    /// `-log softmax(y)[target]` at T = 1, `[S]`.
+    pub ce: Vec<f32>,
+    /// Its most probable class, `[S]`; the lower id among equals.
+    pub argmax: Vec<u32>,
+}
+
 /// The losses of S positions, and the gradient of their scaled total.
 #[derive(Clone, Debug)]
 pub struct HeadLoss {
@@ -117,6 +125,8 @@ pub struct HeadLoss {
     pub teacher_mass: Vec<f32>,
     /// `Σ q_i` over the signal's ids, `[S]`; likewise.
     pub student_mass: Vec<f32>,
+    /// What a teacher that says all has itself, where no gradient was asked for.
+    pub teacher: Option<TeacherLoss>,
     /// Gradient with respect to `hidden`, `[S, D]`; only when a gradient was asked for.
     pub d_hidden: Option<Tensor>,
 }
@@ -198,7 +208,7 @@ impl Head<'_> {
         let mut losses = Vec::with_capacity(self.targets.len());
         let mut room = self.room();
         for chunk in chunks(self.targets.len()) {
-            losses.extend(self.hear(&chunk, &mut room).iter().map(Position::losses));
+            losses.extend(self.hear(&chunk, &mut room, true).iter().map(Position::losses));
         }
         Ok(HeadLoss::new(&losses, None))
     }
@@ -208,7 +218,7 @@ impl Head<'_> {
         let mut losses = Vec::with_capacity(self.targets.len());
         let mut room = self.room();
         for chunk in chunks(self.targets.len()) {
-            let rows = self.hear(&chunk, &mut room);
+            let rows = self.hear(&chunk, &mut room, false);
             losses.extend(rows.iter().map(Position::losses));
             let hidden = self.hidden.row_range(chunk.clone());
             let d_hidden = &mut d_hidden[chunk.start * self.width..chunk.end * self.width];
@@ -232,9 +242,11 @@ impl Head<'_> {
         Ok(HeadLoss::new(&losses, Some(d_hidden)))
     }
 
-    /// The rows of a chunk, all their logits heard. Those of the last block stay in `room`.
-    fn hear(&self, chunk: &Range<usize>, room: &mut Logits) -> Vec<Position> {
-        let mut rows: Vec<Listening> = chunk.clone().map(|position| self.row(position)).collect();
+    /// The rows of a chunk, all their logits heard, with the losses of a teacher that says all where
+    /// these are measured. Those of the last block stay in `room`.
+    fn hear(&self, chunk: &Range<usize>, room: &mut Logits, measures: bool) -> Vec<Position> {
+        let mut rows: Vec<Listening> =
+            chunk.clone().map(|position| self.row(position, measures)).collect();
         for block in blocks(self.classes) {
             let (logits, teacher) = self.project(room, chunk, &block);
             in_rows(logits, teacher, &block, rows.par_iter_mut(), |row, logits, teacher| {
@@ -295,10 +307,10 @@ impl Head<'_> {
         product(dst, store, alpha, a, b, self.settings.precision, Threads::Pool);
     }
 
-    fn row(&self, position: usize) -> Listening {
+    fn row(&self, position: usize, measures: bool) -> Listening {
         let target = self.targets[position] as usize;
         match self.full {
-            Some(_) => Listening::Full(FullRow::new(target, self.settings)),
+            Some(_) => Listening::Full(FullRow::new(target, self.settings, measures)),
             None => {
                 let signal = self.listed.map(|signal| (signal, position));
                 Listening::Listed(Row::new(target, signal, self.settings))
@@ -340,12 +352,15 @@ fn in_rows<R: Send>(
 impl HeadLoss {
     fn new(rows: &[RowLoss], d_hidden: Option<Tensor>) -> Self {
         let column = |of: fn(&RowLoss) -> f64| rows.iter().map(|row| of(row) as f32).collect();
+        let of_teacher = rows.iter().map(|row| row.teacher.map(|(ce, id)| (ce as f32, id)));
+        let teacher = of_teacher.collect::<Option<(Vec<f32>, Vec<u32>)>>();
         Self {
             ce: column(|row| row.ce),
             kl: column(|row| row.kl),
             argmax: rows.iter().map(|row| row.argmax).collect(),
             teacher_mass: column(|row| row.teacher_mass),
             student_mass: column(|row| row.student_mass),
+            teacher: teacher.map(|(ce, argmax)| TeacherLoss { ce, argmax }),
             d_hidden,
         }
     }

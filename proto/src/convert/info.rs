@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use distill::codec::Codec;
+use distill::coded::MAX_WIDTH;
 use distill::fingerprint::{Fingerprint, NotAFingerprint};
 use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, TeacherFacts};
 
@@ -94,6 +95,7 @@ pub fn facts_to_info(facts: &TeacherFacts) -> v1::GetInfoReply {
         dtype: facts.dtype.clone(),
         device: facts.device.clone(),
         parameters: facts.parameters,
+        hidden_size: saturate(facts.hidden_size),
     }
 }
 
@@ -116,6 +118,7 @@ pub fn facts_from_info(info: &v1::GetInfoReply) -> Result<TeacherFacts, InfoErro
         tokenizer_fingerprint: fingerprint("tokenizer_fingerprint", &info.tokenizer_fingerprint)?,
         vocab_size,
         tokenizer_size: in_range("tokenizer_size", info.tokenizer_size, 1, vocab_size)?,
+        hidden_size: in_range("hidden_size", info.hidden_size, 0, MAX_WIDTH)?,
         limits: limits(info.limits.as_ref().ok_or(InfoError::NoLimits)?)?,
         signals: info.signals.iter().filter_map(|&number| signal_from_wire(number)).collect(),
         codecs: info.codecs.iter().filter_map(|&number| offered_codec(number)).collect(),
@@ -181,18 +184,24 @@ fn fingerprint(field: &'static str, text: &str) -> Result<Fingerprint, InfoError
     text.parse().map_err(|source| InfoError::Fingerprint { field, source })
 }
 
-fn signal_to_wire(signal: SignalKind) -> v1::SignalKind {
+pub(super) fn signal_to_wire(signal: SignalKind) -> v1::SignalKind {
     match signal {
         SignalKind::TopK => v1::SignalKind::TopK,
         SignalKind::Candidates => v1::SignalKind::Candidates,
+        SignalKind::Sampled => v1::SignalKind::Sampled,
+        SignalKind::Full => v1::SignalKind::Full,
+        SignalKind::Coded => v1::SignalKind::Coded,
     }
 }
 
-fn signal_from_wire(number: i32) -> Option<SignalKind> {
+pub(super) fn signal_from_wire(number: i32) -> Option<SignalKind> {
     match v1::SignalKind::try_from(number).ok()? {
         v1::SignalKind::Unspecified => None,
         v1::SignalKind::TopK => Some(SignalKind::TopK),
         v1::SignalKind::Candidates => Some(SignalKind::Candidates),
+        v1::SignalKind::Sampled => Some(SignalKind::Sampled),
+        v1::SignalKind::Full => Some(SignalKind::Full),
+        v1::SignalKind::Coded => Some(SignalKind::Coded),
     }
 }
 

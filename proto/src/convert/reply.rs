@@ -1,12 +1,11 @@
 //! Replies: cut into messages by the server, put together and checked by the client.
 
-use std::ops::Range;
 use std::time::Duration;
 
-use distill::codec::{self, CodecError, Ids, Layout};
+use distill::codec::{self, CodecError};
 use distill::fingerprint::{Fingerprint, payload_checksum, token_checksum};
-use distill::handshake::Agreement;
-use distill::signal::{Entries, TopK};
+use distill::handshake::{Agreement, TeacherFacts};
+use distill::signal::{CodedStates, Computed, Signal};
 use prost::Message as _;
 use tonic::Code;
 
@@ -14,10 +13,12 @@ use super::{ScoreJob, codec_from_wire, codec_to_wire, printable};
 use crate::v1;
 
 mod error;
+mod payload;
 pub use error::ReplyError;
+pub use payload::SignalError;
 
 /// Most bytes of a reply beside its packed arrays: every other field at its longest.
-const ENVELOPE_BYTES: usize = 128;
+const ENVELOPE_BYTES: usize = 160;
 
 /// What the server adds to each message of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,65 +35,57 @@ pub struct Stamp {
     pub computed: Duration,
 }
 
-/// An upper bound of the encoded size of a reply with `rows` positions.
-pub(super) fn message_bytes(rows: usize, k: usize, layout: Layout) -> usize {
-    let next = rows.saturating_mul(4);
-    layout.bytes(rows, k).saturating_add(next).saturating_add(ENVELOPE_BYTES)
+/// An upper bound of the encoded size of a reply with `rows` positions of the answer to a job.
+pub(super) fn message_bytes(rows: usize, job: &ScoreJob, server: &TeacherFacts) -> usize {
+    let of_rows = rows.saturating_mul(payload::row_bytes(job, server.hidden_size));
+    of_rows.saturating_add(payload::head_bytes(job)).saturating_add(ENVELOPE_BYTES)
 }
 
 /// The answer to a job as messages in position order, each of at most `stamp.max_reply_bytes`. A
 /// job that [`super::score_job`] let pass always fits.
 ///
-/// `signal` and `next_logprob` hold one row a position wanted; `next_logprob` is NaN where no token
-/// follows.
+/// `computed` and `next_logprob` hold one row a position wanted; `next_logprob` is NaN where no token
+/// follows, and empty beside hidden states.
 ///
 /// # Errors
-/// [`CodecError`] when the signal is not the one asked for or holds a number that is not finite:
+/// [`SignalError`] when the signal is not the one asked for or holds a number that is not finite:
 /// the model is at fault, not the client.
 pub fn score_replies(
     job: &ScoreJob,
-    signal: &TopK,
+    computed: &Computed,
     next_logprob: &[f32],
     stamp: &Stamp,
-) -> Result<Vec<v1::ScoreReply>, CodecError> {
-    let (rows, k) = (job.rows(), job.k);
-    let shape = |array, wanted, found| CodecError::Shape { rows, k, array, wanted, found };
-    if signal.k != k {
-        return Err(shape("entries a row", k, signal.k));
-    }
-    if signal.rows() != rows {
-        return Err(shape("rows", rows, signal.rows()));
-    }
-    if next_logprob.len() != rows {
-        return Err(shape("log-probabilities of the next token", rows, next_logprob.len()));
-    }
-    check_next(next_logprob, job).map_err(|(row, found)| CodecError::NotFinite {
-        row,
-        what: "the log-probability of the next token",
-        found,
-    })?;
-    let layout = job.layout();
-    let room = stamp.max_reply_bytes.saturating_sub(ENVELOPE_BYTES + layout.head_bytes());
-    let rows_a_message = (room / (layout.row_bytes(k) + 4)).max(1);
+) -> Result<Vec<v1::ScoreReply>, SignalError> {
+    check_computed(job, computed, next_logprob)?;
+    let width = match computed {
+        Computed::Hidden(states) | Computed::Coded(CodedStates { states, .. }) => states.width,
+        Computed::TopK(_) | Computed::Drawn(_) => 0,
+    };
+    let rows = job.rows();
+    let room = stamp.max_reply_bytes.saturating_sub(ENVELOPE_BYTES + payload::head_bytes(job));
+    let rows_a_message = (room / payload::row_bytes(job, width)).max(1);
     let checksum = token_checksum(&job.tokens);
+    let code_fingerprint =
+        job.entries.code().map(|code| code.prefix().to_vec()).unwrap_or_default();
     let positions: Vec<u32> = job.positions().collect();
     let starts = (0..rows).step_by(rows_a_message);
     starts
         .map(|start| {
             let end = (start + rows_a_message).min(rows);
-            let payload = codec::encode(signal, start..end, layout)?;
-            let next = codec::float_bytes(&next_logprob[start..end]);
+            let payload = payload::write(job, computed, start..end)?;
+            let next = codec::float_bytes(next_logprob.get(start..end).unwrap_or_default());
             Ok(v1::ScoreReply {
                 id: job.id,
                 first_position: positions[start],
                 rows: (end - start) as u32,
                 last: end == rows,
                 temperature: job.temperature,
-                top_k: k as u32,
+                top_k: job.k as u32,
                 codec: codec_to_wire(job.codec).into(),
                 token_checksum: checksum,
                 model_fingerprint: stamp.model_fingerprint.prefix().to_vec().into(),
                 tokenizer_fingerprint: stamp.tokenizer_fingerprint.prefix().to_vec().into(),
+                code_fingerprint: code_fingerprint.clone().into(),
                 payload_checksum: payload_checksum(&[&payload, &next]),
                 signal: payload.into(),
                 next_logprob: next.into(),
@@ -104,14 +97,45 @@ pub fn score_replies(
         .collect()
 }
 
+/// Whether what was computed has the shape of what was asked.
+fn check_computed(
+    job: &ScoreJob,
+    computed: &Computed,
+    next_logprob: &[f32],
+) -> Result<(), SignalError> {
+    let (rows, k) = (job.rows(), job.k);
+    let shape =
+        |array, wanted, found| Err(CodecError::Shape { rows, k, array, wanted, found }.into());
+    let of_k = match computed {
+        Computed::TopK(signal) => signal.k,
+        Computed::Drawn(signal) => signal.k,
+        Computed::Hidden(_) | Computed::Coded(_) => 0,
+    };
+    if of_k != k {
+        return shape("entries a row", k, of_k);
+    }
+    if computed.rows() != rows {
+        return shape("rows", rows, computed.rows());
+    }
+    let next = if payload::has_next(job) { rows } else { 0 };
+    if next_logprob.len() != next {
+        return shape("log-probabilities of the next token", next, next_logprob.len());
+    }
+    check_next(next_logprob, job).map_err(|(row, found)| {
+        let what = "the log-probability of the next token";
+        CodecError::NotFinite { row, what, found }.into()
+    })
+}
+
 /// A whole answer, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
     /// The request's id.
     pub id: u64,
     /// One row a position wanted, in order.
-    pub signal: TopK,
-    /// Log-probability (T = 1) of the token that follows each position; NaN where none does.
+    pub signal: Signal,
+    /// Log-probability (T = 1) of the token that follows each position; NaN where none does. Empty beside
+    /// hidden states.
     pub next_logprob: Vec<f32>,
     /// Encoded bytes of all its messages.
     pub wire_bytes: usize,
@@ -127,9 +151,11 @@ pub struct ReplyAssembler {
     job: ScoreJob,
     model: Fingerprint,
     tokenizer: Fingerprint,
+    /// Numbers of a hidden state.
+    width: usize,
     checksum: u64,
     positions: Vec<u32>,
-    signal: TopK,
+    signal: Signal,
     next_logprob: Vec<f32>,
     wire_bytes: usize,
     done: bool,
@@ -141,10 +167,11 @@ impl ReplyAssembler {
         Self {
             checksum: token_checksum(&job.tokens),
             positions: job.positions().collect(),
-            signal: TopK::new(job.k),
+            signal: Signal::new(&job.entries, job.k, agreement.hidden_size),
             next_logprob: Vec::new(),
             wire_bytes: 0,
             done: false,
+            width: agreement.hidden_size,
             model: agreement.model_fingerprint,
             tokenizer: agreement.tokenizer_fingerprint,
             job,
@@ -158,10 +185,14 @@ impl ReplyAssembler {
 
     /// Forgets what has come so far: the request is asked again, perhaps of another teacher.
     pub fn restart(&mut self) {
-        self.signal = TopK::new(self.job.k);
+        self.signal = self.nothing();
         self.next_logprob.clear();
         self.wire_bytes = 0;
         self.done = false;
+    }
+
+    fn nothing(&self) -> Signal {
+        Signal::new(&self.job.entries, self.job.k, self.width)
     }
 
     /// Takes the next message of the answer; gives the answer when it was the last.
@@ -184,7 +215,7 @@ impl ReplyAssembler {
         if self.signal.rows() == 0 {
             self.signal = signal;
         } else {
-            self.signal.append(&signal);
+            self.signal.append(signal);
         }
         self.next_logprob.extend(next);
         self.wire_bytes += reply.encoded_len();
@@ -192,9 +223,10 @@ impl ReplyAssembler {
             return Ok(None);
         }
         self.done = true;
+        let nothing = self.nothing();
         Ok(Some(Scored {
             id,
-            signal: std::mem::take(&mut self.signal),
+            signal: std::mem::replace(&mut self.signal, nothing),
             next_logprob: std::mem::take(&mut self.next_logprob),
             wire_bytes: self.wire_bytes,
             queued: Duration::from_nanos(reply.queue_ns),
@@ -228,6 +260,12 @@ impl ReplyAssembler {
         if reply.top_k as usize != job.k {
             return Err(ReplyError::TopK { id, found: reply.top_k as usize, wanted: job.k });
         }
+        if let Some(code) = job.entries.code()
+            && reply.code_fingerprint != code.prefix()
+        {
+            let (found, wanted) = (hex(&reply.code_fingerprint), hex(code.prefix()));
+            return Err(ReplyError::Code { id, found, wanted });
+        }
         if codec_from_wire(reply.codec) != Some(job.codec) {
             return Err(ReplyError::Codec { id, found: reply.codec, wanted: job.codec });
         }
@@ -241,7 +279,7 @@ impl ReplyAssembler {
             return Err(ReplyError::AfterLast { id });
         }
         let (found, last) = (reply.rows as usize, reply.last);
-        let coming = &self.positions[self.next_logprob.len()..];
+        let coming = &self.positions[self.signal.rows()..];
         let wanted = coming.len();
         let complete = found == wanted;
         if found == 0 || found > wanted || complete != last {
@@ -254,33 +292,22 @@ impl ReplyAssembler {
         Ok(found)
     }
 
-    /// The ids that were named for these rows, where any were.
-    fn named(&self, rows: Range<usize>) -> Option<Vec<u32>> {
-        let at = |row| self.job.entries.named_at(row, self.job.k).unwrap_or_default();
-        match self.job.entries {
-            Entries::Top => None,
-            Entries::Named(_) => Some(rows.flat_map(at).copied().collect()),
-        }
-    }
-
     fn check_payload(
         &self,
         reply: &v1::ScoreReply,
         rows: usize,
-    ) -> Result<(TopK, Vec<f32>), ReplyError> {
+    ) -> Result<(Signal, Vec<f32>), ReplyError> {
         let (job, id) = (&self.job, self.job.id);
         let found = payload_checksum(&[&reply.signal, &reply.next_logprob]);
         if found != reply.payload_checksum {
             return Err(ReplyError::Payload { id, found, wanted: reply.payload_checksum });
         }
-        let start = self.next_logprob.len();
-        let named = self.named(start..start + rows);
-        let ids = named.as_deref().map_or(Ids::Sent { classes: job.classes }, Ids::Known);
-        let signal =
-            codec::decode(&reply.signal, rows, job.k, job.codec, ids).map_err(|source| {
-                ReplyError::Signal { id, first_position: reply.first_position, source }
-            })?;
-        let (found, wanted) = (reply.next_logprob.len(), 4 * rows);
+        let start = self.signal.rows();
+        let signal = payload::read(job, &reply.signal, start..start + rows, self.width);
+        let first_position = reply.first_position;
+        let signal = signal.map_err(|source| ReplyError::Signal { id, first_position, source })?;
+        let of_next = if payload::has_next(job) { 4 * rows } else { 0 };
+        let (found, wanted) = (reply.next_logprob.len(), of_next);
         let next = codec::floats_from_bytes(&reply.next_logprob)
             .filter(|_| found == wanted)
             .ok_or(ReplyError::NextBytes { id, found, wanted })?;
@@ -315,7 +342,7 @@ pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().take(32).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -79,7 +79,13 @@ impl RequestError {
             | Self::UnknownCodec { .. }
             | Self::CodecNotOffered { .. }
             | Self::UnknownPriority { .. }
-            | Self::StrayCandidates { .. }
+            | Self::Stray { .. }
+            | Self::Draws { .. }
+            | Self::UnknownForm { .. }
+            | Self::Rung { .. }
+            | Self::CodeBytes { .. }
+            | Self::StateTooLarge { .. }
+            | Self::DrawsTooLarge { .. }
             | Self::CandidateBytes { .. }
             | Self::CandidateId { .. }
             | Self::DuplicateCandidate { .. }

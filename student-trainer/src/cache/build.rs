@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use candle_core::Device;
 use distill::cache::{HEADER_BYTES, Key, Place, Space, scan};
 use serde::Serialize;
 
@@ -15,10 +16,10 @@ use super::manifest::Manifest;
 use super::payload;
 use super::place::Located;
 use super::store::{Store, describe, numbers_in, segment_name};
+use crate::asking::{Ask, Terms};
 use crate::config::{CacheBuildConfig, CacheConfig};
 use crate::data::{RowSet, TokenizeOptions};
 use crate::error::TrainError;
-use crate::feed::Ask;
 use crate::setup::{Source, at_row};
 use crate::signals::Signals;
 use crate::stop::Stop;
@@ -68,24 +69,22 @@ pub(crate) fn fill(
     stop: &Stop,
 ) -> Result<(), TrainError> {
     let network = Network::start()?;
-    let facts =
-        source.student_facts([&rows.sequences, &held_out.sequences], config.top_k, config.codec);
-    let ask = Ask {
+    let facts = source.student_facts([&rows.sequences, &held_out.sequences], &config.said);
+    let terms = Terms {
         temperature: config.temperature as f32,
-        top_k: config.top_k,
-        codec: facts.codec,
         window: config.teacher_window,
         give_up_after: Duration::from_secs_f64(config.teacher_timeout),
     };
     let reach = (&config.teacher[..], &config.access);
     let who = (&source.tokenizer, &facts);
     let note = &mut |text: &str| watcher.note(text);
-    let mut asker = Asker { network: &network, reach, who, ask, rows, note, stop };
+    let (network, said, device) = (&network, &config.said, &Device::Cpu);
+    let mut asker = Asker { network, reach, who, said, terms, device, rows, note, stop };
     let sets = [("training", rows), ("held-out", held_out)];
     let joined = asker.join(Some(&config.cache), sets)?;
     let Some((teacher, ask)) = joined else { return Ok(()) };
     for (_, set) in sets {
-        ask_all(&teacher, ask, set, &network, watcher, stop)?;
+        ask_all(&teacher, ask, set, network, watcher, stop)?;
     }
     Ok(teacher.cache().map_or(Ok(()), |cache| cache.complete())?)
 }
@@ -193,9 +192,10 @@ fn verify_segment(
 
 /// Whether a payload can be read and is about what its name says.
 fn check(space: &Space, manifest: &Manifest, key: &Key, payload: &[u8]) -> Result<(), String> {
-    let said = payload::read_said(payload, manifest.classes).map_err(|e| e.to_string())?;
+    let said = payload::read_said(payload, manifest.about()).map_err(|e| e.to_string())?;
     let named = space.key(&said.tokens, &said.ranges) == *key;
-    let of_k = manifest.k().is_none_or(|k| k == said.scored.signal.k);
+    let found = said.scored.signal.top_k().map(|signal| signal.k);
+    let of_k = manifest.k() == found;
     match named && of_k {
         true => Ok(()),
         false => Err("it is about other tokens or another signal than its name".to_owned()),
@@ -258,7 +258,7 @@ pub(super) fn each(
             }
             let start = record.offset as usize + HEADER_BYTES;
             let payload = bytes.get(start..start + record.length as usize).unwrap_or_default();
-            let said = payload::read_said(payload, store.manifest.classes).map_err(|e| {
+            let said = payload::read_said(payload, store.manifest.about()).map_err(|e| {
                 let record = describe(&store.dir, place, Some(&record.key), "its payload");
                 CacheError::Payload { record, reason: e.to_string() }
             })?;

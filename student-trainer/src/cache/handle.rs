@@ -64,7 +64,7 @@ enum Job {
         key: Key,
         set: Arc<[Sequence]>,
         row: usize,
-        scored: Scored,
+        scored: Box<Scored>,
     },
     /// Answered when everything before is written.
     Flush(SyncSender<()>),
@@ -138,7 +138,7 @@ impl Cache {
         match found {
             Found::Nothing => Lookup::Nothing,
             Found::Damaged(what) => Lookup::Damaged(what),
-            Found::Payload(payload) => match payload::read(&payload, row, self.manifest.classes) {
+            Found::Payload(payload) => match payload::read(&payload, row, self.manifest.about()) {
                 Ok(scored) => Lookup::Answer(scored),
                 Err(reason) => Lookup::Damaged(format!("record {key}: {reason}")),
             },
@@ -155,7 +155,7 @@ impl Cache {
         let writing = lock(&self.writer);
         let Writing::Busy { jobs, .. } = &*writing else { return };
         let key = self.key(&set[row]);
-        let (set, scored) = (Arc::clone(set), scored.clone());
+        let (set, scored) = (Arc::clone(set), Box::new(scored.clone()));
         // The thread ends with this cache and not before; its panic has been printed.
         let _ = jobs.send(Job::Keep { key, set, row, scored });
     }

@@ -1,22 +1,29 @@
 //! Which of teacher and cache a run needs: who holds every answer need not be asked, and is then not
 //! reached beyond one look whether it is still the same model.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use candle_core::Device;
 use client::Access;
+use distill::coded::Code;
+use distill::fingerprint::Fingerprint;
 use distill::handshake::StudentFacts;
+use distill::hidden::HiddenForm;
 use hub::tokenizer::Tokenizer;
 
-use super::error::CacheError;
+use super::error::{CacheError, at};
 use super::handle::Cache;
-use super::manifest::Manifest;
+use super::manifest::{DecoderNames, Manifest, blob_name, in_words};
 use super::place::Located;
 use super::store::Store;
-use crate::config::Config;
+use crate::asking::{Ask, Terms, Wanted};
+use crate::config::{Config, SignalConfig, SignalKind};
 use crate::data::RowSet;
+use crate::decoder::{Coded, choose};
 use crate::error::TrainError;
-use crate::feed::Ask;
+use crate::reading::{Reading, ReadingError, read};
 use crate::setup::join_teacher;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
@@ -32,7 +39,10 @@ pub(crate) struct Asker<'a> {
     /// Addresses of teachers; none where only a cache answers.
     pub(crate) reach: (&'a [String], &'a Access),
     pub(crate) who: (&'a Tokenizer, &'a StudentFacts),
-    pub(crate) ask: Ask,
+    pub(crate) said: &'a SignalConfig,
+    pub(crate) terms: Terms,
+    /// Where hidden states are read.
+    pub(crate) device: &'a Device,
     /// Rows that the alignment is proved on.
     pub(crate) rows: &'a RowSet,
     pub(crate) note: &'a mut dyn FnMut(&str),
@@ -51,13 +61,8 @@ impl Asker<'_> {
     ) -> Result<Option<(Teacher, Ask)>, TrainError> {
         match place {
             Some(place) => join(self, Located::of(place)?, sets),
-            None => self.teacher(),
+            None => join_teacher(self),
         }
-    }
-
-    fn teacher(&mut self) -> Result<Option<(Teacher, Ask)>, TrainError> {
-        let Self { network, reach, who, ask, rows, note, stop } = self;
-        join_teacher(network, *reach, *who, *ask, rows, note, stop)
     }
 }
 
@@ -70,16 +75,26 @@ pub(crate) fn of_run(
     config: &Config,
     network: &Network,
     who: (&Tokenizer, &StudentFacts),
-    ask: Ask,
     [rows, held_out]: [&RowSet; 2],
     note: &mut dyn FnMut(&str),
     stop: &Stop,
 ) -> Result<Option<(Teacher, Ask)>, TrainError> {
     let reach = (&config.teacher[..], &config.access);
-    let mut asker = Asker { network, reach, who, ask, rows, note, stop };
+    let device = &model::device::choose(&config.device)?;
+    let (said, terms) = (&config.said, terms(config));
+    let mut asker = Asker { network, reach, who, said, terms, device, rows, note, stop };
     let none = RowSet::default();
     let learned = if config.alpha > 0.0 { rows } else { &none };
     asker.join(config.cache.as_deref(), [("training", learned), ("held-out", held_out)])
+}
+
+/// How a training run asks.
+fn terms(config: &Config) -> Terms {
+    Terms {
+        temperature: config.temperature as f32,
+        window: config.teacher_window,
+        give_up_after: Duration::from_secs_f64(config.teacher_timeout),
+    }
 }
 
 /// Reaches the teacher as [`join_teacher`] does, with a cache before it: sets of rows, each
@@ -103,7 +118,8 @@ fn join(
         }
         return with_teacher(asker, located);
     };
-    store.manifest.serves(&place, facts, asker.ask.temperature)?;
+    let words = wanted_in_words(asker);
+    store.manifest.serves(&place, facts, (&words, asker.terms.temperature))?;
     for what in store.damage.iter().take(DAMAGE_TOLD) {
         (asker.note)(&format!("--cache: damaged: {what}; it counts as not there"));
     }
@@ -122,6 +138,12 @@ fn join(
         let (missing, of, first) = (rows.len(), set.len(), set.place(rows[0]));
         return Err(CacheError::Incomplete { place, missing, of, what, first }.into());
     }
+    let (wanted, reading) = match kept_reading(asker, &located.dir, &store.manifest) {
+        Ok(found) => found,
+        // What it lacks a teacher has.
+        Err(_) if !alone => return with_teacher(asker, located),
+        Err(error) => return Err(error),
+    };
     let cache = Cache::reading(located, store);
     let teacher = match urls {
         [url, ..] => {
@@ -142,7 +164,61 @@ fn join(
     (asker.note)(&format!(
         "--cache {place} has the answers of all {count} rows ({model}): the teacher is asked for none"
     ));
-    Ok(Some((teacher.remembering(Arc::new(cache)), asker.ask)))
+    let teacher = teacher.read_by(reading).remembering(Arc::new(cache));
+    Ok(Some((teacher, asker.terms.ask(wanted))))
+}
+
+/// What the options want, in the words of a manifest, as far as it can be known without a teacher.
+fn wanted_in_words(asker: &Asker<'_>) -> String {
+    match Terms::listing(asker.said, asker.who.1.codec) {
+        Some(wanted) => in_words(wanted),
+        None if asker.said.signal == SignalKind::Coded => "coded".to_owned(),
+        None => format!("full form={}", asker.said.hidden_form),
+    }
+}
+
+/// What the answers of a cache are asked for as, and how they are read: of hidden states with the files
+/// beside them.
+///
+/// # Errors
+/// [`ReadingError`] where these are gone or damaged; [`CacheError::Differs`] where the code's step is not
+/// the one the options want.
+fn kept_reading(
+    asker: &Asker<'_>,
+    dir: &Path,
+    manifest: &Manifest,
+) -> Result<(Wanted, Reading), TrainError> {
+    let listing = Terms::listing(asker.said, asker.who.1.codec);
+    if let Some(wanted) = listing {
+        return Ok((wanted, Reading::default()));
+    }
+    let (Some(form), Some(names)) = (manifest.form(), &manifest.decoder) else {
+        return Err(ReadingError::Other.into());
+    };
+    let sizes = [names.hidden_size, manifest.classes];
+    let named = |name: &str| -> Result<(Fingerprint, PathBuf), ReadingError> {
+        Ok((name.parse().map_err(|_| ReadingError::Other)?, dir.join(blob_name(name))))
+    };
+    let matrix = named(&names.output_matrix)?;
+    let HiddenForm::Coded { code, rung } = form else {
+        let wanted = Wanted::Hidden { form, bytes: form.row_bytes(names.hidden_size) };
+        return Ok((wanted, Reading::full(matrix, None, sizes, asker.device)?));
+    };
+    let path = named(&code.to_string())?.1;
+    let code = Code::from_bytes(&read(&path, code)?).map_err(ReadingError::from)?;
+    let Coded { code, rate } = choose(code, asker.said)?;
+    if rate.rung != rung {
+        return Err(CacheError::Differs {
+            place: dir.display().to_string(),
+            what: "the step of coded hidden states",
+            found: rung.to_string(),
+            wanted: rate.rung.to_string(),
+            remedy: "set --signal-bytes or --signal-error as when it was built",
+        }
+        .into());
+    }
+    let wanted = Wanted::Hidden { form, bytes: rate.bytes.ceil() as usize };
+    Ok((wanted, Reading::full(matrix, Some((code, path, rung)), sizes, asker.device)?))
 }
 
 /// Reaches the teacher, and makes this the writer of the cache.
@@ -151,15 +227,30 @@ fn with_teacher(
     located: Located,
 ) -> Result<Option<(Teacher, Ask)>, TrainError> {
     let place = located.place.clone();
-    let Some((teacher, ask)) = asker.teacher()? else { return Ok(None) };
+    let Some((teacher, ask)) = join_teacher(asker)? else { return Ok(None) };
     let (facts, classes) = (teacher.facts(), teacher.agreement().classes);
     let knows_mass = teacher.knows_mass(f64::from(ask.temperature));
-    let manifest =
-        Manifest::of(facts, classes, (ask.top_k, ask.codec, ask.temperature), knows_mass);
+    let files = teacher.reading().files();
+    let decoder = files.first().map(|(matrix, _)| DecoderNames {
+        hidden_size: facts.hidden_size,
+        output_matrix: matrix.to_string(),
+        code: files.get(1).map(|(code, _)| code.to_string()),
+    });
+    let manifest = Manifest::of(facts, classes, (ask.wanted, ask.temperature), decoder, knows_mass);
+    let dir = located.dir.clone();
     let cache = Cache::writing(located, &manifest)?;
     cache.manifest().is_of(&place, facts)?;
     // It may have been made by another program a moment ago.
-    cache.manifest().serves(&place, asker.who.1, ask.temperature)?;
+    let words = in_words(ask.wanted);
+    cache.manifest().serves(&place, asker.who.1, (&words, ask.temperature))?;
+    for (name, path) in files {
+        let kept = dir.join(blob_name(&name.to_string()));
+        if !kept.exists() {
+            let begun = kept.with_extension("part");
+            at("write", &begun, std::fs::copy(path, &begun))?;
+            at("write", &kept, std::fs::rename(&begun, &kept))?;
+        }
+    }
     Ok(Some((teacher.remembering(Arc::new(cache)), ask)))
 }
 

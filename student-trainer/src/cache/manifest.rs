@@ -7,12 +7,16 @@ use std::path::Path;
 
 use distill::cache::{FORMAT_VERSION, Identity, Space};
 use distill::codec::Codec;
+use distill::coded::Rung;
 use distill::fingerprint::Fingerprint;
 use distill::handshake::{Limits, PROTOCOL_VERSION, SignalKind, StudentFacts, TeacherFacts};
+use distill::hidden::HiddenForm;
 use proto::limits::DEFAULT_LIMITS;
 use serde::{Deserialize, Serialize};
 
 use super::error::{CacheError, at};
+use super::payload::About;
+use crate::asking::Wanted;
 
 /// The file within a cache.
 pub(crate) const FILE: &str = "cache.json";
@@ -36,8 +40,12 @@ pub struct Manifest {
     pub vocab_size: usize,
     /// Classes the distributions are taken over.
     pub classes: usize,
-    /// The signal and its parameters: `top-k k=64`, and ` values=8-bit` where it came in that codec.
+    /// The signal and its parameters: `top-k k=64`, and ` values=8-bit` where it came in that codec;
+    /// `sampled draws=16 exact=0`; `full form=bf16`; `coded code=FINGERPRINT rung=-40`.
     pub signal: String,
+    /// What hidden states are read with; absent where none are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<DecoderNames>,
     /// Temperature of the signal; null where it depends on none.
     pub temperature: Option<f32>,
     /// Whether the answers say how much mass they leave out.
@@ -46,6 +54,45 @@ pub struct Manifest {
     pub parameters: u64,
     /// Type it computed in, for people.
     pub dtype: String,
+}
+
+/// The file that what hidden states are read with is kept in, by its digest.
+pub(crate) fn blob_name(fingerprint: &str) -> String {
+    format!("{fingerprint}{BLOB}")
+}
+
+/// How such files end.
+pub(crate) const BLOB: &str = ".blob";
+
+/// What hidden states are read with, by the digests it is kept under beside the segments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecoderNames {
+    /// Numbers of a hidden state.
+    pub hidden_size: usize,
+    /// The output matrix.
+    pub output_matrix: String,
+    /// The code, of coded ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+}
+
+impl DecoderNames {
+    /// The digests.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.output_matrix.as_str()).chain(self.code.as_deref())
+    }
+}
+
+/// A signal in the words of a manifest.
+pub(crate) fn in_words(wanted: Wanted) -> String {
+    match wanted {
+        Wanted::TopK { k, codec } => top_k(k, codec),
+        Wanted::Sampled { draws, exact, .. } => format!("sampled draws={draws} exact={exact}"),
+        Wanted::Hidden { form: HiddenForm::Coded { code, rung }, .. } => {
+            format!("coded code={code} rung={}", rung.0)
+        }
+        Wanted::Hidden { form, .. } => format!("full form={form}"),
+    }
 }
 
 /// A top-k in the words of a manifest. Codecs of 16 bits a value and more are one: what they round
@@ -62,9 +109,11 @@ impl Manifest {
     pub(crate) fn of(
         teacher: &TeacherFacts,
         classes: usize,
-        (top_k, codec, temperature): (usize, Codec, f32),
+        (wanted, temperature): (Wanted, f32),
+        decoder: Option<DecoderNames>,
         knows_mass: bool,
     ) -> Self {
+        let of_all = matches!(wanted, Wanted::Hidden { .. });
         Self {
             format: FORMAT_VERSION,
             model: teacher.model.clone(),
@@ -74,8 +123,9 @@ impl Manifest {
             tokenizer_size: teacher.tokenizer_size,
             vocab_size: teacher.vocab_size,
             classes,
-            signal: self::top_k(top_k, codec),
-            temperature: Some(temperature),
+            signal: in_words(wanted),
+            decoder,
+            temperature: (!of_all).then_some(temperature),
             knows_mass,
             parameters: teacher.parameters,
             dtype: teacher.dtype.clone(),
@@ -152,6 +202,33 @@ impl Manifest {
         self.signal.strip_prefix("top-k k=")?.split(' ').next()?.parse().ok()
     }
 
+    /// What its answers are about.
+    pub(crate) fn about(&self) -> About {
+        let (classes, form) = (self.classes, self.form());
+        let width = self.decoder.as_ref().map(|decoder| decoder.hidden_size);
+        About { classes, states: form.zip(width) }
+    }
+
+    /// How hidden states are said, where these are what it keeps.
+    pub(crate) fn form(&self) -> Option<HiddenForm> {
+        if let Some(form) = self.signal.strip_prefix("full form=") {
+            let forms = [HiddenForm::F32, HiddenForm::Bf16, HiddenForm::Int8, HiddenForm::Int4];
+            return forms.into_iter().find(|known| known.to_string() == form);
+        }
+        let (code, rung) = self.signal.strip_prefix("coded code=")?.split_once(" rung=")?;
+        Some(HiddenForm::Coded { code: code.parse().ok()?, rung: Rung(rung.parse().ok()?) })
+    }
+
+    /// The kind of its signal.
+    fn kind(&self) -> SignalKind {
+        match self.signal.split(' ').next() {
+            Some("sampled") => SignalKind::Sampled,
+            Some("full") => SignalKind::Full,
+            Some("coded") => SignalKind::Coded,
+            _ => SignalKind::TopK,
+        }
+    }
+
     /// The teacher that answered, as it would describe itself.
     pub(crate) fn facts(&self) -> TeacherFacts {
         let [model_fingerprint, tokenizer_fingerprint] = self.fingerprints();
@@ -162,13 +239,14 @@ impl Manifest {
             tokenizer_fingerprint,
             vocab_size: self.vocab_size,
             tokenizer_size: self.tokenizer_size,
+            hidden_size: self.decoder.as_ref().map_or(0, |decoder| decoder.hidden_size),
             // What was answered was within its bounds, which are not known.
             limits: Limits {
                 max_sequence_tokens: usize::MAX,
                 max_top_k: usize::MAX,
                 ..DEFAULT_LIMITS
             },
-            signals: vec![SignalKind::TopK],
+            signals: vec![self.kind()],
             codecs: Codec::ALL.to_vec(),
             protocol_version: PROTOCOL_VERSION,
             server_version: String::new(),
@@ -179,7 +257,8 @@ impl Manifest {
     }
 
     /// Refuses a run that wants other answers than these, as far as it is known before a teacher is
-    /// reached. `place` is the cache, for the error.
+    /// reached. `place` is the cache, for the error; `wanted` is in the words of a manifest, as far as it
+    /// can be known: of coded hidden states their first word.
     ///
     /// # Errors
     /// [`CacheError::Differs`], both values in it.
@@ -187,8 +266,12 @@ impl Manifest {
         &self,
         place: &str,
         student: &StudentFacts,
-        temperature: f32,
+        (wanted, temperature): (&str, f32),
     ) -> Result<(), CacheError> {
+        let signal = match wanted {
+            "coded" => self.signal.split(' ').next().unwrap_or_default(),
+            _ => &self.signal,
+        };
         let tokenizer = student.tokenizer_fingerprint.to_string();
         let classes = self.vocab_size.min(student.vocab_size);
         let checks = [
@@ -200,15 +283,16 @@ impl Manifest {
             ),
             (
                 "the signal",
-                self.signal.clone(),
-                top_k(student.top_k, student.codec),
-                "set --top-k and --codec to the cache's",
+                signal.to_owned(),
+                wanted.to_owned(),
+                "set --signal and its options (--top-k, --codec, --draws, --exact, --hidden-form) to the \
+                 cache's",
             ),
             (
                 "--temperature",
                 self.temperature.map_or_else(|| "any".to_owned(), |t| t.to_string()),
                 self.temperature.map_or_else(|| "any".to_owned(), |_| temperature.to_string()),
-                "a top-k is of one temperature: set --temperature to the cache's",
+                "such answers are of one temperature: set --temperature to the cache's",
             ),
             (
                 "this many classes:",

@@ -13,8 +13,10 @@ fn scored(rows: usize, k: usize, classes: u32) -> Scored {
         signal.log_rest.push(if row == 1 { f32::NEG_INFINITY } else { -0.25 });
     }
     let next_logprob = (0..rows).map(|row| -1.0 - row as f32).collect();
-    Scored { signal, next_logprob, wire_bytes: 77 }
+    Scored { signal: signal.into(), next_logprob, wire_bytes: 77 }
 }
+
+const ABOUT: About = About { classes: 24, states: None };
 
 // >>> from struct import pack
 // >>> (pack("<4H5I", 1, 1, 2, 0, 3, 1, 1, 2, 24) + pack("<3I", 4, 5, 6) + pack("<2I", 1, 2)
@@ -30,8 +32,8 @@ fn an_answer_is_written_as_documented_and_read_back_to_the_bit() {
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, BYTES);
     let without_bytes = Scored { wire_bytes: 0, ..answer };
-    assert_eq!(read(&bytes, &row, 24).unwrap(), without_bytes);
-    let said = read_said(&bytes, 24).unwrap();
+    assert_eq!(read(&bytes, &row, ABOUT).unwrap(), without_bytes);
+    let said = read_said(&bytes, ABOUT).unwrap();
     assert_eq!(said.tokens, [4, 5, 6]);
     assert_eq!(said.ranges.into_iter().flatten().collect::<Vec<_>>(), [1]);
     assert_eq!(said.scored, without_bytes);
@@ -42,12 +44,12 @@ fn an_answer_about_another_row_is_refused() {
     let set = rows(8, 3);
     let bytes = write(&set[2], &scored(set[2].scored().count(), 3, 24), 24).unwrap();
     for (i, row) in set.iter().enumerate() {
-        assert_eq!(read(&bytes, row, 24).is_ok(), i == 2, "row {i}");
+        assert_eq!(read(&bytes, row, ABOUT).is_ok(), i == 2, "row {i}");
     }
     let mut mask = set[2].loss_mask.clone();
     mask[2] = false;
     let fewer = Sequence::new(set[2].ids.clone(), mask).unwrap();
-    assert!(matches!(read(&bytes, &fewer, 24), Err(PayloadError::Name)));
+    assert!(matches!(read(&bytes, &fewer, ABOUT), Err(PayloadError::Name)));
 }
 
 #[test]
@@ -56,15 +58,15 @@ fn no_bytes_make_a_reader_panic_and_what_it_takes_means_something() {
     let positions = row.scored().count();
     let whole = write(row, &scored(positions, 3, 24), 24).unwrap();
     for cut in 0..whole.len() {
-        read_said(&whole[..cut], 24).unwrap_err();
+        read_said(&whole[..cut], ABOUT).unwrap_err();
     }
     for at in 0..whole.len() {
         for byte in [0, 1, 2, 0x7f, 0x80, 0xff] {
             let mut bytes = whole.clone();
             bytes[at] = byte;
-            let Ok(said) = read_said(&bytes, 24) else { continue };
+            let Ok(said) = read_said(&bytes, ABOUT) else { continue };
             assert_eq!(said.scored.signal.rows(), positions);
-            assert!(said.scored.signal.ids.iter().all(|&id| id < 24));
+            assert!(said.scored.signal.top_k().unwrap().ids.iter().all(|&id| id < 24));
             assert!(said.ranges.iter().all(|range| range.end as usize <= said.tokens.len()));
         }
     }
@@ -72,6 +74,6 @@ fn no_bytes_make_a_reader_panic_and_what_it_takes_means_something() {
     for at in [8, 12, 16, 20] {
         let mut bytes = whole.clone();
         bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(matches!(read_said(&bytes, 24), Err(PayloadError::Length { .. })), "at {at}");
+        assert!(matches!(read_said(&bytes, ABOUT), Err(PayloadError::Length { .. })), "at {at}");
     }
 }

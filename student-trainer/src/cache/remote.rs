@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
 
 use super::error::{CacheError, at};
-use super::manifest::{FILE, Manifest};
+use distill::fingerprint::Fingerprint;
+
+use super::manifest::{BLOB, FILE, Manifest, blob_name};
 use super::store::{index_name, numbers_in, segment_name};
 
 /// The list of what is in the store.
@@ -172,21 +174,16 @@ impl Remote {
     pub(crate) fn push(&mut self, dir: &Path) -> Result<usize, CacheError> {
         let mut list = self.list.clone();
         let mut sent = 0;
-        for number in numbers_in(dir)? {
-            if !dir.join(index_name(number)).exists() {
+        for name in whole_files(dir)? {
+            if list.files.iter().any(|file| file.name == name) {
                 continue;
             }
-            for name in [segment_name(number), index_name(number)] {
-                if list.files.iter().any(|file| file.name == name) {
-                    continue;
-                }
-                let path = dir.join(&name);
-                let bytes = at("read", &path, fs::read(&path))?;
-                let file = Listed::of(name, &bytes);
-                self.put(&file.object(), bytes, PutMode::Overwrite)?;
-                list.files.push(file);
-                sent += 1;
-            }
+            let path = dir.join(&name);
+            let bytes = at("read", &path, fs::read(&path))?;
+            let file = Listed::of(name, &bytes);
+            self.put(&file.object(), bytes, PutMode::Overwrite)?;
+            list.files.push(file);
+            sent += 1;
         }
         if sent == 0 {
             return Ok(0);
@@ -328,8 +325,25 @@ fn remote(place: &str, reason: String) -> CacheError {
     CacheError::Remote { place: place.to_owned(), reason }
 }
 
-/// Whether a name is that of a segment or its index.
+/// The files of a cache that change no more: what hidden states are read with, and segments that are
+/// sealed with their indexes.
+fn whole_files(dir: &Path) -> Result<Vec<String>, CacheError> {
+    let blobs = Manifest::read(dir)?.and_then(|manifest| manifest.decoder);
+    let blobs = blobs.iter().flat_map(|decoder| decoder.all()).map(blob_name);
+    let mut names: Vec<String> = blobs.filter(|name| dir.join(name).exists()).collect();
+    for number in numbers_in(dir)? {
+        if dir.join(index_name(number)).exists() {
+            names.extend([segment_name(number), index_name(number)]);
+        }
+    }
+    Ok(names)
+}
+
+/// Whether a name is that of a segment, its index, or what hidden states are read with.
 fn is_ours(name: &str) -> bool {
+    if name.strip_suffix(BLOB).is_some_and(|digest| digest.parse::<Fingerprint>().is_ok()) {
+        return true;
+    }
     let number = |end| name.strip_prefix("segment-")?.strip_suffix(end)?.parse::<u32>().ok();
     [".seg", ".idx"]
         .into_iter()

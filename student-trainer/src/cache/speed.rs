@@ -53,6 +53,7 @@ fn manifest(k: usize) -> Manifest {
         vocab_size: 151_936,
         classes: 151_936,
         signal: top_k(k, Codec::Packed),
+        decoder: None,
         temperature: Some(2.0),
         knows_mass: true,
         parameters: 0,
@@ -77,7 +78,7 @@ fn answer(row: usize, positions: usize, k: usize) -> Scored {
     let bytes = distill::codec::encode(&signal, 0..positions, packed).unwrap_or_default();
     let ids = distill::codec::Ids::Sent { classes: 151_936 };
     let signal = distill::codec::decode(&bytes, positions, k, Codec::Packed, ids).unwrap_or(signal);
-    Scored { signal, next_logprob: vec![-2.0; positions], wire_bytes: 0 }
+    Scored { signal: signal.into(), next_logprob: vec![-2.0; positions], wire_bytes: 0 }
 }
 
 /// Writes `rows` answers of `positions` positions into an empty directory and reads them.

@@ -14,6 +14,7 @@ mod rows;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use distill::fingerprint::Fingerprint;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
@@ -26,7 +27,7 @@ use super::error::CacheError;
 use super::manifest::{Manifest, top_k};
 use super::payload;
 use super::place::Located;
-use crate::config::{CacheExportConfig, CacheImportConfig, CodecKind};
+use crate::config::{CacheExportConfig, CacheImportConfig};
 use crate::error::TrainError;
 use crate::setup::Source;
 use columns::Columns;
@@ -44,6 +45,12 @@ pub fn export(config: &CacheExportConfig) -> Result<usize, CacheError> {
     let store = open(&config.cache)?;
     let path = &config.parquet;
     let wrong = |reason: String| CacheError::Table { path: path.clone(), reason };
+    if store.manifest.k().is_none() {
+        let signal = &store.manifest.signal;
+        return Err(wrong(format!(
+            "the cache keeps `{signal}`: such a table holds top-k answers only"
+        )));
+    }
     let file = File::create(path).map_err(|e| wrong(format!("cannot be written: {e}")))?;
     let described = KeyValue::new(METADATA.to_owned(), store.manifest.text());
     let properties = WriterProperties::builder()
@@ -59,7 +66,8 @@ pub fn export(config: &CacheExportConfig) -> Result<usize, CacheError> {
         writer.write(&batch).map_err(|e| wrong(e.to_string()))
     };
     each(&store, &mut |said| {
-        columns.push(&said);
+        let Some(signal) = said.scored.signal.top_k() else { return Ok(()) };
+        columns.push(&said, signal);
         count += 1;
         if count.is_multiple_of(BATCH) { put(&mut columns) } else { Ok(()) }
     })?;
@@ -114,7 +122,7 @@ fn import_file(config: &CacheImportConfig) -> Result<usize, TrainError> {
                 None => {
                     let manifest = match &manifest {
                         Some(manifest) => manifest.clone(),
-                        None => foreign(config, said.scored.signal.k)?,
+                        None => foreign(config, k_of(&said))?,
                     };
                     filled.insert(Filled::open(&config.cache, &manifest)?)
                 }
@@ -145,23 +153,29 @@ fn foreign(config: &CacheImportConfig, k: usize) -> Result<Manifest, TrainError>
         );
     };
     let source = Source::open(student, None)?;
-    let facts = source.student_facts([&[], &[]], k, CodecKind::Raw);
+    let tokenizer = Fingerprint(source.tokenizer.fingerprint());
     let digest = blake3::hash(format!("imported answers of {model}").as_bytes());
     Ok(Manifest {
         format: distill::cache::FORMAT_VERSION,
         model: model.clone(),
         revision: String::new(),
         model_fingerprint: digest.to_hex().to_string(),
-        tokenizer_fingerprint: facts.tokenizer_fingerprint.to_string(),
-        tokenizer_size: facts.tokenizer_size,
-        vocab_size: facts.vocab_size,
-        classes: facts.vocab_size,
+        tokenizer_fingerprint: tokenizer.to_string(),
+        tokenizer_size: source.tokenizer.size(),
+        vocab_size: source.config.vocab_size,
+        classes: source.config.vocab_size,
         signal: top_k(k, distill::codec::Codec::Raw),
+        decoder: None,
         temperature: Some(config.temperature as f32),
         knows_mass: true,
         parameters: 0,
         dtype: String::new(),
     })
+}
+
+/// Entries a position of an answer that lists tokens.
+fn k_of(said: &payload::Said) -> usize {
+    said.scored.signal.top_k().map_or(0, |signal| signal.k)
 }
 
 /// A cache that is being filled from a file.
@@ -186,7 +200,7 @@ impl Filled {
     /// Puts an answer into the cache, if it is not there; the outer error is what is wrong with it.
     fn put(&mut self, said: &payload::Said) -> Result<Result<(), CacheError>, String> {
         let manifest = &self.store.manifest;
-        let (k, classes) = (said.scored.signal.k, manifest.classes);
+        let (k, classes) = (k_of(said), manifest.classes);
         if manifest.k() != Some(k) {
             return Err(format!(
                 "it has {k} entries a position, wanted those of {}",
@@ -196,7 +210,7 @@ impl Filled {
         let payload = payload::write_said(&said.tokens, &said.ranges, &said.scored, classes)
             .map_err(|e| e.to_string())?;
         // What will be read must be readable: ids in range and none twice, numbers finite.
-        payload::read_said(&payload, classes).map_err(|e| e.to_string())?;
+        payload::read_said(&payload, manifest.about()).map_err(|e| e.to_string())?;
         let key = self.store.space.key(&said.tokens, &said.ranges);
         if self.store.has(&key) {
             return Ok(Ok(()));

@@ -9,6 +9,7 @@ use arrow::array::{
 use distill::signal::TopK;
 
 use super::*;
+use crate::cache::payload::About;
 use crate::cache::store::Store;
 use crate::feed::Scored;
 use crate::testing::{logits, rows, tiny_source};
@@ -34,7 +35,7 @@ fn answer(row: &distill::batch::Sequence, temperature: f64) -> Scored {
         let log_z = distill::signal::log_sum_exp(y.iter().copied());
         next_logprob.push((y[row.ids[position + 1] as usize] - log_z) as f32);
     }
-    Scored { signal, next_logprob, wire_bytes: 0 }
+    Scored { signal: signal.into(), next_logprob, wire_bytes: 0 }
 }
 
 fn fill(place: &str, temperature: f32) {
@@ -91,14 +92,14 @@ fn what_is_exported_and_imported_teaches_the_same() {
         let crate::cache::store::Found::Payload(bytes) = store.read(&key) else {
             panic!("a row is missing")
         };
-        let found = payload::read(&bytes, row, CLASSES).unwrap();
+        let found = payload::read(&bytes, row, About { classes: CLASSES, states: None }).unwrap();
         let wanted = answer(row, 2.0);
-        assert_eq!(found.signal.ids, wanted.signal.ids);
-        assert_eq!(found.signal.log_rest, wanted.signal.log_rest);
+        assert_eq!(found.signal.top_k().unwrap().ids, wanted.signal.top_k().unwrap().ids);
+        assert_eq!(found.signal.top_k().unwrap().log_rest, wanted.signal.top_k().unwrap().log_rest);
         assert_eq!(found.next_logprob, wanted.next_logprob);
         for position in 0..found.signal.rows() {
-            let (p, rest) = found.signal.probabilities(position);
-            let (wanted_p, wanted_rest) = wanted.signal.probabilities(position);
+            let (p, rest) = found.signal.top_k().unwrap().probabilities(position);
+            let (wanted_p, wanted_rest) = wanted.signal.top_k().unwrap().probabilities(position);
             let pairs = p.iter().zip(&wanted_p).chain([(&rest, &wanted_rest)]);
             // Log-probabilities are rounded to float32 once more: half a unit of numbers up to 8.
             pairs.for_each(|(a, b)| assert!((a - b).abs() < 5e-7 * b, "{a} {b}"));
@@ -169,16 +170,16 @@ fn another_programs_file_is_read_once_it_is_told_whose_answers_they_are() {
     let row = distill::batch::Sequence::all_scored(vec![3, 1, 4, 1, 5]).unwrap();
     let key = store.space.key(&row.ids, &row.scored_ranges());
     let crate::cache::store::Found::Payload(bytes) = store.read(&key) else { panic!("not there") };
-    let found = payload::read(&bytes, &row, CLASSES).unwrap();
+    let found = payload::read(&bytes, &row, About { classes: CLASSES, states: None }).unwrap();
     let wanted = answer(&row, 1.0);
-    assert_eq!(found.signal.ids, wanted.signal.ids);
+    assert_eq!(found.signal.top_k().unwrap().ids, wanted.signal.top_k().unwrap().ids);
     for position in 0..4 {
-        let (p, rest) = found.signal.probabilities(position);
-        let (wanted_p, wanted_rest) = wanted.signal.probabilities(position);
+        let (p, rest) = found.signal.top_k().unwrap().probabilities(position);
+        let (wanted_p, wanted_rest) = wanted.signal.top_k().unwrap().probabilities(position);
         let pairs = p.iter().zip(&wanted_p).chain([(&rest, &wanted_rest)]);
         pairs.for_each(|(a, b)| assert!((a - b).abs() < 1e-6, "{a} {b}"));
         let next = row.ids[position + 1];
-        let among = found.signal.ids[position * K..][..K].contains(&next);
+        let among = found.signal.top_k().unwrap().ids[position * K..][..K].contains(&next);
         match among {
             true => {
                 let off = found.next_logprob[position] - wanted.next_logprob[position];

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use client::Access;
 
-use super::kinds::{ChatTemplateUse, CodecKind, LossOn, ProgressKind};
+use super::kinds::{ChatTemplateUse, LossOn, ProgressKind};
 use super::layers::Layers;
 use super::reader::Reader;
+use super::signal::SignalConfig;
 use super::teachers::teachers;
-use super::{count, length, optional_count, seconds, signal, temperature, top_k};
+use super::{count, length, optional_count, seconds, temperature};
 
 /// Everything `cache build` needs to know. Fields are named as the flags.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,8 +30,7 @@ pub struct CacheBuildConfig {
     pub loss_on: LossOn,
     pub chat_template: ChatTemplateUse,
     pub temperature: f64,
-    pub top_k: usize,
-    pub codec: CodecKind,
+    pub said: SignalConfig,
     pub progress: ProgressKind,
 }
 
@@ -78,7 +78,6 @@ impl CacheBuildConfig {
     pub fn from_layers(layers: &Layers) -> Result<Self, Vec<String>> {
         let mut r = Reader::new(layers);
         let (teacher, access) = teachers(&mut r);
-        signal(&mut r);
         let config = Self {
             cache: cache(&mut r),
             teacher,
@@ -95,8 +94,7 @@ impl CacheBuildConfig {
             loss_on: r.choice("loss-on"),
             chat_template: r.choice("chat-template"),
             temperature: temperature(&mut r),
-            top_k: top_k(&mut r),
-            codec: r.choice("codec"),
+            said: SignalConfig::read(&mut r),
             progress: r.choice("progress"),
         };
         if config.teacher.is_empty() {

@@ -61,6 +61,21 @@ choice! {
 }
 
 choice! {
+    /// How a hidden state is said.
+    HiddenFormKind {
+        /// Four bytes a number.
+        F32 = "f32",
+        /// Two bytes a number.
+        #[default]
+        Bf16 = "bf16",
+        /// A byte a number, and a scale for each 64.
+        Int8 = "int8",
+        /// Half a byte a number, and a scale for each 64.
+        Int4 = "int4",
+    }
+}
+
+choice! {
     /// How far the student is said to be from the teacher.
     DivergenceKind {
         /// KL(teacher || student): the student covers all that the teacher holds possible.

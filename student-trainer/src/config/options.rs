@@ -209,9 +209,26 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Softens both distributions before they are compared, 0.0001 to 1000000. 1 compares \
          them as they are"),
     option(LOSS, TRAIN_BUILD, ("signal", "top-k|sampled|full|coded", "top-k"),
-        "What the teacher sends of each position; only top-k is offered yet"),
+        "What the teacher sends of each position: top-k, the likeliest classes and the mass of the rest; \
+         coded, the hidden state in a code (about 40 bytes a position for a width of 256, 200 for 1024), \
+         and so all classes, any temperature and divergence; full, the hidden state itself; sampled, \
+         draws (about 1 byte each)"),
+    option(LOSS, TRAIN_BUILD, ("signal-bytes", "BYTES", ""),
+        "Of coded: the bytes a position may take; the finest step within them is chosen"),
+    option(LOSS, TRAIN_BUILD, ("signal-error", "NATS", ""),
+        "Of coded, instead: how far what is decoded may be from what the teacher says, as mean KL \
+         divergence at temperature 1; the coarsest step within it is chosen. 0.01 when neither is given"),
+    option(LOSS, TRAIN_BUILD, ("hidden-form", "f32|bf16|int8|int4", "bf16"),
+        "Of full: 4, 2, 1 or half a byte a number of the hidden state"),
+    option(LOSS, TRAIN_BUILD, ("draws", "N", "16"),
+        "Of sampled: draws a position, 1 to 1024"),
+    option(LOSS, TRAIN_BUILD, ("exact", "K", "0"),
+        "Of sampled: the K likeliest classes exactly; draws are then from all the others"),
+    option(LOSS, TRAIN_BUILD, ("decoder-dir", "DIR", ""),
+        "Of coded and full: where the teacher's output matrix and code are kept, which are fetched once \
+         [default: limbeck/decoder in $XDG_CACHE_HOME or ~/.cache]"),
     option(LOSS, TRAIN_BUILD, ("top-k", "K", "64"),
-        "Classes the teacher names per position; 5 bytes each with the codec packed"),
+        "Of top-k: classes the teacher names per position; 5 bytes each with the codec packed"),
     option(LOSS, TRAIN_BUILD, ("codec", "packed|raw|compact|compact8", "packed"),
         "Layout of the teacher's answers: 340, 524, 254 or 190 bytes a position for the top 64 of \
          151936. raw is exact; in packed and compact a value is off by at most 1/131070 of its \
@@ -235,7 +252,19 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Softens both distributions before KL is taken, 0.0001 to 1000000. Perplexity and \
          agreement do not depend on it"),
     option(COMPARISON, EVAL, ("signal", "top-k|sampled|full|coded", "top-k"),
-        "What the teacher sends of each position; only top-k is offered yet"),
+        "What the teacher sends of each position, as in training"),
+    option(COMPARISON, EVAL, ("signal-bytes", "BYTES", ""),
+        "Of coded: the bytes a position may take, as in training"),
+    option(COMPARISON, EVAL, ("signal-error", "NATS", ""),
+        "Of coded, instead: how far what is decoded may be off, as in training"),
+    option(COMPARISON, EVAL, ("hidden-form", "f32|bf16|int8|int4", "bf16"),
+        "Of full: the numbers of the hidden state, as in training"),
+    option(COMPARISON, EVAL, ("draws", "N", "16"),
+        "Of sampled: draws a position"),
+    option(COMPARISON, EVAL, ("exact", "K", "0"),
+        "Of sampled: the K likeliest classes exactly"),
+    option(COMPARISON, EVAL, ("decoder-dir", "DIR", ""),
+        "Of coded and full: where the teacher's output matrix and code are kept, as in training"),
     option(COMPARISON, EVAL, ("top-k", "K", "64"),
         "Classes the teacher names per position, for KL"),
     option(COMPARISON, EVAL, ("codec", "packed|raw|compact|compact8", "packed"),

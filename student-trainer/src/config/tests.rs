@@ -35,9 +35,9 @@ fn faults(flags: &[(&'static str, &str)]) -> Vec<String> {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let c = settings(&[], &[], None).unwrap();
-    assert_eq!((c.alpha, c.temperature, c.top_k), (0.7, 5.0, 64));
-    assert_eq!((c.signal, c.tail), (SignalKind::TopK, TailKind::Bucket));
-    assert_eq!(c.codec, CodecKind::Packed);
+    assert_eq!((c.alpha, c.temperature, c.said.top_k), (0.7, 5.0, 64));
+    assert_eq!((c.said.signal, c.tail), (SignalKind::TopK, TailKind::Bucket));
+    assert_eq!(c.said.codec, CodecKind::Packed);
     assert_eq!((c.num_train_epochs, c.max_steps), (3, None));
     assert_eq!((c.per_device_train_batch_size, c.gradient_accumulation_steps), (4, 1));
     assert_eq!((c.learning_rate, c.lr_scheduler_type), (5e-5, SchedulerKind::Constant));
@@ -62,9 +62,9 @@ fn flags_beat_environment_beats_file_beats_default() {
         ("STUDENT_TRAINER", ""),
     ];
     let c = settings(&[("alpha", "0.9")], &variables, file).unwrap();
-    assert_eq!((c.alpha, c.top_k, c.learning_rate, c.shuffle), (0.9, 32, 1e-3, false));
+    assert_eq!((c.alpha, c.said.top_k, c.learning_rate, c.shuffle), (0.9, 32, 1e-3, false));
     let c = settings(&[], &[("STUDENT_TRAINER_CODEC", "compact8")], Some("codec = 'raw'")).unwrap();
-    assert_eq!(c.codec, CodecKind::Compact8);
+    assert_eq!(c.said.codec, CodecKind::Compact8);
     assert!(faults(&[("codec", "compact9")])[0].contains("compact8"));
     assert_eq!(c.temperature, 5.0);
 }
@@ -190,7 +190,29 @@ fn contradictions_are_refused() {
         (&[("max-steps", "5"), ("num-train-epochs", "2")], "give one of them"),
         (&[("divergence", "jsd"), ("tail", "renormalise")], "jsd needs --tail bucket"),
         (&[("beta", "0.3")], "--beta says nothing with --divergence forward-kl"),
-        (&[("signal", "sampled")], "--signal sampled is not offered yet; use top-k"),
+        (
+            &[("signal", "sampled"), ("divergence", "jsd")],
+            "--divergence jsd cannot be learned from --signal sampled: draws give the gradient of \
+             forward-kl alone; --signal coded or full carries every divergence, top-k carries it on its \
+             tokens and the rest",
+        ),
+        (
+            &[("signal", "coded"), ("top-k", "8")],
+            "--top-k says nothing with --signal coded; it is for top-k",
+        ),
+        (
+            &[("signal-bytes", "40")],
+            "--signal-bytes says nothing with --signal top-k; it is for coded",
+        ),
+        (
+            &[("signal", "coded"), ("signal-bytes", "40"), ("signal-error", "0.01")],
+            "--signal-bytes and --signal-error both choose the step of the code; give one",
+        ),
+        (
+            &[("signal", "full"), ("tail", "renormalise")],
+            "--tail renormalise says nothing with --signal full, which leaves no tokens out; it is for \
+             top-k",
+        ),
     ] {
         let found = faults(flags);
         assert_eq!(found.len(), 1, "{found:#?}");

@@ -44,7 +44,7 @@ impl Teacher {
         let facts = manifest.facts();
         let agreement = check(&facts, student)
             .map_err(|source| TeacherError::Mismatch { url: voice.url().to_owned(), source })?;
-        Ok(Self { voice, agreement, facts: Arc::new(facts), cache: None })
+        Ok(Self { voice, agreement, facts: Arc::new(facts), cache: None, reading: Arc::default() })
     }
 
     /// It, with a cache of its answers before it.

@@ -10,8 +10,7 @@ use tonic::transport::{Identity, ServerTlsConfig};
 
 use super::vllm_tests::StandIn;
 use super::*;
-use crate::config::CodecKind;
-use crate::testing::{FakeTeacher, Served, tiny_source};
+use crate::testing::{FakeTeacher, Served, joined, listing, tiny_source};
 
 /// What no error may take: it would have been tried again until then.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -73,7 +72,7 @@ fn serve(dir: &Path, tls: ServerTlsConfig, token: Option<&'static str>) -> Serve
 
 fn connect(url: &str, papers: Papers) -> Result<Teacher, String> {
     let dir = tempfile::tempdir().unwrap();
-    let facts = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
+    let facts = tiny_source(dir.path()).student_facts([&[], &[]], &listing(5));
     let access = Access::read(papers).unwrap();
     let network = Network::start().unwrap();
     let begin = Instant::now();
@@ -187,27 +186,11 @@ fn the_token_goes_with_every_call() {
     // The alignment proof asks for scores.
     let source = tiny_source(dir.path());
     let rows = crate::testing::row_set("train.jsonl", crate::testing::rows(3, 1));
-    let facts = source.student_facts([&rows.sequences, &[]], 5, CodecKind::Packed);
-    let ask = crate::feed::Ask {
-        temperature: 2.0,
-        top_k: 5,
-        codec: facts.codec,
-        window: 2,
-        give_up_after: Duration::from_secs(5),
-    };
+    let facts = source.student_facts([&rows.sequences, &[]], &listing(5));
     let access = Access::read(with("s3cret\n")).unwrap();
-    let (network, urls) = (Network::start().unwrap(), [served.url.clone()]);
-    let reach = (&urls[..], &access);
-    let joined = crate::setup::join_teacher(
-        &network,
-        reach,
-        (&source.tokenizer, &facts),
-        ask,
-        &rows,
-        &mut |_| {},
-        &Stop::default(),
-    )
-    .unwrap();
+    let urls = [served.url.clone()];
+    let joined = joined((&urls, &access), (&source.tokenizer, &facts), 2.0, &rows, &mut |_| {});
+    let joined = joined.unwrap();
     let shown = format!("{:?}", joined.unwrap().0);
     assert!(!shown.contains("s3cret"), "{shown}");
     assert!(served.teacher.mischief.answered.load(std::sync::atomic::Ordering::Relaxed) > 0);

@@ -10,10 +10,11 @@ use distill::signal::log_sum_exp;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::{CodecKind, DivergenceKind, TailKind};
-use crate::feed::{Ask, Feed};
-use crate::setup::{join_teacher, tail};
-use crate::testing::{CLASSES, FakeTeacher, logits, row_set, rows, tiny_source};
+use crate::asking::{Ask, Wanted};
+use crate::config::{DivergenceKind, TailKind};
+use crate::feed::Feed;
+use crate::setup::tail;
+use crate::testing::{CLASSES, FakeTeacher, joined, listing, logits, row_set, rows, tiny_source};
 
 /// How the stand-in behaves; may be changed while it serves.
 #[derive(Debug)]
@@ -156,7 +157,8 @@ fn completion(body: &Value, k: usize) -> Value {
 
 fn ask(temperature: f32, top_k: usize) -> Ask {
     let give_up_after = Duration::from_secs(3);
-    Ask { temperature, top_k, codec: Codec::Raw, window: 4, give_up_after }
+    let wanted = Wanted::TopK { k: top_k, codec: Codec::Raw };
+    Ask { wanted, temperature, window: 4, give_up_after }
 }
 
 /// Joins a teacher as a run does; what was noted with it.
@@ -168,12 +170,12 @@ fn join(
     let dir = tempfile::tempdir().unwrap();
     let source = tiny_source(dir.path());
     let set = row_set("train.jsonl", rows(9, 4));
-    let facts = source.student_facts([&set.sequences, &[]], ask.top_k, CodecKind::Packed);
+    let facts = source.student_facts([&set.sequences, &[]], &listing(5));
     let (network, urls) = (Network::start().unwrap(), [url.to_owned()]);
-    let (mut noted, stop) = (String::new(), Stop::default());
+    let mut noted = String::new();
     let note = &mut |text: &str| noted.push_str(text);
     let who = (&source.tokenizer, &facts);
-    let joined = join_teacher(&network, (&urls, access), who, ask, &set, note, &stop);
+    let joined = joined((&urls, access), who, ask.temperature, &set, note);
     let joined = joined.map_err(|error| error.to_string())?.unwrap();
     assert_eq!(
         tail(TailKind::Bucket, DivergenceKind::ForwardKl, Some(&joined), note).unwrap()
@@ -204,10 +206,13 @@ fn at_temperature_1_it_says_what_our_own_contract_says() {
     let (ours, theirs) = (all(&n, &a, &set, ask), all(&m, &b, &set, ask));
     assert_eq!((ours.len(), theirs.len()), (9, 9));
     for (a, b) in ours.iter().zip(&theirs) {
-        assert_eq!(a.signal.ids, b.signal.ids);
+        assert_eq!(a.signal.top_k().unwrap().ids, b.signal.top_k().unwrap().ids);
         assert!(b.wire_bytes > a.wire_bytes, "JSON is larger");
         for row in 0..a.signal.rows() {
-            let ((p, rest), (q, tail)) = (a.signal.probabilities(row), b.signal.probabilities(row));
+            let ((p, rest), (q, tail)) = (
+                a.signal.top_k().unwrap().probabilities(row),
+                b.signal.top_k().unwrap().probabilities(row),
+            );
             for (p, q) in p.iter().zip(&q).chain([(&rest, &tail)]) {
                 assert!((p - q).abs() < 1e-6, "{p} {q}");
             }
@@ -296,7 +301,7 @@ fn another_model_behind_the_address_stops_the_run() {
 fn rows_beyond_its_context_are_refused_before_anything_is_asked() {
     let theirs = StandIn::serve(None);
     let dir = tempfile::tempdir().unwrap();
-    let mut facts = tiny_source(dir.path()).student_facts([&[], &[]], 5, CodecKind::Packed);
+    let mut facts = tiny_source(dir.path()).student_facts([&[], &[]], &listing(5));
     let network = Network::start().unwrap();
     let mut connect = |length| {
         facts.max_length = length;

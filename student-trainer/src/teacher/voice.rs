@@ -86,6 +86,7 @@ fn supposed(found: &Description, student: &StudentFacts) -> TeacherFacts {
         tokenizer_fingerprint: student.tokenizer_fingerprint,
         vocab_size: student.vocab_size,
         tokenizer_size: student.tokenizer_size,
+        hidden_size: 0,
         limits: Limits {
             // One place is for the token that has to be generated.
             max_sequence_tokens: found.max_model_len.map_or(usize::MAX, |len| len - len.min(1)),

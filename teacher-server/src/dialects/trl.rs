@@ -161,7 +161,7 @@ impl Shape {
         let unknown = usize::from(self.unknown_first[index]);
         self.completions[index].iter().enumerate().map(move |(t, &realised)| {
             let (row, scores) = (t.checked_sub(unknown)?, scores.as_ref()?);
-            let signal = &scores.signal;
+            let signal = scores.signal.top_k()?;
             let here = row * signal.k..(row + 1) * signal.k;
             Some(Entry {
                 ids: &signal.ids[here.clone()],

@@ -4,12 +4,13 @@
 //! that one poisonous sequence fails alone and the server goes on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distill::queue::pause;
 use proto::convert::ScoreJob;
 
-use super::{Answer, Shared, Work};
+use super::{Answer, Errand, Shared, Work};
 use crate::error::{TeacherError, panic_text};
 use crate::metrics::Metrics;
 use crate::scorer::{NotFinite, Scorer, ScorerError, Scores};
@@ -42,6 +43,33 @@ pub(super) fn score(scorer: &mut dyn Scorer, mut batch: Vec<Work>, shared: &Shar
             score(scorer, second, shared);
         }
     }
+}
+
+/// Answers who wants what hidden states are read with.
+pub(super) fn answer_errand(scorer: &mut dyn Scorer, errand: Errand, shared: &Shared) {
+    let Errand { code, reply } = errand;
+    // Who asked first had it made.
+    let made = shared.lock().decoder.clone().filter(|decoder| decoder.has_code() || !code);
+    let made = match made {
+        Some(decoder) => Ok(decoder),
+        None => match catch_unwind(AssertUnwindSafe(|| scorer.decoder(code))) {
+            Ok(made) => made.map_err(|error| TeacherError::Scorer(error.to_string())),
+            Err(panic) => {
+                shared.metrics.panics.inc();
+                Err(TeacherError::Panicked(panic_text(panic.as_ref())))
+            }
+        },
+    };
+    match &made {
+        Ok(decoder) => {
+            let mut inner = shared.lock();
+            inner.decoder = Some(Arc::clone(decoder));
+            inner.code = scorer.code();
+        }
+        Err(error) => tracing::error!(%error, "no decoder of hidden states can be given"),
+    }
+    // The caller may have left meanwhile.
+    let _ = reply.send(made);
 }
 
 /// Scores a batch once; whatever goes wrong is an error.

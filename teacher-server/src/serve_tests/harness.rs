@@ -8,7 +8,7 @@ use distill::codec::Codec;
 use distill::fingerprint::Fingerprint;
 use distill::handshake::{Agreement, Limits, TeacherFacts};
 use distill::queue::Priority;
-use distill::signal::Entries;
+use distill::signal::{Computed, Entries, Signal};
 use proto::convert::{ReplyAssembler, ScoreJob, Scored, score_request};
 use proto::v1::teacher_client::TeacherClient;
 use proto::v1::{ScoreReply, ScoreRequest};
@@ -227,6 +227,7 @@ pub(crate) fn assembler(job: &ScoreJob) -> ReplyAssembler {
         classes: CLASSES,
         model_fingerprint: Fingerprint([0xA5; 32]),
         tokenizer_fingerprint: Fingerprint([0x5A; 32]),
+        hidden_size: 0,
         max_in_flight: 64,
     };
     ReplyAssembler::new(job.clone(), &agreement)
@@ -251,7 +252,13 @@ pub(crate) fn job(id: u64, tokens: Vec<u32>) -> ScoreJob {
 /// Whether the answer is what the fake model's definition says, bit for bit (raw codec).
 pub(crate) fn assert_right(job: &ScoreJob, scored: &Scored) {
     let wanted = FakeScorer::scores(job);
-    assert_eq!(scored.signal, wanted.signal, "job {}", job.id);
+    match (&scored.signal, &wanted.signal) {
+        (Signal::TopK(found), Computed::TopK(wanted)) => {
+            assert_eq!(found, wanted, "job {}", job.id)
+        }
+        (Signal::Drawn(found), Computed::Drawn(wanted)) => assert_eq!(found, wanted),
+        (found, wanted) => panic!("job {}: {found:?} for {wanted:?}", job.id),
+    }
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&scored.next_logprob), bits(&wanted.next_logprob), "job {}", job.id);
 }

@@ -100,7 +100,7 @@ async fn info_states_the_facts_and_every_limit() {
     assert_eq!(info.model_fingerprint, "a5".repeat(32));
     assert_eq!(info.tokenizer_fingerprint, "5a".repeat(32));
     assert_eq!((info.vocab_size, info.tokenizer_size, info.protocol_version), (32, 32, 1));
-    assert_eq!((info.signals, info.codecs), (vec![1, 2], vec![1, 2, 3, 4]));
+    assert_eq!((info.signals, info.codecs), (vec![1, 2, 3], vec![1, 2, 3, 4]));
     assert_eq!((info.dtype.as_str(), info.device.as_str()), ("f32", "cpu"));
     let wanted = proto::v1::Limits {
         max_sequence_tokens: 125,

@@ -25,6 +25,41 @@ use super::row::RowLoss;
 use super::{Divergence, LossSettings};
 use crate::ops::math;
 
+/// What one side's logits tell by themselves.
+struct Side {
+    logit_of_target: f64,
+    /// The largest logit, and the first class that has it.
+    best: (f32, u32),
+    sums: RestSums,
+}
+
+impl Side {
+    const NONE: Self = Self {
+        logit_of_target: f64::NAN,
+        best: (f32::NEG_INFINITY, u32::MAX),
+        sums: RestSums::NONE,
+    };
+
+    /// Takes note of the logits of the classes from `first` on.
+    fn listen(&mut self, logits: &[f32], first: usize, target: usize, temperature: f64) {
+        if let Some(&logit) = target.checked_sub(first).and_then(|at| logits.get(at)) {
+            self.logit_of_target = f64::from(logit);
+        }
+        let max = math::max(logits);
+        if max > self.best.0
+            && let Some(at) = position_of(logits, max)
+        {
+            self.best = (max, (first + at) as u32);
+        }
+        self.sums = self.sums.and(RestSums::of(logits, max, temperature), temperature);
+    }
+
+    /// `-log softmax(x)[target]`
+    fn ce(&self) -> f64 {
+        self.sums.log_at_one() - self.logit_of_target
+    }
+}
+
 /// A position, and what its blocks of logits have told so far.
 pub(super) struct FullRow {
     target: usize,
@@ -33,10 +68,9 @@ pub(super) struct FullRow {
     ce_weight: f64,
     /// `alpha T² / T`
     kl_weight: f64,
-    logit_of_target: f64,
-    /// The student's largest logit, and the first class that has it.
-    best: (f32, u32),
-    student: RestSums,
+    student: Side,
+    /// The teacher alone, at T = 1: of no use to a gradient, so only where none is made.
+    measured: Option<Side>,
     /// The teacher's, beside the student.
     teacher: ApartSums,
     /// The student's, beside the teacher; where the divergence asks for them.
@@ -46,16 +80,16 @@ pub(super) struct FullRow {
 }
 
 impl FullRow {
-    pub(super) fn new(target: usize, settings: &LossSettings) -> Self {
+    /// `measures` the teacher's own loss too.
+    pub(super) fn new(target: usize, settings: &LossSettings, measures: bool) -> Self {
         Self {
             target,
             temperature: settings.temperature,
             divergence: settings.divergence.simplest(),
             ce_weight: 1.0 - settings.alpha,
             kl_weight: settings.alpha * settings.temperature,
-            logit_of_target: f64::NAN,
-            best: (f32::NEG_INFINITY, u32::MAX),
-            student: RestSums::NONE,
+            student: Side::NONE,
+            measured: measures.then_some(Side::NONE),
             teacher: ApartSums::NONE,
             back: ApartSums::NONE,
             from_middle: [0.0; 2],
@@ -64,17 +98,11 @@ impl FullRow {
 
     /// Takes note of both sides' logits of the classes from `first` on; blocks come in order.
     pub(super) fn listen(&mut self, logits: &[f32], teacher: &[f32], first: usize) {
-        if let Some(&logit) = self.target.checked_sub(first).and_then(|at| logits.get(at)) {
-            self.logit_of_target = f64::from(logit);
-        }
         let t = self.temperature;
-        let max = math::max(logits);
-        if max > self.best.0
-            && let Some(at) = position_of(logits, max)
-        {
-            self.best = (max, (first + at) as u32);
+        self.student.listen(logits, first, self.target, t);
+        if let Some(measured) = &mut self.measured {
+            measured.listen(teacher, first, self.target, 1.0);
         }
-        self.student = self.student.and(RestSums::of(logits, max, t), t);
         self.teacher = self.teacher.and(ApartSums::of(teacher, logits, t), t);
         if let Divergence::ReverseKl | Divergence::Mixture { .. } = self.divergence {
             self.back = self.back.and(ApartSums::of(logits, teacher, t), t);
@@ -128,17 +156,17 @@ impl FullRow {
 
     /// What `exp(z - max)` counts in the gradient.
     fn at_one(&self) -> f64 {
-        self.ce_weight * (self.student.max - self.student.log_at_one()).exp()
+        self.ce_weight * (self.student.sums.max - self.student.sums.log_at_one()).exp()
     }
 
     /// What `exp((z - max) / T)` counts in the gradient, as the student's probability at T.
     fn at_t(&self) -> f64 {
         let t = self.temperature;
-        self.kl_weight * (self.student.max / t - self.student.log_at_t(t)).exp()
+        self.kl_weight * (self.student.sums.max / t - self.student.sums.log_at_t(t)).exp()
     }
 
     fn max(&self) -> [f32; 2] {
-        [self.student.max as f32, self.teacher.max as f32]
+        [self.student.sums.max as f32, self.teacher.max as f32]
     }
 
     fn inverse_t(&self) -> f32 {
@@ -148,7 +176,7 @@ impl FullRow {
     fn middle(&self, beta: f64) -> Middle {
         Middle {
             max: self.max(),
-            log_sum: [self.student.at_t.ln() as f32, self.teacher.at_t.ln() as f32],
+            log_sum: [self.student.sums.at_t.ln() as f32, self.teacher.at_t.ln() as f32],
             inverse_t: self.inverse_t(),
             shares: [(1.0 - beta) as f32, beta as f32],
         }
@@ -157,7 +185,7 @@ impl FullRow {
     /// The losses; all classes were heard, twice where the divergence asks for it.
     pub(super) fn losses(&self) -> RowLoss {
         let t = self.temperature;
-        let (of_student, of_teacher) = (self.student.log_at_t(t), self.teacher.log_at_t(t));
+        let (of_student, of_teacher) = (self.student.sums.log_at_t(t), self.teacher.log_at_t(t));
         let forward = || self.teacher.mean() - of_teacher + of_student;
         let reverse = || self.back.mean() - of_student + of_teacher;
         let kl = match self.divergence {
@@ -169,12 +197,13 @@ impl FullRow {
             }
         };
         RowLoss {
-            ce: self.student.log_at_one() - self.logit_of_target,
+            ce: self.student.ce(),
             // What lies below 0 is rounding; NaN stays.
             kl: if kl < 0.0 { 0.0 } else { kl },
-            argmax: self.best.1,
+            argmax: self.student.best.1,
             teacher_mass: 1.0,
             student_mass: 1.0,
+            teacher: self.measured.as_ref().map(|side| (side.ce(), side.best.1)),
         }
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct RowLoss {
     pub(super) argmax: u32,
     pub(super) teacher_mass: f64,
     pub(super) student_mass: f64,
+    /// Of a teacher that says all, where it was measured: its own cross-entropy and most probable class.
+    pub(super) teacher: Option<(f64, u32)>,
 }
 
 /// A position: what is known of it, and what its blocks of logits have told so far.
@@ -220,7 +222,7 @@ impl Heard {
         }
         let ce = softmax.log_z_one - row.logit_of_target;
         let (argmax, teacher_mass) = (row.argmax(), row.teacher_mass);
-        RowLoss { ce, kl, argmax, teacher_mass, student_mass }
+        RowLoss { ce, kl, argmax, teacher_mass, student_mass, teacher: None }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use distill::codec::{Codec, CodecError};
+use distill::codec::Codec;
 use tonic::Code;
 
+use super::SignalError;
 use crate::convert::Reaction;
 
 /// Why a reply is not the answer to what was asked. Both values in each.
@@ -96,6 +97,16 @@ pub enum ReplyError {
         /// As agreed, hexadecimal.
         wanted: String,
     },
+    /// Another code.
+    #[error("request {id}: hidden states are coded by the code {found}, asked was {wanted}")]
+    Code {
+        /// The request.
+        id: u64,
+        /// As received, hexadecimal.
+        found: String,
+        /// As asked, hexadecimal.
+        wanted: String,
+    },
     /// Damaged bytes.
     #[error("request {id}: the payload's checksum is {found:016x}, the reply says {wanted:016x}")]
     Payload {
@@ -181,7 +192,7 @@ pub enum ReplyError {
         /// Position of row 0 in `source`.
         first_position: u32,
         /// What is wrong.
-        source: CodecError,
+        source: SignalError,
     },
 }
 
@@ -197,6 +208,7 @@ impl ReplyError {
             | Self::Model { .. }
             | Self::Tokenizer { .. }
             | Self::NoTokenizer { .. }
+            | Self::Code { .. }
             | Self::Payload { .. }
             | Self::Position { .. }
             | Self::Rows { .. }

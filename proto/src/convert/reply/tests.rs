@@ -1,8 +1,12 @@
 //! Tests of replies: cutting, putting together, and everything a wrong answer can be.
 
 use distill::codec::Codec;
-use distill::handshake::{Limits, TeacherFacts};
+use distill::handshake::{Limits, SignalKind};
+use distill::hidden::HiddenForm;
+use distill::signal::{Entries, TopK};
 use proptest::prelude::*;
+
+use distill::signal::HiddenStates;
 
 use super::*;
 use crate::convert::request::tests::{job, server};
@@ -17,6 +21,7 @@ fn agreement() -> Agreement {
         classes: 90,
         model_fingerprint: MODEL,
         tokenizer_fingerprint: TOKENIZER,
+        hidden_size: 0,
         max_in_flight: 1,
     }
 }
@@ -48,7 +53,7 @@ fn answer(job: &ScoreJob) -> (TopK, Vec<f32>) {
 
 fn replies(job: &ScoreJob, max_reply_bytes: usize) -> Vec<v1::ScoreReply> {
     let (signal, next) = answer(job);
-    score_replies(job, &signal, &next, &stamp(max_reply_bytes)).unwrap()
+    score_replies(job, &signal.into(), &next, &stamp(max_reply_bytes)).unwrap()
 }
 
 /// A job over all positions of `length` tokens.
@@ -73,7 +78,7 @@ fn one_message_carries_a_short_answer() {
     let mut assembler = ReplyAssembler::new(job(), &agreement());
     let scored = assembler.push(reply).unwrap().unwrap();
     let (signal, next) = answer(&job());
-    assert_eq!(scored.signal, signal);
+    assert_eq!(scored.signal, signal.into());
     assert_eq!(scored.next_logprob[..2], next[..2]);
     assert!(scored.next_logprob[2].is_nan());
     assert_eq!((scored.id, scored.wire_bytes), (77, reply.encoded_len()));
@@ -124,6 +129,7 @@ fn the_longest_envelope_fits_its_allowance() {
         token_checksum: u64::MAX,
         model_fingerprint: vec![0; 16].into(),
         tokenizer_fingerprint: vec![0; 16].into(),
+        code_fingerprint: vec![0; 16].into(),
         payload_checksum: u64::MAX,
         queue_ns: u64::MAX,
         compute_ns: u64::MAX,
@@ -138,8 +144,13 @@ fn the_longest_envelope_fits_its_allowance() {
 fn signals_that_are_not_what_was_asked_are_not_sent() {
     let (signal, next) = answer(&job());
     let refused = |signal: &TopK, next: &[f32]| {
-        score_replies(&job(), signal, next, &stamp(1 << 20)).unwrap_err()
+        let error = score_replies(&job(), &signal.clone().into(), next, &stamp(1 << 20));
+        let SignalError::Listed(error) = error.unwrap_err() else { panic!("of listed tokens") };
+        error
     };
+    let drawn = ScoreJob { entries: Entries::Drawn { draws: 3, seed: 0 }, ..job() };
+    let other = score_replies(&drawn, &signal.clone().into(), &next, &stamp(1 << 20)).unwrap_err();
+    assert_eq!(other, SignalError::Kind { wanted: SignalKind::Sampled });
     let short = signal.slice(0..2);
     assert!(matches!(refused(&short, &next), CodecError::Shape { wanted: 3, found: 2, .. }));
     let other_k = TopK { k: 3, ..signal.clone() };
@@ -213,12 +224,15 @@ fn a_payload_that_is_whole_but_wrong_is_found() {
     let wrong_payload = |change: fn(&mut Vec<u8>, &mut Vec<u8>)| wrong(|r| resealed(r, change));
     let short = CodecError::Length { codec: Codec::Raw, rows: 1, k: 2, wanted: 24, found: 23 };
     let error = wrong_payload(|signal, _| signal.truncate(23));
-    assert_eq!(error, ReplyError::Signal { id, first_position: 4, source: short });
+    assert_eq!(error, ReplyError::Signal { id, first_position: 4, source: short.into() });
     let error = wrong_payload(|signal, _| signal[8..12].copy_from_slice(&90u32.to_le_bytes()));
     let source = CodecError::Id { row: 0, found: 90, classes: 90 };
-    assert_eq!(error, ReplyError::Signal { id, first_position: 4, source });
+    assert_eq!(error, ReplyError::Signal { id, first_position: 4, source: source.into() });
     let error = wrong_payload(|signal, _| signal[..4].copy_from_slice(&f32::NAN.to_le_bytes()));
-    assert!(matches!(error, ReplyError::Signal { source: CodecError::NotFinite { .. }, .. }));
+    let ReplyError::Signal { source: SignalError::Listed(source), .. } = error else {
+        panic!("{error}")
+    };
+    assert!(matches!(source, CodecError::NotFinite { .. }));
     let error = wrong_payload(|_, next| next.extend([0; 4]));
     assert_eq!(error, ReplyError::NextBytes { id, found: 8, wanted: 4 });
     // Position 4 is the sequence's last: nothing follows it.
@@ -247,7 +261,7 @@ fn candidates_come_back_without_their_ids() {
         let job = ScoreJob { entries: Entries::Named(named.clone()), codec, ..long.clone() };
         let (mut signal, next) = answer(&job);
         signal.ids = named.iter().copied().cycle().take(150 * 64).collect();
-        let messages = score_replies(&job, &signal, &next, &stamp(8192)).unwrap();
+        let messages = score_replies(&job, &signal.clone().into(), &next, &stamp(8192)).unwrap();
         let sent: usize = messages.iter().map(|reply| reply.signal.len()).sum();
         assert_eq!(sent, 150 * (64 * entry + row) + messages.len() * head, "{codec}");
         assert!(messages.len() > 1 && messages.iter().all(|r| r.encoded_len() <= 8192));
@@ -256,9 +270,10 @@ fn candidates_come_back_without_their_ids() {
         let answers: Vec<_> =
             messages.iter().filter_map(|reply| assembler.push(reply).unwrap()).collect();
         let [scored] = &answers[..] else { panic!("one answer") };
-        assert_eq!((&scored.signal.ids, &scored.signal.log_z), (&signal.ids, &signal.log_z));
+        let found = scored.signal.top_k().unwrap();
+        assert_eq!((&found.ids, &found.log_z), (&signal.ids, &signal.log_z));
         let off = |(a, b): (&f32, &f32)| (a - b).abs();
-        let worst = scored.signal.scaled.iter().zip(&signal.scaled).map(off).fold(0.0, f32::max);
+        let worst = found.scaled.iter().zip(&signal.scaled).map(off).fold(0.0, f32::max);
         assert!(worst < most, "{codec}: {worst}");
     }
 }
@@ -303,14 +318,14 @@ proptest! {
         job.ranges = sequence.scored_ranges();
         prop_assume!(job.rows() > 0);
         // The request, checked by a server that can just send one row.
-        let limit = message_bytes(1, k, Layout { codec, classes: Some(90) }) + room;
+        let limit = message_bytes(1, &job, &server()) + room;
         let limits = Limits { max_sequence_tokens: 200, max_top_k: 40, max_reply_bytes: limit,
             ..server().limits };
         let server = TeacherFacts { limits, ..server() };
         prop_assert_eq!(score_job(&score_request(&job), &server), Ok(job.clone()));
 
         let (signal, next) = answer(&job);
-        let replies = score_replies(&job, &signal, &next, &stamp(limit)).unwrap();
+        let replies = score_replies(&job, &signal.clone().into(), &next, &stamp(limit)).unwrap();
         let mut assembler = ReplyAssembler::new(job.clone(), &agreement());
         let (last, others) = replies.split_last().unwrap();
         for reply in others {
@@ -319,13 +334,14 @@ proptest! {
         }
         prop_assert!(last.encoded_len() <= limit);
         let scored = assembler.push(last).unwrap().expect("the last message completes it");
-        prop_assert_eq!(&scored.signal.ids, &signal.ids);
-        prop_assert_eq!(&scored.signal.log_z, &signal.log_z);
-        prop_assert_eq!(&scored.signal.log_rest, &signal.log_rest);
+        let found = scored.signal.top_k().unwrap();
+        prop_assert_eq!(&found.ids, &signal.ids);
+        prop_assert_eq!(&found.log_z, &signal.log_z);
+        prop_assert_eq!(&found.log_rest, &signal.log_rest);
         // Numbers up to 200 in steps of 1 / 7: float32 has them to 1e-5.
         let rounding = if codec == Codec::Raw { 0.0 } else { 1e-5 };
         let most = 40.0 / 7.0 * codec.error_share() as f32 + rounding;
-        for (received, sent) in scored.signal.scaled.iter().zip(&signal.scaled) {
+        for (received, sent) in found.scaled.iter().zip(&signal.scaled) {
             prop_assert!((received - sent).abs() <= most);
         }
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
@@ -349,5 +365,91 @@ proptest! {
         let mut assembler = ReplyAssembler::new(job(), &agreement());
         let _ = assembler.push(&reply);
         let _ = assembler.push(&reply);
+    }
+}
+
+/// Hidden states come back as they were sent, however they are cut, and nothing beside them.
+#[test]
+fn hidden_states_travel_in_each_form() {
+    use distill::coded::{Code, Parts, Rung};
+    use distill::hidden;
+    let (rows, width) = (150, 8);
+    let job = ScoreJob { k: 0, ..long_job(rows as u32, 2, Codec::Packed, 90) };
+    let value = |n: usize| ((n * 7919) % 1000) as f32 / 250.0 - 2.0;
+    let values: Vec<f32> = (0..rows * width).map(value).collect();
+    let states = HiddenStates { width, values };
+    let agreement = Agreement { hidden_size: width, ..agreement() };
+    let travel = |job: &ScoreJob, computed: &Computed| {
+        let messages = score_replies(job, computed, &[], &stamp(1024)).unwrap();
+        assert!(messages.len() > 1 && messages.iter().all(|reply| reply.encoded_len() <= 1024));
+        assert!(messages.iter().all(|reply| reply.next_logprob.is_empty()));
+        let mut assembler = ReplyAssembler::new(job.clone(), &agreement);
+        let answers = messages.iter().filter_map(|reply| assembler.push(reply).unwrap());
+        let Some(Scored { signal: Signal::Hidden(rows), next_logprob, .. }) = answers.last() else {
+            panic!("hidden states")
+        };
+        assert!(next_logprob.is_empty());
+        (messages, rows)
+    };
+    for form in [HiddenForm::F32, HiddenForm::Bf16, HiddenForm::Int8, HiddenForm::Int4] {
+        let job = ScoreJob { entries: Entries::Hidden(form), ..job.clone() };
+        let (_, found) = travel(&job, &Computed::Hidden(states.clone()));
+        let mut at = 0;
+        for (count, bytes) in &found.parts {
+            let sent = &states.values[at * width..(at + count) * width];
+            assert_eq!(*bytes, hidden::encode(sent, width, form).unwrap());
+            at += count;
+        }
+        assert_eq!((at, found.rows()), (rows, rows), "{form}");
+    }
+    // Each number by itself, in steps of 2^-2.
+    let diagonal = |i: usize| if i.is_multiple_of(width + 1) { 1.0 } else { 0.0 };
+    let matrix: Vec<f64> = (0..width * width).map(diagonal).collect();
+    let code = Code::new(Parts {
+        model: MODEL,
+        mean: vec![0.0; width],
+        spreads: &vec![1.0; width],
+        matrix: &matrix,
+        standardised: states.values.clone(),
+    });
+    let code = std::sync::Arc::new(code.unwrap());
+    let rung = Rung(-32);
+    let numbers = states.values.iter().map(|x| (x * 4.0).round() as i32).collect();
+    let coded = CodedStates { code: code.clone(), numbers, states: states.clone() };
+    let form = HiddenForm::Coded { code: code.fingerprint(), rung };
+    let job = ScoreJob { entries: Entries::Hidden(form), ..job };
+    let (messages, found) = travel(&job, &Computed::Coded(coded));
+    let mut read = Vec::new();
+    for (count, bytes) in &found.parts {
+        read.extend(code.reconstruct(rung, &code.decode(bytes, *count).unwrap()).values);
+    }
+    let worst = read.iter().zip(&states.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst <= 0.126, "{worst}");
+    let mut other = messages[0].clone();
+    other.code_fingerprint = vec![1; 16].into();
+    let error = ReplyAssembler::new(job, &agreement).push(&other).unwrap_err();
+    assert!(matches!(error, ReplyError::Code { .. }), "{error}");
+}
+
+#[test]
+fn draws_travel_with_the_next_tokens_beside_them() {
+    use distill::signal::{DrawKey, Draws};
+    for k in [0, 3] {
+        let entries = Entries::Drawn { draws: 16, seed: 7 };
+        let job = ScoreJob { entries, ..long_job(150, k, Codec::Packed, 90) };
+        let (_, next) = answer(&ScoreJob { k: 1, ..job.clone() });
+        let mut signal = Draws::new(16, k);
+        for position in job.positions() {
+            let key = DrawKey { seed: 7, token_checksum: 1, position };
+            let logits: Vec<f64> = (0..90).map(|j| f64::from((j * 31 + position) % 17)).collect();
+            signal.push_exact(&logits, 2.0, &key.uniforms(16));
+        }
+        let computed = Computed::Drawn(signal.clone());
+        let messages = score_replies(&job, &computed, &next, &stamp(1024)).unwrap();
+        assert!(messages.len() > 1 && messages.iter().all(|reply| reply.encoded_len() <= 1024));
+        let mut assembler = ReplyAssembler::new(job, &agreement());
+        let found = messages.iter().filter_map(|reply| assembler.push(reply).unwrap()).last();
+        let found = found.unwrap();
+        assert_eq!((found.signal, found.next_logprob.len()), (Signal::Drawn(signal), 150));
     }
 }

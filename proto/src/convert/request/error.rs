@@ -1,9 +1,11 @@
 //! Why a request is refused.
 
 use distill::codec::{Codec, MAX_PACKED_CLASSES};
+use distill::coded::Rung;
 use distill::handshake::SignalKind;
+use distill::hidden::HiddenForm;
 
-use crate::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
+use crate::limits::{MAX_DRAWS, MAX_TEMPERATURE, MIN_TEMPERATURE};
 
 /// Why a request is refused: the value found, the one allowed, and what to do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -132,13 +134,37 @@ pub enum RequestError {
         /// The number.
         found: i32,
     },
-    /// Candidates beside a signal that takes none.
-    #[error("candidates has {found} bytes, but the signal asked for is {signal}")]
-    StrayCandidates {
-        /// Number of bytes.
-        found: usize,
+    /// A field beside a signal that takes no notice of it.
+    #[error("{field} is set, but the signal asked for is {signal}, of which it means nothing")]
+    Stray {
+        /// The field.
+        field: &'static str,
         /// The signal.
         signal: SignalKind,
+    },
+    /// No draws, or more than a position has.
+    #[error("draws {found}: wanted 1 to {MAX_DRAWS}")]
+    Draws {
+        /// The number asked.
+        found: u32,
+    },
+    /// A form of another contract.
+    #[error("hidden_form {found} is not known to this server: it has 1 (f32) to 4 (int4)")]
+    UnknownForm {
+        /// The number.
+        found: i32,
+    },
+    /// A step no code has.
+    #[error("rung {found}: wanted {} to {}", Rung::FINEST.0, Rung::COARSEST.0)]
+    Rung {
+        /// The number asked.
+        found: i32,
+    },
+    /// A digest that is none.
+    #[error("code_fingerprint has {found} bytes: wanted the 32 of the code that GetDecoder names")]
+    CodeBytes {
+        /// Number of bytes.
+        found: usize,
     },
     /// A number of candidates that fits no positions.
     #[error(
@@ -214,6 +240,36 @@ pub enum RequestError {
         k: usize,
         /// The layout.
         codec: Codec,
+        /// Bytes of a reply with one position.
+        found: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The same of a hidden state.
+    #[error(
+        "one hidden state of {width} numbers in form {form} takes a reply of up to {found} bytes, this \
+         server sends at most {limit} (max_reply_bytes): ask for a smaller form"
+    )]
+    StateTooLarge {
+        /// How it is said.
+        form: HiddenForm,
+        /// Its numbers.
+        width: usize,
+        /// Bytes of a reply with one position.
+        found: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The same of draws.
+    #[error(
+        "one position of {draws} draws and {k} exact entries takes a reply of up to {found} bytes, this \
+         server sends at most {limit} (max_reply_bytes): lower draws or top_k"
+    )]
+    DrawsTooLarge {
+        /// Draws a position.
+        draws: u32,
+        /// Exact entries a position.
+        k: usize,
         /// Bytes of a reply with one position.
         found: usize,
         /// Bytes allowed.

@@ -19,8 +19,9 @@ pub(crate) fn server() -> TeacherFacts {
         tokenizer_fingerprint: Fingerprint([9; 32]),
         vocab_size: 96,
         tokenizer_size: 90,
+        hidden_size: 8,
         limits: Limits { max_sequence_tokens: 12, max_top_k: 16, ..DEFAULT_LIMITS },
-        signals: vec![SignalKind::TopK, SignalKind::Candidates],
+        signals: SignalKind::ALL.to_vec(),
         codecs: Codec::ALL.to_vec(),
         protocol_version: 1,
         server_version: "0.1.0".to_string(),
@@ -57,7 +58,20 @@ fn name(request: &mut v1::ScoreRequest, ids: &[u32]) {
 fn a_job_survives_the_wire() {
     let named = |ids: &[u32]| ScoreJob { entries: Entries::Named(ids.to_vec()), ..job() };
     let urgent = ScoreJob { priority: Priority::High, ..job() };
-    for job in [job(), named(&[89, 0]), named(&[1, 2, 2, 1, 89, 0]), urgent] {
+    let drawn = |k, draws, seed| ScoreJob { k, entries: Entries::Drawn { draws, seed }, ..job() };
+    let hidden = |form| ScoreJob { k: 0, entries: Entries::Hidden(form), ..job() };
+    let coded = HiddenForm::Coded { code: Fingerprint([5; 32]), rung: Rung(-40) };
+    let others = [
+        drawn(0, 16, u64::MAX),
+        drawn(2, 1024, 0),
+        hidden(HiddenForm::F32),
+        hidden(HiddenForm::Bf16),
+        hidden(HiddenForm::Int8),
+        hidden(HiddenForm::Int4),
+        ScoreJob { temperature: 0.0, ..hidden(coded) },
+    ];
+    let listed = [job(), named(&[89, 0]), named(&[1, 2, 2, 1, 89, 0]), urgent];
+    for job in listed.into_iter().chain(others) {
         assert_eq!(score_job(&score_request(&job), &server()), Ok(job));
     }
 }
@@ -89,7 +103,7 @@ fn rows_positions_and_next_tokens_are_those_asked_for() {
 fn every_bad_request_is_refused_by_name_with_both_values() {
     type Change = fn(&mut v1::ScoreRequest);
     let offered = || "packed, raw, compact, compact8".to_string();
-    let signals = || "top-k, candidates".to_string();
+    let signals = || "top-k, candidates, sampled, full, coded".to_string();
     let cases: Vec<(Change, RequestError)> = vec![
         (|r| r.tokens.clear(), RequestError::Empty),
         (|r| r.tokens.truncate(19), RequestError::TokenBytes { found: 19 }),
@@ -127,7 +141,35 @@ fn every_bad_request_is_refused_by_name_with_both_values() {
         (|r| r.priority = -1, RequestError::UnknownPriority { found: -1 }),
         (
             |r| r.candidates = vec![1; 8].into(),
-            RequestError::StrayCandidates { found: 8, signal: SignalKind::TopK },
+            RequestError::Stray { field: "candidates", signal: SignalKind::TopK },
+        ),
+        (|r| r.draws = 1, RequestError::Stray { field: "draws", signal: SignalKind::TopK }),
+        (|r| r.seed = 1, RequestError::Stray { field: "seed", signal: SignalKind::TopK }),
+        (|r| r.rung = 1, RequestError::Stray { field: "rung", signal: SignalKind::TopK }),
+        (
+            |r| (r.signal, r.hidden_form) = (3, 1),
+            RequestError::Stray { field: "hidden_form", signal: SignalKind::Sampled },
+        ),
+        (
+            |r| (r.signal, r.top_k, r.code_fingerprint) = (4, 0, vec![0; 32].into()),
+            RequestError::Stray { field: "code_fingerprint", signal: SignalKind::Full },
+        ),
+        (|r| r.signal = 4, RequestError::Stray { field: "top_k", signal: SignalKind::Full }),
+        (|r| r.signal = 3, RequestError::Draws { found: 0 }),
+        (|r| (r.signal, r.draws) = (3, 1025), RequestError::Draws { found: 1025 }),
+        (
+            |r| (r.signal, r.draws, r.top_k) = (3, 1, 17),
+            RequestError::TopKLimit { found: 17, limit: 16 },
+        ),
+        (
+            |r| (r.signal, r.top_k, r.hidden_form) = (4, 0, 5),
+            RequestError::UnknownForm { found: 5 },
+        ),
+        (|r| (r.signal, r.top_k, r.rung) = (5, 0, 1601), RequestError::Rung { found: 1601 }),
+        (|r| (r.signal, r.top_k) = (5, 0), RequestError::CodeBytes { found: 0 }),
+        (
+            |r| (r.signal, r.top_k, r.code_fingerprint) = (5, 0, vec![0; 31].into()),
+            RequestError::CodeBytes { found: 31 },
         ),
         (|r| r.signal = 2, RequestError::CandidateBytes { found: 0, k: 2, rows: 3 }),
         (|r| name(r, &[1]), RequestError::CandidateBytes { found: 4, k: 2, rows: 3 }),
@@ -209,11 +251,19 @@ fn a_position_that_fits_no_reply_is_refused_before_it_is_computed() {
     let server = TeacherFacts { vocab_size: 151_936, limits, ..server() };
     let all = v1::ScoreRequest { vocab_size: 0, top_k: 151_936, ..score_request(&job()) };
     let error = score_job(&all, &server).unwrap_err();
-    let found = 8 + 8 * 151_936 + 4 + 128;
+    let found = 8 + 8 * 151_936 + 4 + 160;
     let wanted = RequestError::RowTooLarge { k: 151_936, codec: Codec::Raw, found, limit: 1 << 20 };
     assert_eq!(error, wanted);
     // The packed codec carries the whole vocabulary of Qwen3 in one message.
     assert!(score_job(&v1::ScoreRequest { codec: 1, ..all }, &server).is_ok());
+    // Nor is a hidden state of 4 KiB where replies have 4 KiB.
+    let limits = Limits { max_reply_bytes: 4096, ..DEFAULT_LIMITS };
+    let small = TeacherFacts { hidden_size: 1024, limits, ..server };
+    let state = v1::ScoreRequest { signal: 4, top_k: 0, hidden_form: 1, ..score_request(&job()) };
+    let (form, width, found) = (HiddenForm::F32, 1024, 4096 + 4 + 160);
+    let wanted = RequestError::StateTooLarge { form, width, found, limit: 4096 };
+    assert_eq!(score_job(&state, &small), Err(wanted));
+    assert!(score_job(&v1::ScoreRequest { hidden_form: 0, ..state }, &small).is_ok());
 }
 
 #[test]
@@ -223,7 +273,10 @@ fn a_refusal_is_a_last_reply_with_the_code_and_the_words() {
     assert_eq!((reply.id, reply.last, reply.rows), (5, true, 0));
     let sent = reply.error.unwrap();
     assert_eq!(sent.code, 3);
-    assert_eq!(sent.message, "temperature 0: wanted a number from 0.0001 to 1000000");
+    assert_eq!(
+        sent.message,
+        "signal is not set: say what is wanted, SIGNAL_KIND_TOP_K (1) for instance"
+    );
     assert_eq!(tonic::Status::from(error).code(), Code::InvalidArgument);
 }
 
@@ -234,7 +287,9 @@ proptest! {
         positions in prop::collection::vec((0u32..8, 0u32..8), 0..4),
         wild: (u32, u32),
         temperature in prop_oneof![any::<f32>(), Just(1.0f32)],
-        signal in -1i32..4,
+        signal in -1i32..7,
+        (draws, hidden_form, rung) in (0u32..3, -1i32..6, -1i32..2),
+        code in prop_oneof![Just(0usize), Just(32)],
         named in prop::collection::vec(prop_oneof![9 => 0u32..96, 1 => any::<u32>()], 0..40),
         of_each in any::<bool>(),
         priority in -1i32..5,
@@ -253,7 +308,8 @@ proptest! {
         let (candidates, tokens) = (codec::token_bytes(named).into(), tokens.into());
         let request = v1::ScoreRequest {
             id: 1, tokens, positions, temperature, signal, top_k, codec, vocab_size, candidates,
-            priority,
+            priority, draws, seed: 0, hidden_form, rung,
+            code_fingerprint: vec![7; code].into(),
         };
         if let Ok(job) = score_job(&request, &server()) {
             prop_assert!((1..=12).contains(&job.tokens.len()) && (90..=96).contains(&job.classes));

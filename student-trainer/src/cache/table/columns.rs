@@ -8,6 +8,8 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 
+use distill::signal::TopK;
+
 use crate::cache::payload::Said;
 
 /// Names of the columns, in order.
@@ -50,8 +52,7 @@ pub(super) fn schema() -> Arc<Schema> {
 
 impl Columns {
     /// Appends a row. Ids are below the number of classes of a model, so they fit into an i32.
-    pub(super) fn push(&mut self, said: &Said) {
-        let signal = &said.scored.signal;
+    pub(super) fn push(&mut self, said: &Said, signal: &TopK) {
         said.tokens.iter().for_each(|&id| self.tokens.values().append_value(id as i32));
         self.tokens.append(true);
         for row in 0..signal.rows() {

@@ -60,7 +60,8 @@ fn read_row(batch: &RecordBatch, row: usize, plain: bool) -> Result<Said, String
         Some(column) => exactly(floats(&column)?, count, wanted, "teacher_next_logprobs")?,
         None => next_logprobs(&signal, &tokens, &positions[..wanted], plain),
     };
-    Ok(Said { tokens, ranges, scored: Scored { signal, next_logprob, wire_bytes: 0 } })
+    let scored = Scored { signal: signal.into(), next_logprob, wire_bytes: 0 };
+    Ok(Said { tokens, ranges, scored })
 }
 
 /// Entries of a position by falling log-probability, equal ones by rising id.

@@ -111,7 +111,7 @@ impl Choice<'_> {
 
     /// The best at a row, at most `k`.
     fn best(&self, row: usize, k: usize) -> Option<impl Iterator<Item = Ranked> + Send> {
-        let Scores { signal, .. } = self.scores?;
+        let signal = self.scores?.signal.top_k()?;
         let here = row * signal.k..(row + 1) * signal.k;
         let (ids, scaled) = (&signal.ids[here.clone()], &signal.scaled[here]);
         let log_z = signal.log_z[row];
@@ -124,7 +124,7 @@ impl Choice<'_> {
     /// The position of token `at`, which a row before it predicts; none for the first.
     fn position(&self, at: usize, k: usize) -> Option<Position<'_>> {
         let (row, scores) = (at.checked_sub(1)?, self.scores?);
-        let (id, most) = (self.tokens[at], scores.signal.k);
+        let (id, most) = (self.tokens[at], scores.signal.top_k()?.k);
         // Beyond the best its rank is not known; it is no better than this.
         let rank = self.best(row, most)?.find(|best| best.id == id).map_or(most + 1, |b| b.rank);
         let realised = Ranked { id, logprob: scores.next_logprob_t[row], rank };

@@ -1,0 +1,107 @@
+//! What is asked of a teacher, and how.
+
+use std::time::Duration;
+
+use distill::codec::{Codec, Layout};
+use distill::hidden::HiddenForm;
+use distill::signal::Entries;
+
+use crate::config::{SignalConfig, SignalKind};
+
+/// What is wanted of each position.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Wanted {
+    /// The most probable tokens.
+    TopK {
+        /// How many.
+        k: usize,
+        /// Layout on the wire.
+        codec: Codec,
+    },
+    /// Draws.
+    Sampled {
+        /// How many.
+        draws: u32,
+        /// Of the most probable tokens, how many exactly.
+        exact: usize,
+        /// What the draws depend on.
+        seed: u64,
+    },
+    /// The hidden state.
+    Hidden {
+        /// How it is said.
+        form: HiddenForm,
+        /// Bytes it takes, about.
+        bytes: usize,
+    },
+}
+
+impl Wanted {
+    /// In the words of a job: what, how many entries of it, and how they are laid out.
+    pub(crate) fn job(self) -> (Entries, usize, Codec) {
+        match self {
+            Self::TopK { k, codec } => (Entries::Top, k, codec),
+            Self::Sampled { draws, exact, seed } => {
+                (Entries::Drawn { draws, seed }, exact, Codec::Packed)
+            }
+            Self::Hidden { form, .. } => (Entries::Hidden(form), 0, Codec::Packed),
+        }
+    }
+
+    /// What a position takes in memory, about, in bytes.
+    pub(crate) fn position_bytes(self) -> usize {
+        let next = size_of::<f32>();
+        match self {
+            // As much as the codec that packs nothing makes of it.
+            Self::TopK { k, .. } => Layout::PLAIN.row_bytes(k) + next,
+            Self::Sampled { draws, exact, .. } => 8 * (draws as usize + exact) + 12 + next,
+            Self::Hidden { bytes, .. } => bytes,
+        }
+    }
+}
+
+/// How rows are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// What is wanted of each position.
+    pub wanted: Wanted,
+    /// Temperature of the signal.
+    pub temperature: f32,
+    /// Rows asked for and not yet taken by the training loop, at most.
+    pub window: usize,
+    /// How long a lost teacher is looked for.
+    pub give_up_after: Duration,
+}
+
+/// How everything is asked that a run asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// Temperature of the signal.
+    pub(crate) temperature: f32,
+    /// Rows asked for and not yet taken, at most.
+    pub(crate) window: usize,
+    /// How long a lost teacher is looked for.
+    pub(crate) give_up_after: Duration,
+}
+
+impl Terms {
+    /// Asks for this.
+    pub(crate) fn ask(self, wanted: Wanted) -> Ask {
+        let Self { temperature, window, give_up_after } = self;
+        Ask { wanted, temperature, window, give_up_after }
+    }
+
+    /// What lists tokens, as the options want it; none of hidden states, for which it takes a teacher to
+    /// know.
+    pub(crate) fn listing(said: &SignalConfig, codec: Codec) -> Option<Wanted> {
+        match said.signal {
+            SignalKind::TopK => Some(Wanted::TopK { k: said.top_k, codec }),
+            SignalKind::Sampled => {
+                // The same for all runs, so that they find each other's answers in a cache.
+                let (draws, exact, seed) = (said.draws, said.exact, 0);
+                Some(Wanted::Sampled { draws, exact, seed })
+            }
+            SignalKind::Full | SignalKind::Coded => None,
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What the teacher is asked to say of each position: the signal and its parameters.
+
+use std::path::PathBuf;
+
+use proto::limits::MAX_DRAWS;
+use serde::Serialize;
+
+use super::kinds::{CodecKind, DivergenceKind, HiddenFormKind, SignalKind, TailKind};
+use super::layers::Origin;
+use super::reader::Reader;
+use super::top_k;
+
+/// Mean divergence of what coded hidden states say from what the teacher says, at T = 1 and in nats, where
+/// nobody asks for another.
+pub const DEFAULT_SIGNAL_ERROR: f64 = 0.01;
+
+/// The signal and its parameters. Fields are named as the flags.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "each field is the option of the same name in OPTIONS")]
+pub struct SignalConfig {
+    pub signal: SignalKind,
+    pub top_k: usize,
+    pub codec: CodecKind,
+    pub draws: u32,
+    pub exact: usize,
+    pub hidden_form: HiddenFormKind,
+    pub signal_bytes: Option<f64>,
+    pub signal_error: Option<f64>,
+    pub decoder_dir: Option<PathBuf>,
+}
+
+impl SignalConfig {
+    /// Reads the options, and finds fault with those that say nothing of the signal chosen.
+    pub(super) fn read(r: &mut Reader<'_>) -> Self {
+        let config = Self {
+            signal: r.choice("signal"),
+            top_k: top_k(r),
+            codec: r.choice("codec"),
+            draws: r.number(
+                "draws",
+                1..=MAX_DRAWS,
+                &format!("a whole number from 1 to {MAX_DRAWS}"),
+            ),
+            exact: r.number("exact", .., "a whole number from 0 to the teacher's limit of top-k"),
+            hidden_form: r.choice("hidden-form"),
+            signal_bytes: r.optional_number("signal-bytes", 1.0..=1e6, "a number of bytes from 1"),
+            signal_error: r.optional_number(
+                "signal-error",
+                1e-9..=10.0,
+                "a number of nats above 0",
+            ),
+            decoder_dir: r.text("decoder-dir").map(PathBuf::from),
+        };
+        let kind = config.signal;
+        let owners = [
+            ("top-k", SignalKind::TopK),
+            ("codec", SignalKind::TopK),
+            ("draws", SignalKind::Sampled),
+            ("exact", SignalKind::Sampled),
+            ("hidden-form", SignalKind::Full),
+            ("signal-bytes", SignalKind::Coded),
+            ("signal-error", SignalKind::Coded),
+        ];
+        for (name, owner) in owners {
+            let given = r.layers().given(name) == Some(&Origin::Flag);
+            if given && owner != kind {
+                r.fault(format!("--{name} says nothing with --signal {kind}; it is for {owner}"));
+            }
+        }
+        if kind == SignalKind::Coded
+            && config.signal_bytes.is_some()
+            && config.signal_error.is_some()
+        {
+            r.fault("--signal-bytes and --signal-error both choose the step of the code; give one");
+        }
+        config
+    }
+
+    /// Finds fault with a comparison this signal cannot carry.
+    pub(super) fn carries(&self, r: &mut Reader<'_>, divergence: DivergenceKind, tail: TailKind) {
+        let kind = self.signal;
+        if kind == SignalKind::Sampled && divergence != DivergenceKind::ForwardKl {
+            r.fault(format!(
+                "--divergence {divergence} cannot be learned from --signal sampled: draws give the \
+                 gradient of forward-kl alone; --signal coded or full carries every divergence, top-k \
+                 carries it on its tokens and the rest"
+            ));
+        }
+        if kind != SignalKind::TopK && tail == TailKind::Renormalise {
+            r.fault(format!(
+                "--tail renormalise says nothing with --signal {kind}, which leaves no tokens out; it \
+                 is for top-k"
+            ));
+        }
+    }
+}

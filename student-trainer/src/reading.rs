@@ -1,0 +1,228 @@
+//! What a loss is given of a teacher's answers: listed tokens and draws as they came, hidden states made
+//! numbers again, beside the output matrix that makes logits of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use distill::coded::{Code, CodedError, Rung};
+use distill::fingerprint::Fingerprint;
+use distill::hidden::{self, HiddenError, HiddenForm, HiddenRows};
+use distill::matrix::{MatrixError, MatrixForm, OutputMatrix};
+use distill::signal::{Draws, HiddenStates, Signal, TopK};
+use model::coding::{Decoder, to_tensor};
+use model::ops::head::Teaching;
+
+use crate::feed::Scored;
+
+/// How answers are read.
+#[derive(Debug, Default)]
+pub struct Reading {
+    full: Option<Full>,
+    /// Of hidden states: the files of output matrix and code, by their digests.
+    files: Vec<(Fingerprint, PathBuf)>,
+}
+
+/// What hidden states are read with.
+#[derive(Debug)]
+struct Full {
+    /// `[V', E]`
+    matrix: Tensor,
+    /// For coded ones.
+    decoder: Option<Decoder>,
+}
+
+/// What a teacher says of the positions of a batch.
+#[derive(Debug)]
+pub enum Said {
+    /// Listed tokens.
+    TopK(TopK),
+    /// Draws.
+    Drawn(Draws),
+    /// Everything.
+    Full {
+        /// Hidden states, `[S, E]`.
+        hidden: Tensor,
+        /// The output matrix, `[V', E]`.
+        matrix: Tensor,
+    },
+}
+
+/// Why answers cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadingError {
+    /// A file that is gone.
+    #[error("cannot read {}, which the teacher's hidden states are read with: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Other bytes than its name says.
+    #[error(
+        "{} is damaged: its digest is {found}, wanted {wanted}; remove it, and it is fetched again",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Digest of what it holds.
+        found: Fingerprint,
+        /// Digest of what it should hold.
+        wanted: Fingerprint,
+    },
+    /// No output matrix.
+    #[error("{}: {source}", path.display())]
+    Matrix {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: MatrixError,
+    },
+    /// A matrix of another model.
+    #[error(
+        "the teacher's output matrix is {rows} by {width}, its hidden states have {wanted_width} numbers \
+         and {classes} classes are compared"
+    )]
+    Shape {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Its width.
+        width: usize,
+        /// Numbers of a hidden state.
+        wanted_width: usize,
+        /// Classes.
+        classes: usize,
+    },
+    /// No code, or rows that are none.
+    #[error("the teacher's coded hidden states cannot be read: {0}")]
+    Coded(#[from] CodedError),
+    /// Hidden states that are none.
+    #[error("the teacher's hidden states cannot be read: {0}")]
+    Hidden(#[from] HiddenError),
+    /// Answers of different kinds, or hidden states with nothing to read them with: a fault of this
+    /// program.
+    #[error("answers of another kind than the run asks for; this is a fault of this program")]
+    Other,
+    /// An operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Said {
+    /// As the loss takes it.
+    pub fn teaching(&self) -> Teaching<'_> {
+        match self {
+            Self::TopK(signal) => Teaching::TopK(signal),
+            Self::Drawn(signal) => Teaching::Draws(signal),
+            Self::Full { hidden, matrix } => Teaching::Full { hidden, w: matrix },
+        }
+    }
+}
+
+impl Reading {
+    /// Of hidden states of `width` numbers over `classes` classes, with the output matrix in a file, and
+    /// the code in another where they are coded at a step.
+    ///
+    /// # Errors
+    /// [`ReadingError`]
+    pub(crate) fn full(
+        matrix: (Fingerprint, PathBuf),
+        code: Option<(Arc<Code>, PathBuf, Rung)>,
+        [width, classes]: [usize; 2],
+        device: &Device,
+    ) -> Result<Self, ReadingError> {
+        let bytes = read(&matrix.1, matrix.0)?;
+        let parsed = OutputMatrix::parse(&bytes)
+            .map_err(|source| ReadingError::Matrix { path: matrix.1.clone(), source })?;
+        let OutputMatrix { rows, width: found, form, values } = parsed;
+        if found != width || rows < classes {
+            return Err(ReadingError::Shape { rows, width: found, wanted_width: width, classes });
+        }
+        let dtype = match form {
+            MatrixForm::F32 => DType::F32,
+            MatrixForm::Bf16 => DType::BF16,
+        };
+        let mut files = vec![matrix];
+        let matrix = Tensor::from_raw_buffer(values, dtype, &[rows, width], device)?;
+        let decoder = code.map(|(code, path, rung)| {
+            files.push((code.fingerprint(), path));
+            Decoder::new(code, rung)
+        });
+        Ok(Self { full: Some(Full { matrix, decoder }), files })
+    }
+
+    /// The files of output matrix and code, by their digests; none where no hidden states are read.
+    pub(crate) fn files(&self) -> &[(Fingerprint, PathBuf)] {
+        &self.files
+    }
+
+    /// The answers about a batch, in the order of its positions; none of none.
+    ///
+    /// # Errors
+    /// [`ReadingError`]
+    pub fn said(&self, answers: &[Scored]) -> Result<Option<Said>, ReadingError> {
+        let Some(first) = answers.first() else { return Ok(None) };
+        let signals = answers.iter().map(|scored| &scored.signal);
+        Ok(Some(match &first.signal {
+            Signal::TopK(first) => {
+                let mut all = TopK::new(first.k);
+                for signal in signals {
+                    let Signal::TopK(signal) = signal else { return Err(ReadingError::Other) };
+                    all.append(signal);
+                }
+                Said::TopK(all)
+            }
+            Signal::Drawn(first) => {
+                let mut all = Draws::new(first.draws, first.k);
+                for signal in signals {
+                    let Signal::Drawn(signal) = signal else { return Err(ReadingError::Other) };
+                    all.append(signal);
+                }
+                Said::Drawn(all)
+            }
+            Signal::Hidden(first) => {
+                let full = self.full.as_ref().ok_or(ReadingError::Other)?;
+                let mut values = Vec::new();
+                for signal in signals {
+                    let Signal::Hidden(rows) = signal else { return Err(ReadingError::Other) };
+                    full.decode(rows, &mut values)?;
+                }
+                let hidden = to_tensor(HiddenStates { width: first.width, values })?;
+                let hidden = hidden.to_device(full.matrix.device())?;
+                Said::Full { hidden, matrix: full.matrix.clone() }
+            }
+        }))
+    }
+}
+
+impl Full {
+    /// Appends the numbers of hidden states.
+    fn decode(&self, rows: &HiddenRows, values: &mut Vec<f32>) -> Result<(), ReadingError> {
+        for (count, bytes) in &rows.parts {
+            let states = match rows.form {
+                HiddenForm::Coded { .. } => {
+                    let decoder = self.decoder.as_ref().ok_or(ReadingError::Other)?;
+                    decoder.hidden_states(&decoder.code().decode(bytes, *count)?)
+                }
+                form @ (HiddenForm::F32
+                | HiddenForm::Bf16
+                | HiddenForm::Int8
+                | HiddenForm::Int4) => hidden::decode(bytes, *count, rows.width, form)?,
+            };
+            values.extend(states.values);
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of a file that has this digest.
+pub(crate) fn read(path: &Path, wanted: Fingerprint) -> Result<Vec<u8>, ReadingError> {
+    let bytes = std::fs::read(path);
+    let bytes = bytes.map_err(|source| ReadingError::Io { path: path.to_owned(), source })?;
+    match Fingerprint::of(&bytes) {
+        found if found == wanted => Ok(bytes),
+        found => Err(ReadingError::Damaged { path: path.to_owned(), found, wanted }),
+    }
+}

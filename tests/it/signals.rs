@@ -1,0 +1,216 @@
+//! Every signal by the real programs: learned from, evaluated with, kept in a cache, gone on with.
+
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+use tests::{Teacher, root, run, trainer};
+
+/// The demonstration's models and rows, and where a test keeps what it makes.
+struct Bench {
+    folder: tempfile::TempDir,
+    server: Teacher,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = root().join("student-trainer/demo/teacher");
+        let calibrations = folder.path().join("codes").display().to_string();
+        let server = Teacher::start(&model, &["--calibration-dir", &calibrations]);
+        let bench = Self { folder, server };
+        bench.write_rows("train.jsonl", 40, 0);
+        bench.write_rows("held-out.jsonl", 8, 40);
+        bench
+    }
+
+    /// Rows of sums, as the demonstration's models know them.
+    fn write_rows(&self, name: &str, count: usize, first: usize) {
+        let row = |i: usize| {
+            let (a, b) = (3 + (first + i) * 7 % 41, 2 + (first + i) * 5 % 23);
+            serde_json::json!({
+                "question": format!("Ann has {a} apples and buys {b} more. How many has she?"),
+                "answer": format!("Ann had {a} apples. She bought {b}. {a} + {b} = {}.", a + b),
+            })
+        };
+        let rows: Vec<String> = (0..count).map(|i| row(i).to_string()).collect();
+        std::fs::write(self.folder.path().join(name), rows.join("\n")).expect("rows");
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn student() -> String {
+        root().join("student-trainer/demo/student").display().to_string()
+    }
+
+    /// Runs a command of the trainer on these rows.
+    fn run(&self, command: &[&str], more: &[&str]) -> Output {
+        let (train, held_out) = (self.path("train.jsonl"), self.path("held-out.jsonl"));
+        let (student, decoders) = (Self::student(), self.path("decoders"));
+        let flags = [
+            ["--student", &student],
+            ["--train-file", &train],
+            ["--eval-file", &held_out],
+            ["--decoder-dir", &decoders],
+        ];
+        run(&mut trainer(&[command, flags.as_flattened(), more].concat()))
+    }
+
+    /// Trains for five steps; gives the summary and what was said.
+    fn train(&self, output: &str, more: &[&str]) -> (Value, String) {
+        let output = self.path(output);
+        let flags = ["--output-dir", &output, "--max-steps", "5", "--learning-rate", "1e-3"];
+        let ran = self.run(&["train"], &[&flags, more].concat());
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.success(), "{said}");
+        (summary(Path::new(&output)), said)
+    }
+}
+
+fn summary(output: &Path) -> Value {
+    let text = std::fs::read_to_string(output.join("summary.json")).expect("a summary");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn number(summary: &Value, name: &str) -> f64 {
+    summary[name].as_f64().unwrap_or_else(|| panic!("no {name}: {summary}"))
+}
+
+/// What all signals say is the same teacher's: of all that say everything the losses are the same but for
+/// what rounding takes, and a top-k of all classes says no more.
+#[test]
+fn every_signal_teaches_and_those_that_say_all_teach_the_same() {
+    let bench = Bench::new();
+    let url = bench.server.url();
+    let train = |name: &str, more: &[&str]| {
+        bench.train(name, &[&["--teacher", &url, "--temperature", "2"], more].concat())
+    };
+    let (exact, _) = train("exact", &["--signal", "full", "--hidden-form", "f32"]);
+    // All there are.
+    let (all, _) = train("all", &["--top-k", "1024", "--codec", "raw"]);
+    let after = |summary: &Value| number(summary, "student_perplexity_after");
+    for name in ["teacher_perplexity", "student_perplexity_after", "eval_kl_after"] {
+        let (a, b) = (number(&exact, name), number(&all, name));
+        assert!(
+            (a - b).abs() < 1e-4 * a.abs(),
+            "{name}: {a} from hidden states, {b} from all logits"
+        );
+    }
+    assert_eq!(exact["agreement_after"], all["agreement_after"]);
+    for (form, most) in [("bf16", 2e-3), ("int8", 1e-2), ("int4", 5e-2)] {
+        let (rounded, _) = train(form, &["--signal", "full", "--hidden-form", form]);
+        let off = (after(&rounded) / after(&exact) - 1.0).abs();
+        assert!(off < most, "{form}: {off}");
+    }
+    let (coded, said) = train("coded", &["--signal", "coded"]);
+    assert!(said.contains("makes a code") && said.contains("bytes a position"), "{said}");
+    assert!((after(&coded) / after(&exact) - 1.0).abs() < 2e-2);
+    let bytes = |summary: &Value| number(summary, "wire_bytes_per_token");
+    assert!(6.0 * bytes(&coded) < bytes(&exact), "{} of {}", bytes(&coded), bytes(&exact));
+    // What is asked for with a budget keeps it; the code is the one that was made before.
+    let (small, said) = train("small", &["--signal", "coded", "--signal-bytes", "12"]);
+    assert!(!said.contains("makes a code") && bytes(&small) < bytes(&coded), "{said}");
+    let (drawn, _) = train("drawn", &["--signal", "sampled", "--draws", "32", "--exact", "4"]);
+    assert!(after(&drawn) < number(&drawn, "student_perplexity_before"));
+    assert_eq!(drawn["teacher_perplexity"], all["teacher_perplexity"]);
+}
+
+/// Every divergence on hidden states; and what evaluates with them.
+#[test]
+fn hidden_states_carry_every_divergence_and_evaluations() {
+    let bench = Bench::new();
+    let url = bench.server.url();
+    for divergence in ["reverse-kl", "jsd", "mixture"] {
+        let flags = ["--teacher", &url, "--signal", "full", "--divergence", divergence];
+        let (trained, _) = bench.train(divergence, &flags);
+        assert!(number(&trained, "eval_kl_after") < number(&trained, "eval_kl_before"));
+    }
+    let (model, held_out) = (Bench::student(), bench.path("held-out.jsonl"));
+    let decoders = bench.path("decoders");
+    let eval = |more: &[&str]| -> Value {
+        let flags =
+            ["eval", "--model", &model, "--eval-file", &held_out, "--teacher", &url, "--json"];
+        let ran = run(&mut trainer(&[&flags, more].concat()));
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        serde_json::from_slice(&ran.stdout).expect("JSON")
+    };
+    let full = eval(&["--signal", "full", "--hidden-form", "f32", "--decoder-dir", &decoders]);
+    let listed = eval(&["--top-k", "64"]);
+    let pairs = (number(&full, "teacher_perplexity"), number(&listed, "teacher_perplexity"));
+    assert!((pairs.0 / pairs.1 - 1.0).abs() < 1e-5, "{pairs:?}");
+    assert_eq!(full["agreement"], listed["agreement"]);
+    assert_eq!((full["signal"].as_str(), full["top_k"].as_u64()), (Some("full"), None));
+}
+
+/// A cache of hidden states holds what they are read with: nobody need be asked, at any temperature.
+#[test]
+fn a_cache_of_each_signal_teaches_without_its_teacher() {
+    let bench = Bench::new();
+    let url = bench.server.url();
+    let coded: &[&str] = &["--signal", "coded", "--signal-error", "0.02"];
+    let signals: [(&str, &[&str]); 3] =
+        [("coded", coded), ("full", &["--signal", "full"]), ("sampled", &["--signal", "sampled"])];
+    for (name, signal) in signals {
+        let cache = bench.path(&format!("{name}-cache"));
+        let place = ["--cache", &cache];
+        let build = [&place[..], &["--teacher", &url], signal].concat();
+        let built = bench.run(&["cache", "build"], &build);
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let verified = run(&mut trainer(&["cache", "verify", "--cache", &cache]));
+        assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+        let asked = [signal, &["--teacher", &url]].concat();
+        let (taught, _) = bench.train(&format!("{name}-asked"), &asked);
+        let (alone, said) = bench.train(&format!("{name}-alone"), &[signal, &place].concat());
+        assert!(said.contains("the teacher is asked for none"), "{said}");
+        for number in ["student_perplexity_after", "teacher_perplexity", "eval_kl_after"] {
+            assert_eq!(taught[number], alone[number], "{name}: {number}");
+        }
+        let parquet = bench.path("answers.parquet");
+        let exported =
+            run(&mut trainer(&["cache", "export", "--cache", &cache, "--parquet", &parquet]));
+        let said = String::from_utf8_lossy(&exported.stderr).into_owned();
+        assert!(!exported.status.success() && said.contains("top-k answers only"), "{said}");
+        if name != "sampled" {
+            let other = [signal, &place, &["--temperature", "1", "--divergence", "jsd"]].concat();
+            bench.train(&format!("{name}-other"), &other);
+        }
+    }
+    // Another step than the cache's is refused, with both.
+    let cache = bench.path("coded-cache");
+    let output = bench.path("refused");
+    let flags = ["--output-dir", &output, "--cache", &cache, "--signal", "coded"];
+    let refused = bench.run(&["train"], &[&flags[..], &["--signal-bytes", "12"]].concat());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{said}");
+    assert!(
+        said.contains("step of coded hidden states") && said.contains("--signal-bytes"),
+        "{said}"
+    );
+    // What it is read with is part of it.
+    for entry in std::fs::read_dir(&cache).expect("a cache") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "blob") {
+            let bytes = std::fs::read(&path).expect("a blob");
+            std::fs::write(&path, &bytes[..bytes.len() / 2]).expect("half a blob");
+        }
+    }
+    let flags = [&["--output-dir", &output, "--cache", &cache][..], coded].concat();
+    let refused = bench.run(&["train"], &flags);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("is damaged"), "{said}");
+}
+
+/// A teacher that starts again has the code it made before.
+#[test]
+fn a_code_outlives_its_teacher() {
+    let mut bench = Bench::new();
+    let url = bench.server.url();
+    bench.train("out", &["--signal", "coded", "--teacher", &url]);
+    let model = root().join("student-trainer/demo/teacher");
+    bench.server = Teacher::start(&model, &["--calibration-dir", &bench.path("codes")]);
+    let url = bench.server.url();
+    let (_, said) = bench.train("again", &["--signal", "coded", "--teacher", &url]);
+    assert!(!said.contains("makes a code"), "{said}");
+}
