@@ -153,6 +153,18 @@ impl Reading {
         Ok(Self { full: Some(Full { matrix, decoder }), files })
     }
 
+    /// The same hidden states as `form` has them, said as finely as they can be read.
+    pub(crate) fn finest(&self, form: HiddenForm) -> HiddenForm {
+        let decoder = self.full.as_ref().and_then(|full| full.decoder.as_ref());
+        match (form, decoder.and_then(|decoder| decoder.code().rates().first())) {
+            (HiddenForm::Coded { code, .. }, Some(rate)) => {
+                HiddenForm::Coded { code, rung: rate.rung }
+            }
+            (HiddenForm::Coded { .. }, None) => form,
+            _ => HiddenForm::F32,
+        }
+    }
+
     /// The files of output matrix and code, by their digests; none where no hidden states are read.
     pub(crate) fn files(&self) -> &[(Fingerprint, PathBuf)] {
         &self.files
@@ -202,9 +214,13 @@ impl Full {
     fn decode(&self, rows: &HiddenRows, values: &mut Vec<f32>) -> Result<(), ReadingError> {
         for (count, bytes) in &rows.parts {
             let states = match rows.form {
-                HiddenForm::Coded { .. } => {
+                HiddenForm::Coded { rung, .. } => {
                     let decoder = self.decoder.as_ref().ok_or(ReadingError::Other)?;
-                    decoder.hidden_states(&decoder.code().decode(bytes, *count)?)
+                    let numbers = decoder.code().decode(bytes, *count)?;
+                    match rung == decoder.rung() {
+                        true => decoder.hidden_states(&numbers),
+                        false => decoder.code().reconstruct(rung, &numbers),
+                    }
                 }
                 form @ (HiddenForm::F32
                 | HiddenForm::Bf16

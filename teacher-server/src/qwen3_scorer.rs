@@ -217,4 +217,4 @@ fn display_name(given: &str, id: &str) -> String {
 
 #[cfg(test)]
 #[path = "qwen3_scorer_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -15,7 +15,10 @@ use crate::scorer::{Scores, all_positions};
 use crate::serve_tests::harness::{Server, assembler};
 use crate::settings::Settings;
 
-const CLASSES: usize = 97;
+/// Classes of the small model.
+pub(crate) const CLASSES: usize = 97;
+/// Numbers of its hidden states.
+pub(crate) const HIDDEN: usize = 24;
 
 const CONFIG: &str = r#"{
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
@@ -29,7 +32,8 @@ fn config() -> Qwen3Config {
     Qwen3Config::from_json(CONFIG).unwrap()
 }
 
-fn scorer() -> Qwen3Scorer {
+/// The small model.
+pub(crate) fn scorer() -> Qwen3Scorer {
     scorer_in(Precision::F32)
 }
 
@@ -55,7 +59,13 @@ fn job(id: u64, length: usize) -> ScoreJob {
     }
 }
 
-fn jobs() -> Vec<ScoreJob> {
+/// Its output matrix.
+pub(crate) fn head() -> Vec<f32> {
+    scorer().network.head().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Jobs of all lengths about it.
+pub(crate) fn jobs() -> Vec<ScoreJob> {
     let mut jobs: Vec<ScoreJob> = [5, 1, 33, 64, 2, 17, 40]
         .into_iter()
         .zip(0..)

@@ -114,7 +114,8 @@ fn every_signal_teaches_and_those_that_say_all_teach_the_same() {
     assert!(!said.contains("makes a code") && bytes(&small) < bytes(&coded), "{said}");
     let (drawn, _) = train("drawn", &["--signal", "sampled", "--draws", "32", "--exact", "4"]);
     assert!(after(&drawn) < number(&drawn, "student_perplexity_before"));
-    assert_eq!(drawn["teacher_perplexity"], all["teacher_perplexity"]);
+    let of_teacher = |summary: &Value| number(summary, "teacher_perplexity");
+    assert!((of_teacher(&drawn) / of_teacher(&all) - 1.0).abs() < 1e-6);
 }
 
 /// Every divergence on hidden states; and what evaluates with them.

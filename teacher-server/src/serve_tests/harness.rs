@@ -223,11 +223,16 @@ impl Stream {
 }
 
 pub(crate) fn assembler(job: &ScoreJob) -> ReplyAssembler {
+    assembler_of(job, 0)
+}
+
+/// The same of a model whose hidden states have so many numbers.
+pub(crate) fn assembler_of(job: &ScoreJob, hidden_size: usize) -> ReplyAssembler {
     let agreement = Agreement {
         classes: CLASSES,
         model_fingerprint: Fingerprint([0xA5; 32]),
         tokenizer_fingerprint: Fingerprint([0x5A; 32]),
-        hidden_size: 0,
+        hidden_size,
         max_in_flight: 64,
     };
     ReplyAssembler::new(job.clone(), &agreement)

@@ -9,6 +9,7 @@ mod dialects;
 mod flow;
 pub(crate) mod harness;
 mod held;
+mod hidden;
 mod idle;
 mod life;
 #[cfg(feature = "otel")]
