@@ -102,6 +102,8 @@ pub(crate) mod tests {
             teacher_wait_seconds: 0.03125,
             teacher_mass: Some(0.9375),
             student_mass: Some(0.75),
+            kl_rest: Some(0.5),
+            teacher_entropy: Some(1.5),
             wire_bytes: 98_304,
             wire_tokens: 512,
         }
@@ -130,6 +132,8 @@ pub(crate) mod tests {
                 "teacher_wait_seconds",
                 "teacher_mass",
                 "student_mass",
+                "kl_rest",
+                "teacher_entropy",
                 "wire_bytes",
                 "wire_tokens"
             ]

@@ -115,6 +115,14 @@ pub struct StepReport {
     pub teacher_mass: Option<f64>,
     /// Mean over positions of the student's mass on the same ids.
     pub student_mass: Option<f64>,
+    /// Of `kl`, the part of the outcome that stands for all tokens that were not sent; none where the
+    /// signal or the divergence has no such part.
+    #[serde(default)]
+    pub kl_rest: Option<f64>,
+    /// Mean entropy of the teacher at T over the outcomes its signal tells apart, in nats; none where it
+    /// does not say.
+    #[serde(default)]
+    pub teacher_entropy: Option<f64>,
     /// Bytes of the requests and replies of this step's rows, encoded; a row whose answer was kept
     /// from an earlier epoch costs none.
     pub wire_bytes: u64,

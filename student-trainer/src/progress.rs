@@ -290,17 +290,20 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
 }
 
 /// What to say of a signal that cannot carry what it is asked to teach: the mean mass of the
-/// teacher on what it sends, over the first steps.
-pub(crate) fn thin_signal(teacher_mass: f64, config: &Config) -> Option<String> {
+/// teacher on what it sends, and the part of the divergence that is the rest's, over the first steps.
+pub(crate) fn thin_signal(teacher_mass: f64, rest: Option<f64>, config: &Config) -> Option<String> {
     let lists = config.said.signal == SignalKind::TopK;
     (lists && teacher_mass < 0.5).then(|| {
         format!(
-            "warning: the top-k {} hold only {:.1} % of the teacher's mass at temperature {}; what \
+            "warning: the top-k {} hold only {:.1} % of the teacher's mass at temperature {}{}; what \
              the rest would teach is lost. --signal coded carries all of it in fewer bytes; or lower \
              --temperature, or raise --top-k",
             config.said.top_k,
             100.0 * teacher_mass,
-            config.temperature
+            config.temperature,
+            rest.map_or_else(String::new, |rest| {
+                format!(", and {:.0} % of the divergence is that of all others together", 100.0 * rest)
+            })
         )
     })
 }

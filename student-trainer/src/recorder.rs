@@ -27,6 +27,8 @@ pub(crate) struct Recorder {
     facts: Option<RunFacts>,
     /// The teacher's mass on its signal, in the first steps of this process.
     masses: Vec<f64>,
+    /// Of the first steps: the part of the divergence that is that of all unlisted tokens, and all of it.
+    rests: Vec<(f64, f64)>,
     /// Whether steps are missing in `metrics.jsonl`.
     metrics_lost: bool,
     /// Whether this run stands alone: then it has a banner and says everything.
@@ -54,6 +56,7 @@ impl Recorder {
             board: None,
             facts: None,
             masses: Vec::new(),
+            rests: Vec::new(),
             metrics_lost: false,
             alone: false,
         }
@@ -79,14 +82,18 @@ impl Recorder {
     }
 
     /// Says so, once, when the signal holds little of the teacher.
-    fn weigh_signal(&mut self, teacher_mass: Option<f64>) {
+    fn weigh_signal(&mut self, report: &StepReport) {
         if self.masses.len() == WEIGHED_STEPS {
             return;
         }
-        self.masses.extend(teacher_mass);
+        self.masses.extend(report.teacher_mass);
+        self.rests.extend(report.kl_rest.zip(report.kl));
         if self.masses.len() == WEIGHED_STEPS {
             let mean = self.masses.iter().sum::<f64>() / WEIGHED_STEPS as f64;
-            if let Some(warning) = thin_signal(mean, &self.config) {
+            let sum = |of: fn(&(f64, f64)) -> f64| self.rests.iter().map(of).sum::<f64>();
+            let (rest, all) = (sum(|pair| pair.0), sum(|pair| pair.1));
+            let share = (all > 0.0).then(|| rest / all).filter(|share| (0.0..=1.0).contains(share));
+            if let Some(warning) = thin_signal(mean, share, &self.config) {
                 self.console.tell_once(&warning);
             }
         }
@@ -126,7 +133,7 @@ impl Observer for Recorder {
             self.board = self.kept("runs/", done).map(|()| board);
         }
         self.progress.step(report);
-        self.weigh_signal(report.teacher_mass);
+        self.weigh_signal(report);
     }
 
     fn evaluated(&mut self, report: &EvalReport) {

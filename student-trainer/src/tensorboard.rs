@@ -108,6 +108,8 @@ impl<W: Write> EventFile<W> {
             ("speed/wire_bytes", Some(report.wire_bytes as f64)),
             ("signal/teacher_mass", report.teacher_mass),
             ("signal/student_mass", report.student_mass),
+            ("signal/kl_rest", report.kl_rest),
+            ("signal/teacher_entropy", report.teacher_entropy),
         ];
         self.scalars(now, report.step, &always)
     }

@@ -150,6 +150,8 @@ fn train_step(
     let mean = |sum: f64| sum / positions as f64;
     let kl = mean(sums.kl) * run.loss.temperature * run.loss.temperature;
     let ce = mean(sums.ce);
+    // NaN where the signal does not say.
+    let known = |value: f64| Some(value).filter(|value| taught && value.is_finite());
     Ok(StepReport {
         step: planned.step,
         epoch: run.plan.epochs_after(planned.step),
@@ -164,6 +166,8 @@ fn train_step(
         teacher_mass: (taught && run.signals.as_ref().is_some_and(Signals::knows_mass))
             .then(|| mean(sums.teacher_mass)),
         student_mass: taught.then(|| mean(sums.student_mass)),
+        kl_rest: known(mean(sums.kl_rest) * run.loss.temperature * run.loss.temperature),
+        teacher_entropy: known(mean(sums.teacher_entropy)),
         wire_bytes: answers.iter().map(|scored| scored.wire_bytes).sum(),
         wire_tokens: asked.map(|(row, _)| row.len() as u64).sum(),
     })
@@ -239,6 +243,8 @@ struct Sums {
     kl: f64,
     teacher_mass: f64,
     student_mass: f64,
+    kl_rest: f64,
+    teacher_entropy: f64,
 }
 
 impl Sums {
@@ -250,6 +256,8 @@ impl Sums {
         add(&mut self.kl, &loss.kl);
         add(&mut self.teacher_mass, &loss.teacher_mass);
         add(&mut self.student_mass, &loss.student_mass);
+        add(&mut self.kl_rest, &loss.kl_rest);
+        add(&mut self.teacher_entropy, &loss.teacher_entropy);
     }
 }
 

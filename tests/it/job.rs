@@ -139,6 +139,8 @@ fn the_job_prints_its_table_and_leaves_what_the_contract_lists() {
         "teacher_wait_seconds",
         "teacher_mass",
         "student_mass",
+        "kl_rest",
+        "teacher_entropy",
         "wire_bytes",
     ];
     for (index, line) in lines.iter().enumerate() {

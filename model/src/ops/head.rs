@@ -23,6 +23,7 @@ mod check;
 pub(crate) mod exps;
 mod full;
 mod listed;
+mod loss;
 mod middle;
 mod position;
 mod row;
@@ -40,8 +41,9 @@ use check::{check_settings, check_targets, check_teaching};
 pub use distill::reference::{Divergence, Tail};
 use full::FullRow;
 use listed::Listed;
+pub use loss::{HeadLoss, TeacherLoss};
 use position::{Listening, Position};
-use row::{Row, RowLoss};
+use row::Row;
 
 /// Classes whose logits exist at a time. Fixed: a row's sums must not depend on the rest of the batch.
 pub(super) const BLOCK_CLASSES: usize = 4096;
@@ -100,35 +102,6 @@ impl<'a> Teaching<'a> {
             Self::Full { hidden, w } => Some([hidden, w]),
         }
     }
-}
-
-/// A teacher's own losses of S positions.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TeacherLoss {
-    /// `-log softmax(y)[target]` at T = 1, `[S]`.
-    pub ce: Vec<f32>,
-    /// Its most probable class, `[S]`; the lower id among equals.
-    pub argmax: Vec<u32>,
-}
-
-/// The losses of S positions, and the gradient of their scaled total.
-#[derive(Clone, Debug)]
-pub struct HeadLoss {
-    /// `-log softmax(z)[target]` at T = 1, `[S]`. NaN where a logit is not a number.
-    pub ce: Vec<f32>,
-    /// The divergence from the teacher at T, *without* T², `[S]`; 0 without a signal, infinite where a
-    /// Kullback-Leibler divergence is.
-    pub kl: Vec<f32>,
-    /// The student's most probable class, `[S]`; the lower id among equals.
-    pub argmax: Vec<u32>,
-    /// `Σ p_i` over the signal's ids, `[S]`; 0 without a signal, 1 where it says all, or draws are to.
-    pub teacher_mass: Vec<f32>,
-    /// `Σ q_i` over the signal's ids, `[S]`; likewise.
-    pub student_mass: Vec<f32>,
-    /// What a teacher that says all has itself, where no gradient was asked for.
-    pub teacher: Option<TeacherLoss>,
-    /// Gradient with respect to `hidden`, `[S, D]`; only when a gradient was asked for.
-    pub d_hidden: Option<Tensor>,
 }
 
 /// Losses of the positions `hidden` `[S, D]` under the output matrix `w` `[V, D]`, of which the
@@ -347,23 +320,6 @@ fn in_rows<R: Send>(
         let teacher = teacher.get(number * block.len()..(number + 1) * block.len());
         f(row, logits, teacher.unwrap_or_default());
     });
-}
-
-impl HeadLoss {
-    fn new(rows: &[RowLoss], d_hidden: Option<Tensor>) -> Self {
-        let column = |of: fn(&RowLoss) -> f64| rows.iter().map(|row| of(row) as f32).collect();
-        let of_teacher = rows.iter().map(|row| row.teacher.map(|(ce, id)| (ce as f32, id)));
-        let teacher = of_teacher.collect::<Option<(Vec<f32>, Vec<u32>)>>();
-        Self {
-            ce: column(|row| row.ce),
-            kl: column(|row| row.kl),
-            argmax: rows.iter().map(|row| row.argmax).collect(),
-            teacher_mass: column(|row| row.teacher_mass),
-            student_mass: column(|row| row.student_mass),
-            teacher: teacher.map(|(ce, argmax)| TeacherLoss { ce, argmax }),
-            d_hidden,
-        }
-    }
 }
 
 /// Positions in chunks of nearly equal size, at most [`CHUNK_POSITIONS`].

@@ -160,6 +160,22 @@ proptest! {
             let mass = reference::student_mass(&z, ids, temperature);
             prop_assert!(near(found.student_mass[s], mass));
             prop_assert!(near(found.teacher_mass[s], case.signal.probabilities(s).0.iter().sum()));
+            // Entropy and the rest's part, over the k + 1 outcomes as the tail has them.
+            let (p, rest) = case.signal.probabilities(s);
+            let of = |p: f64| if p > 0.0 { -p * p.ln() } else { 0.0 };
+            let entropy = p.iter().copied().chain([rest]).map(of).sum::<f64>();
+            prop_assert!(near(found.teacher_entropy[s], entropy) || tail == Tail::Renormalise);
+            let others = (0..classes).filter(|&j| !ids.contains(&(j as u32)));
+            let log_z = |classes: &mut dyn Iterator<Item = usize>| {
+                let scaled: Vec<f64> = classes.map(|j| z[j] / temperature).collect();
+                distill::signal::log_sum_exp(scaled.into_iter())
+            };
+            let log_q = log_z(&mut others.into_iter()) - log_z(&mut (0..classes));
+            let of_rest = match tail {
+                Tail::Bucket if rest > 0.0 => rest * (rest.ln() - log_q),
+                Tail::Bucket | Tail::Renormalise => 0.0,
+            };
+            prop_assert!((f64::from(found.kl_rest[s]) - of_rest).abs() <= 1e-6 * (1.0 + of_rest.abs()));
             let best = (0..classes).rev().max_by(|&a, &b| z[a].total_cmp(&z[b]));
             prop_assert_eq!(Some(found.argmax[s] as usize), best);
 

@@ -127,8 +127,9 @@ fn a_line_tells_loss_speed_waiting_and_time_left() {
 
 #[test]
 fn a_signal_that_holds_little_of_the_teacher_is_called_so() {
-    let warning = thin_signal(0.053, &config()).unwrap();
+    let warning = thin_signal(0.053, Some(0.42), &config()).unwrap();
     assert!(warning.contains("top-k 64 hold only 5.3 %"), "{warning}");
-    assert!(warning.contains("temperature 5"), "{warning}");
-    assert_eq!(thin_signal(0.88, &config()), None);
+    assert!(warning.contains("temperature 5") && warning.contains("42 % of the"), "{warning}");
+    assert!(warning.contains("--signal coded"), "{warning}");
+    assert_eq!(thin_signal(0.88, Some(0.1), &config()), None);
 }

@@ -14,16 +14,18 @@ pub(super) struct ApartSums {
     pub(super) at_t: f64,
     /// `Σ exp((x_j - max) / T) (x_j - o_j) / T`
     apart: f64,
+    /// `Σ exp((x_j - max) / T) (x_j - max) / T`
+    below: f64,
 }
 
 impl ApartSums {
     /// The sums over no logits.
-    pub(super) const NONE: Self = Self { max: 0.0, at_t: 0.0, apart: 0.0 };
+    pub(super) const NONE: Self = Self { max: 0.0, at_t: 0.0, apart: 0.0, below: 0.0 };
 
     pub(super) fn of(side: &[f32], other: &[f32], temperature: f64) -> Self {
         let max = reference_point(math::max(side));
-        let (at_t, apart) = sums_apart(side, other, max, (1.0 / temperature) as f32);
-        Self { max: f64::from(max), at_t, apart }
+        let [at_t, apart, below] = sums_apart(side, other, max, (1.0 / temperature) as f32);
+        Self { max: f64::from(max), at_t, apart, below }
     }
 
     /// The sums over these logits and others.
@@ -38,6 +40,8 @@ impl ApartSums {
             max,
             at_t: self.at_t * ours + other.at_t * theirs,
             apart: self.apart * ours + other.apart * theirs,
+            below: (self.below + self.at_t * (self.max - max) / temperature) * ours
+                + (other.below + other.at_t * (other.max - max) / temperature) * theirs,
         }
     }
 
@@ -46,28 +50,38 @@ impl ApartSums {
         self.apart / self.at_t
     }
 
+    /// Entropy of this side's probabilities, in nats.
+    pub(super) fn entropy(&self) -> f64 {
+        self.at_t.ln() - self.below / self.at_t
+    }
+
     /// `log Σ exp(x_j / T)`.
     pub(super) fn log_at_t(&self, temperature: f64) -> f64 {
         self.max / temperature + self.at_t.ln()
     }
 }
 
-/// `Σ e_j` and `Σ e_j (y_j - z_j) / T` with `e = exp((y - max) / T)`.
+/// `Σ e_j`, `Σ e_j (y_j - z_j) / T` and `Σ e_j (y_j - max) / T` with `e = exp((y - max) / T)`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn sums_apart(y: &[f32], z: &[f32], max: f32, inverse_t: f32) -> (f64, f64) {
-    let mut space = [[0.0_f32; BLOCK]; 2];
-    let (mut at_t, mut apart) = (0.0, 0.0);
+fn sums_apart(y: &[f32], z: &[f32], max: f32, inverse_t: f32) -> [f64; 3] {
+    let mut space = [[0.0_f32; BLOCK]; 3];
+    let mut sums = [0.0; 3];
     for (y, z) in y.chunks(BLOCK).zip(z.chunks(BLOCK)) {
-        let [exps, parts] = &mut space;
-        let (exps, parts) = (&mut exps[..y.len()], &mut parts[..y.len()]);
-        for (((e, part), &y), &z) in exps.iter_mut().zip(parts.iter_mut()).zip(y).zip(z) {
-            *e = exp_f32((y - max) * inverse_t);
+        let [exps, parts, belows] = &mut space;
+        let exps = &mut exps[..y.len()];
+        let rest = parts[..y.len()].iter_mut().zip(&mut belows[..y.len()]);
+        for (((e, (part, below)), &y), &z) in exps.iter_mut().zip(rest).zip(y).zip(z) {
+            let depth = (y - max) * inverse_t;
+            *e = exp_f32(depth);
             *part = *e * ((y - z) * inverse_t);
+            // What is nothing to the sum is nothing here too, where 0 times -inf is no number.
+            *below = if *e > 0.0 { *e * depth } else { 0.0 };
         }
-        at_t += f64::from(sum_block(exps));
-        apart += f64::from(sum_block(parts));
+        for (sum, values) in sums.iter_mut().zip([&*exps, &parts[..y.len()], &belows[..y.len()]]) {
+            *sum += f64::from(sum_block(values));
+        }
     }
-    (at_t, apart)
+    sums
 }
 
 /// `z = a·exp(z - m) + b·exp((z - m) / T) - c·exp((y - n) / T)` in place, with `max` = [m, n] and

@@ -203,6 +203,8 @@ impl FullRow {
             argmax: self.student.best.1,
             teacher_mass: 1.0,
             student_mass: 1.0,
+            kl_rest: 0.0,
+            entropy: self.teacher.entropy(),
             teacher: self.measured.as_ref().map(|side| (side.ce(), side.best.1)),
         }
     }

@@ -70,6 +70,7 @@ impl Case {
         let found = self.run(settings, scale, Some(&dw));
         let without = self.run(settings, scale, None);
         prop_assert_eq!((&without.ce, &without.kl), (&found.ce, &found.kl));
+        prop_assert!(found.teacher.is_none());
         let width = self.widths[0];
         let mut wanted_d = vec![0.0; self.positions * width];
         let mut wanted_dw = vec![0.0; self.classes * width];
@@ -91,6 +92,16 @@ impl Case {
             prop_assert!((f64::from(found.ce[s]) - ce.value).abs() < tolerance);
             let best = (0..self.classes).max_by(|&a, &b| z[a].total_cmp(&z[b])).unwrap();
             prop_assert!(z[best] - z[found.argmax[s] as usize] < tolerance);
+            let of_teacher = reference::cross_entropy(&y, self.targets[s] as usize);
+            let measured = without.teacher.as_ref().unwrap();
+            prop_assert!((f64::from(measured.ce[s]) - of_teacher.value).abs() < tolerance);
+            let best = (0..self.classes).max_by(|&a, &b| y[a].total_cmp(&y[b])).unwrap();
+            prop_assert!(y[best] - y[measured.argmax[s] as usize] < tolerance);
+            let log_z = distill::signal::log_sum_exp(y.iter().map(|y| y / t));
+            let entropy: f64 = y.iter().map(|y| (y / t - log_z).exp() * (log_z - y / t)).sum();
+            let off = (f64::from(found.teacher_entropy[s]) - entropy).abs();
+            prop_assert!(off < 1e-6 * (1.0 + largest / t) * (1.0 + entropy), "{off} of {entropy}");
+            prop_assert_eq!(found.kl_rest[s], 0.0);
             let total = reference::total(&kl, &ce, alpha, t);
             for (j, g) in total.gradient.iter().enumerate() {
                 for d in 0..width {

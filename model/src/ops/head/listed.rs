@@ -24,6 +24,12 @@ impl Listed<'_> {
             }
         }
     }
+
+    /// Whether what it lists, and the rest, are the outcomes there are; draws are an estimate of them.
+    pub(super) fn tells_all_apart(self) -> bool {
+        matches!(self, Self::TopK(_))
+    }
+
     /// Logarithms of the probabilities of a row by ascending id, and of everything else last: they keep
     /// what is below the smallest float64.
     pub(super) fn log_outcomes(self, row: usize) -> Vec<f64> {

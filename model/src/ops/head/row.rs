@@ -30,6 +30,10 @@ pub(super) struct RowLoss {
     pub(super) argmax: u32,
     pub(super) teacher_mass: f64,
     pub(super) student_mass: f64,
+    /// Of `kl`, what the outcome beside the listed ones adds; NaN where that has no meaning.
+    pub(super) kl_rest: f64,
+    /// Of the teacher, in nats, over what its signal tells apart; NaN where it does not say.
+    pub(super) entropy: f64,
     /// Of a teacher that says all, where it was measured: its own cross-entropy and most probable class.
     pub(super) teacher: Option<(f64, u32)>,
 }
@@ -46,6 +50,7 @@ pub(super) struct Row {
     /// Logarithms of the same and of `p_rest`; none where the divergence is the forward one.
     log_p: Vec<f64>,
     teacher_mass: f64,
+    entropy: f64,
     /// 1 without a signal: one exponential a class is enough.
     temperature: f64,
     ce_weight: f64,
@@ -84,6 +89,7 @@ impl Row {
             divergence: Divergence::ForwardKl,
             log_p: Vec::new(),
             teacher_mass: 0.0,
+            entropy: f64::NAN,
             temperature: 1.0,
             ce_weight: 1.0 - alpha,
             kl_weight: 0.0,
@@ -95,6 +101,10 @@ impl Row {
         let Some((signal, number)) = signal else { return row };
         let (ids, mut p, p_rest) = signal.outcomes(number);
         row.teacher_mass = p.iter().sum();
+        if signal.tells_all_apart() {
+            let outcomes = p.iter().chain([&p_rest]).filter(|&&p| p > 0.0);
+            row.entropy = outcomes.map(|p| -p * p.ln()).sum();
+        }
         if tail == Tail::Renormalise {
             p.iter_mut().for_each(|p| *p /= row.teacher_mass);
         } else {
@@ -210,7 +220,8 @@ impl Heard {
     /// The losses.
     pub(super) fn losses(&self) -> RowLoss {
         let Self { row, softmax, outcomes } = self;
-        let mut kl = kl_term(row.p_rest, softmax.log_q_rest);
+        let mut kl_rest = kl_term(row.p_rest, softmax.log_q_rest);
+        let mut kl = kl_rest;
         let mut student_mass = 0.0;
         for (&z, &p) in row.top.iter().zip(&row.p) {
             let log_q = softmax.log_q(z);
@@ -219,10 +230,11 @@ impl Heard {
         }
         if let Some(outcomes) = outcomes {
             kl = outcomes.value;
+            kl_rest = f64::NAN;
         }
         let ce = softmax.log_z_one - row.logit_of_target;
-        let (argmax, teacher_mass) = (row.argmax(), row.teacher_mass);
-        RowLoss { ce, kl, argmax, teacher_mass, student_mass, teacher: None }
+        let (argmax, teacher_mass, entropy) = (row.argmax(), row.teacher_mass, row.entropy);
+        RowLoss { ce, kl, argmax, teacher_mass, student_mass, kl_rest, entropy, teacher: None }
     }
 }
 
