@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches};
 use student_trainer::config::{
     CONFIG_VARIABLE, CacheBuildConfig, CacheConfig, CacheExportConfig, CacheImportConfig, Command,
-    Config, DemoConfig, EvalConfig, Layers, OptionSpec, options_of, unknown_variables,
+    Config, DemoConfig, EvalConfig, Layers, OptionSpec, SignalsConfig, options_of,
+    unknown_variables,
 };
 
 /// What a person asked for.
@@ -27,6 +28,8 @@ pub(crate) enum Asked {
     CacheExport(CacheExportConfig),
     /// `cache import`
     CacheImport(CacheImportConfig),
+    /// `signals`
+    Signals(Box<SignalsConfig>),
     /// `demo`
     Demo(DemoConfig),
     /// `demo data`: where to write models and rows.
@@ -70,6 +73,9 @@ pub(crate) fn read(
         Some(("eval", m)) => settings(Command::Eval, m)
             .and_then(|layers| EvalConfig::from_layers(&layers))
             .map(|config| Asked::Eval(Box::new(config))),
+        Some(("signals", m)) => settings(Command::Signals, m)
+            .and_then(|layers| SignalsConfig::from_layers(&layers))
+            .map(|config| Asked::Signals(Box::new(config))),
         Some(("demo", m)) => match m.subcommand() {
             Some(("data", m)) => Ok(Asked::DemoData(path_of(m, "dir").unwrap_or_default())),
             Some(("make-models", m)) => {
@@ -159,6 +165,7 @@ fn command_line() -> clap::Command {
         .arg_required_else_help(true)
         .subcommand(command("train", TRAIN_ABOUT, Command::Train, TRAIN))
         .subcommand(command("eval", "Measure a model on held-out rows", Command::Eval, EVAL))
+        .subcommand(command("signals", SIGNALS_ABOUT, Command::Signals, SIGNALS))
         .subcommand(cache())
         .subcommand(demo(command("demo", DEMO_ABOUT, Command::Demo, DEMO)))
 }
@@ -286,6 +293,17 @@ Examples:
 
 With a teacher: its perplexity on the same positions, KL(teacher || model) at --temperature on the
 signal, and the share of positions where both find the same token most probable.";
+
+const SIGNALS_ABOUT: &str = "Measure what each signal of a teacher is worth, on your own rows";
+
+const SIGNALS: &str = "\
+Examples:
+  student-trainer signals --teacher grpc://127.0.0.1:50051 --student Qwen/Qwen3-0.6B --data rows.jsonl
+  student-trainer signals --teacher grpc://127.0.0.1:50051 --student DIR --data rows.jsonl --budget 64
+
+For each signal: bytes a position, the angle between the student's gradient under it and under the
+teacher's full distribution, the ratio of their norms, the error of the loss, and the time on both
+sides. A gradient 40 degrees off teaches something else than the teacher says.";
 
 const CACHE: &str = "\
 Examples:

@@ -13,6 +13,7 @@ fn flags() -> String {
         ("cache info", Command::CacheInfo),
         ("cache export", Command::CacheExport),
         ("cache import", Command::CacheImport),
+        ("signals", Command::Signals),
     ];
     let mut lines = Vec::new();
     for (name, command) in commands {

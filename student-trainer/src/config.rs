@@ -5,6 +5,7 @@
 
 mod cache;
 mod comparison;
+mod fidelity;
 mod kinds;
 mod layers;
 mod options;
@@ -21,6 +22,7 @@ use serde::{Serialize, Serializer};
 
 pub use cache::{CacheBuildConfig, CacheConfig, CacheExportConfig, CacheImportConfig};
 use comparison::{beta, comparison};
+pub use fidelity::SignalsConfig;
 pub use kinds::{
     ChatTemplateUse, Choice, CodecKind, DivergenceKind, DtypeChoice, HiddenFormKind, LossOn,
     ProgressKind, RecomputeChoice, Resume, SaveDtype, SchedulerKind, SignalKind, StudentInit,

@@ -5,7 +5,7 @@
 //! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`asking`], [`signals`], [`feed`], `link` and
 //! [`teacher`] (signals in training order from a service), [`reading`] and `decoder` (what the loss is
 //! given of them, and what that takes), [`cache`] (answers kept for later runs), [`proof`] (that they are
-//! about the right tokens), [`eval`] and [`measure`], [`checkpoint`] and [`state`], [`outputs`] and
+//! about the right tokens), [`eval`] and [`measure`], [`fidelity`] (what each signal is worth), [`checkpoint`] and [`state`], [`outputs`] and
 //! [`summary`] (what remains), [`observer`] (what is told meanwhile), [`stop`], [`config`] (every
 //! option), [`error`].
 
@@ -18,6 +18,7 @@ mod decoder;
 pub mod error;
 pub mod eval;
 pub mod feed;
+pub mod fidelity;
 mod link;
 pub mod measure;
 mod memory;

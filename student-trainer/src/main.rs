@@ -1,11 +1,12 @@
 //! `student-trainer`: reads what was asked for and does it.
 //!
 //! Reading order: `cli` (the command line), `progress` (what a person sees; the one place that
-//! prints), `keeping` (the commands of the cache), `recorder` with `metrics`, `tensorboard` and `report` (what is kept of a run), `demo`.
+//! prints), `keeping` (the commands of the cache), `fidelity_page` (the table of signals), `recorder` with `metrics`, `tensorboard` and `report` (what is kept of a run), `demo`.
 //! The training itself is the library.
 
 mod cli;
 mod demo;
+mod fidelity_page;
 mod keeping;
 mod metrics;
 mod progress;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Asked::Eval(config) => config.progress,
         Asked::Demo(config) => config.progress,
         Asked::CacheBuild(config) => config.progress,
+        Asked::Signals(config) => config.progress,
         Asked::CacheVerify(_)
         | Asked::CacheInfo(_)
         | Asked::CacheExport(_)
@@ -115,6 +117,7 @@ fn carry_out(asked: Asked, console: &Console) -> anyhow::Result<ExitCode> {
     match asked {
         Asked::Train(config) => return train(&config, console, &stop),
         Asked::Eval(config) => evaluate(&config, console, &stop)?,
+        Asked::Signals(config) => fidelity_page::run(&config, console, &stop)?,
         Asked::Demo(config) => demo::run(&config, console, &stop)?,
         Asked::CacheBuild(config) => return keeping::build(&config, console, &stop),
         Asked::CacheVerify(config) => keeping::verify(&config, console)?,

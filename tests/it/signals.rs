@@ -215,3 +215,45 @@ fn a_code_outlives_its_teacher() {
     let (_, said) = bench.train("again", &["--signal", "coded", "--teacher", &url]);
     assert!(!said.contains("makes a code"), "{said}");
 }
+
+/// The table of signals on rows of one's own: everything is exact, what is coded finer is nearer, and a
+/// budget is kept.
+#[test]
+fn what_each_signal_is_worth_is_measured_and_one_recommended() {
+    let bench = Bench::new();
+    let (url, decoders) = (bench.server.url(), bench.path("decoders"));
+    let (student, data, out) = (Bench::student(), bench.path("train.jsonl"), bench.path("table"));
+    let flags = [
+        ["--teacher", &url],
+        ["--student", &student],
+        ["--data", &data],
+        ["--decoder-dir", &decoders],
+        ["--output-dir", &out],
+        ["--temperatures", "1,4"],
+        ["--max-samples", "16"],
+    ];
+    let signals = |more: &[&str]| {
+        let ran = run(&mut trainer(&[&["signals"], flags.as_flattened(), more].concat()));
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).expect("UTF-8")
+    };
+    let found: Value = serde_json::from_str(&signals(&["--json", "--budget", "30"])).expect("JSON");
+    let rows = found["signals"].as_array().expect("signals");
+    let angle = |row: &Value, at: usize| row["at"][at]["angle"].as_f64().expect("an angle");
+    let of = |name: &str| {
+        rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no {name}: {found}"))
+    };
+    assert_eq!((angle(of("full f32"), 0), angle(of("full f32"), 1)), (0.0, 0.0));
+    assert!(angle(of("full bf16"), 0) < 0.2 && angle(of("full int4"), 0) < 5.0);
+    let coded = ["0.001", "0.01", "0.1"].map(|e| of(&format!("coded, --signal-error {e}")));
+    assert!(angle(coded[0], 0) < angle(coded[1], 0) && angle(coded[1], 0) < angle(coded[2], 0));
+    assert!(number(coded[0], "bytes") > number(coded[2], "bytes"));
+    // What a top-k leaves out at a high temperature it cannot teach.
+    assert!(angle(of("top-64"), 1) > 10.0 * angle(coded[1], 1));
+    let chosen = &rows[found["recommended"].as_u64().expect("one") as usize];
+    assert!(number(chosen, "bytes") <= 30.0, "{chosen}");
+    let page = std::fs::read_to_string(Path::new(&out).join("signals.html")).expect("a page");
+    assert!(page.contains("recommended within 30 bytes") && page.contains("Temperature 4"));
+    let text = signals(&[]);
+    assert!(text.contains("recommended: ") && text.contains("top-64, renormalised"), "{text}");
+}

@@ -25,6 +25,8 @@ pub enum Command {
     CacheExport,
     /// `student-trainer cache import`
     CacheImport,
+    /// `student-trainer signals`
+    Signals,
 }
 
 /// One option.
@@ -69,7 +71,8 @@ const DEMO: &[Command] = &[Command::Demo];
 const BOTH: &[Command] = &[Command::Train, Command::Eval];
 const BUILD: &[Command] = &[Command::CacheBuild];
 const TRAIN_BUILD: &[Command] = &[Command::Train, Command::CacheBuild];
-const BOTH_BUILD: &[Command] = &[Command::Train, Command::Eval, Command::CacheBuild];
+const ASKING: &[Command] = &[Command::Train, Command::Eval, Command::CacheBuild, Command::Signals];
+const SIGNALS: &[Command] = &[Command::Signals];
 const IMPORT: &[Command] = &[Command::CacheImport];
 const OF_CACHE: &[Command] = &[
     Command::CacheBuild,
@@ -124,19 +127,21 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, EVAL, ("teacher", "URL[,URL...]", ""),
         "Address of a teacher server to compare the model with, such as grpc://127.0.0.1:50051 (or \
          vllm+http://127.0.0.1:8000); without one only the model's own perplexity is measured"),
-    option(MODELS, BOTH_BUILD, ("teacher-ca", "FILE", ""),
+    option(MODELS, SIGNALS, ("teacher", "URL", ""),
+        "Address of the teacher server whose signals are measured, such as grpc://127.0.0.1:50051"),
+    option(MODELS, ASKING, ("teacher-ca", "FILE", ""),
         "Certificates to trust, in PEM: of the authority that signed the teacher's, or the teacher's \
          own self-signed one; needed with grpcs://"),
-    option(MODELS, BOTH_BUILD, ("teacher-cert", "FILE", ""),
+    option(MODELS, ASKING, ("teacher-cert", "FILE", ""),
         "Certificate of this client, in PEM, for a teacher that asks for one; with --teacher-key"),
-    option(MODELS, BOTH_BUILD, ("teacher-key", "FILE", ""),
+    option(MODELS, ASKING, ("teacher-key", "FILE", ""),
         "Private key of --teacher-cert, in PEM, not encrypted"),
-    option(MODELS, BOTH_BUILD, ("teacher-name", "NAME", ""),
+    option(MODELS, ASKING, ("teacher-name", "NAME", ""),
         "Name the teacher's certificate must carry, where it is not the host of --teacher"),
-    option(MODELS, BOTH_BUILD, ("teacher-token-file", "FILE", ""),
+    option(MODELS, ASKING, ("teacher-token-file", "FILE", ""),
         "File whose first line is the token the teacher wants of its clients; sent over encrypted \
          connections, and to this machine"),
-    option(MODELS, BOTH_BUILD, ("teacher-timeout", "SECONDS", "60"),
+    option(MODELS, ASKING, ("teacher-timeout", "SECONDS", "60"),
         "How long to try to reach a teacher that does not answer before giving up, in seconds"),
     option(MODELS, TRAIN_BUILD, ("teacher-window", "REQUESTS", "16"),
         "Rows asked of the teacher ahead of the step that needs them. Bounds memory; a larger one \
@@ -157,6 +162,12 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, TRAIN, ("student-init", "pretrained|random", "pretrained"),
         "First weights: the model's files, or drawn at random from the seed (then only its \
          config.json and tokenizer are read)"),
+    option(MODELS, SIGNALS, ("teacher-window", "REQUESTS", "16"),
+        "Rows asked of the teacher at a time"),
+    option(MODELS, SIGNALS, ("student", "MODEL", ""),
+        "The student whose gradients are compared: a local directory or a hub id"),
+    option(MODELS, SIGNALS, ("student-revision", "REVISION", ""),
+        "Branch, tag or commit of a hub student; the hub's main when absent"),
     option(MODELS, BUILD, ("student", "MODEL", ""),
         "The model that will be trained, for its tokenizer and the size of its vocabulary: a local \
          directory in Hugging Face form or a hub id"),
@@ -187,7 +198,13 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Take only the first ROWS held-out rows"),
     option(DATA, EVAL, ("max-eval-samples", "ROWS", ""),
         "Measure on the first ROWS rows only"),
-    option(DATA, BOTH_BUILD, ("max-length", "TOKENS", "1024"),
+    option(DATA, SIGNALS, ("data", "FILES", ""),
+        "Rows to measure on, in the forms of train-file"),
+    option(DATA, SIGNALS, ("max-samples", "ROWS", "48"),
+        "Measure on the first ROWS rows; a few thousand tokens are enough"),
+    option(DATA, SIGNALS, ("loss-on", "completion|all", "completion"),
+        "Which tokens are compared: the answer's only, or every token but the first"),
+    option(DATA, ASKING, ("max-length", "TOKENS", "1024"),
         "Longest row in tokens; longer ones are cut there, counted and reported"),
     option(DATA, TRAIN_BUILD, ("loss-on", "completion|all", "completion"),
         "Which tokens are learned: the answer's only, or every token but the first. Of plain text \
@@ -195,7 +212,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(DATA, EVAL, ("loss-on", "completion|all", "completion"),
         "Which tokens are scored: the answer's only, or every token but the first. Of plain text \
          rows it is always the latter"),
-    option(DATA, BOTH_BUILD, ("chat-template", "auto|none|model", "auto"),
+    option(DATA, ASKING, ("chat-template", "auto|none|model", "auto"),
         "Put rows through the model's chat template. auto does so where rows are conversations"),
     option(DATA, TRAIN, ("shuffle", "true|false", "true"),
         "A new order of the rows each epoch, from the seed; false takes them in file order"),
@@ -276,6 +293,14 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(COMPARISON, EVAL, ("beta", "0..1", "0.5"),
         "Of --divergence jsd and mixture, as in training"),
 
+    option(COMPARISON, SIGNALS, ("temperatures", "T[,T...]", "1,2,5"),
+        "Temperatures to compare at"),
+    option(COMPARISON, SIGNALS, ("budget", "BYTES", ""),
+        "Recommend the best signal of at most BYTES a position; when absent the smallest whose \
+         gradient is within 2 degrees of the full one"),
+    option(COMPARISON, SIGNALS, ("decoder-dir", "DIR", ""),
+        "Where the teacher's output matrix and code are kept, as in training"),
+
     option(OPTIMISER, TRAIN, ("learning-rate", "RATE", "5e-5"),
         "Peak learning rate of AdamW"),
     option(OPTIMISER, TRAIN, ("lr-scheduler-type", "NAME", "constant"),
@@ -304,6 +329,10 @@ pub const OPTIONS: &[OptionSpec] = &[
 
     option(MACHINE, EVAL, ("per-device-train-batch-size", "ROWS", "4"),
         "Rows computed at once (named as in train, so that one --config serves both)"),
+    option(MACHINE, SIGNALS, ("per-device-train-batch-size", "ROWS", "4"),
+        "Rows computed at once"),
+    option(MACHINE, SIGNALS, ("device", "auto|cpu|cuda:N", "auto"),
+        "Where to compute, as in training"),
     option(MACHINE, BOTH, ("device", "auto|cpu|cuda:N", "auto"),
         "Where to compute; auto is the CPU, and cuda:N is not offered yet"),
     option(MACHINE, TRAIN, ("dtype", "auto|f32|bf16|f16", "auto"),
@@ -352,6 +381,13 @@ pub const OPTIONS: &[OptionSpec] = &[
         "none says nothing on stderr of what is being done; the others say it in plain lines"),
     switch(OUTPUT, &[Command::CacheInfo], "json",
         "Print the description as one JSON object"),
+
+    option(OUTPUT, SIGNALS, ("output-dir", "DIR", "out/signals"),
+        "Where signals.html and signals.json go"),
+    option(OUTPUT, SIGNALS, ("progress", "auto|bar|plain|none", "auto"),
+        "none says nothing on stderr of what is being done; the others say it in plain lines"),
+    switch(OUTPUT, SIGNALS, "json",
+        "Print the table as JSON"),
 
     option(OUTPUT, DEMO, ("output-dir", "DIR", "out/demo"),
         "Where report.html, summary.json and the runs' own directories go"),

@@ -1,0 +1,264 @@
+//! The bench that signals are measured on: one teacher, one student, the same rows.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use distill::batch::{Sequence, TokenBatch};
+use distill::codec::{Codec, MAX_PACKED_CLASSES};
+use model::load::WeightsError;
+use model::ops::Precision;
+use model::ops::head::{Divergence, LossSettings, Tail};
+use model::student::{Student, StudentError, Training};
+
+use super::Measured;
+use crate::asking::{Ask, Terms, Wanted};
+use crate::config::{CodecKind, HiddenFormKind, SignalConfig, SignalKind, SignalsConfig};
+use crate::data::RowSet;
+use crate::decoder::Preparing;
+use crate::error::TrainError;
+use crate::feed::{Feed, Scored};
+use crate::proof::prove;
+use crate::reading::{Reading, Said};
+use crate::setup::{Source, at_row};
+use crate::stop::Stop;
+use crate::teacher::{Network, Teacher};
+
+/// A signal to measure.
+pub(super) struct Candidate {
+    pub(super) name: String,
+    pub(super) options: String,
+    pub(super) tail: Tail,
+    pub(super) wanted: Wanted,
+    pub(super) reading: Reading,
+}
+
+impl Candidate {
+    /// Whether its answers are of one temperature.
+    pub(super) fn is_of_one_temperature(&self) -> bool {
+        !matches!(self.wanted, Wanted::Hidden { .. })
+    }
+
+    pub(super) fn lists(&self) -> bool {
+        matches!(self.wanted, Wanted::TopK { .. })
+    }
+}
+
+/// What is common to all measurements.
+pub(super) struct Bench<'a> {
+    pub(super) network: Network,
+    pub(super) teacher: Teacher,
+    pub(super) terms: Terms,
+    pub(super) student: Student,
+    pub(super) set: Arc<[Sequence]>,
+    pub(super) rows: &'a RowSet,
+    pub(super) rows_at_once: usize,
+    pub(super) stop: &'a Stop,
+}
+
+/// A gradient and what was found on the way to it.
+pub(super) struct Gradient {
+    pub(super) flat: Vec<f32>,
+    pub(super) kl: f64,
+    pub(super) teacher_mass: f64,
+    pub(super) seconds: f64,
+}
+
+/// Answers, and what they took.
+pub(super) struct Answers {
+    pub(super) scored: Vec<Scored>,
+    pub(super) bytes: u64,
+    pub(super) seconds: f64,
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn new(
+        config: &SignalsConfig,
+        source: &Source,
+        rows: &'a RowSet,
+        device: &Device,
+        stop: &'a Stop,
+    ) -> Result<Self, TrainError> {
+        let network = Network::start()?;
+        let terms = Terms {
+            temperature: 1.0,
+            window: config.teacher_window,
+            give_up_after: Duration::from_secs_f64(config.teacher_timeout),
+        };
+        let said = said(config, SignalKind::Full);
+        let facts = source.student_facts([&rows.sequences, &[]], &said);
+        let [url] = &config.teacher[..] else {
+            return Err(TrainError::SeveralTeachers { found: config.teacher.len() });
+        };
+        let (access, limit) = (&config.access, terms.give_up_after);
+        let teacher = Teacher::connect(&network, url, access, &facts, limit, stop)?;
+        let training = Training { precision: Precision::F32, ..Training::default() };
+        let shape = source.config.clone();
+        let student = Student::load(&source.dir, shape, training, device);
+        if let Err(StudentError::Weights(WeightsError::NoWeights { dir })) = student {
+            return Err(TrainError::NoWeights { dir });
+        }
+        let set = Arc::clone(&rows.sequences);
+        let rows_at_once = config.per_device_train_batch_size;
+        let student = student?;
+        Ok(Self { network, teacher, terms, student, set, rows, rows_at_once, stop })
+    }
+
+    /// What is measured, everything first.
+    pub(super) fn candidates(
+        &self,
+        config: &SignalsConfig,
+        device: &Device,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Vec<Candidate>, TrainError> {
+        let classes = self.teacher.agreement().classes;
+        let limit = self.teacher.facts().limits.max_top_k.min(classes);
+        let packed = if classes > MAX_PACKED_CLASSES { Codec::Raw } else { Codec::Packed };
+        let proof = self.terms.ask(Wanted::TopK { k: limit.min(16), codec: packed });
+        prove(&self.network, &self.teacher, &self.set, proof, self.stop)
+            .map_err(|e| at_row(e, self.rows))?;
+        let mut all = Vec::new();
+        for form in
+            [HiddenFormKind::F32, HiddenFormKind::Bf16, HiddenFormKind::Int8, HiddenFormKind::Int4]
+        {
+            let said = SignalConfig { hidden_form: form, ..said(config, SignalKind::Full) };
+            let options = format!("--signal full --hidden-form {form}");
+            all.push(self.hidden(format!("full {form}"), options, &said, device, note)?);
+        }
+        let errors = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1].map(|error| (None, Some(error)));
+        for (bytes, error) in errors.into_iter().chain(config.budget.map(|b| (Some(b), None))) {
+            let said = SignalConfig {
+                signal_bytes: bytes,
+                signal_error: error,
+                ..said(config, SignalKind::Coded)
+            };
+            let (option, value) = match (bytes, error) {
+                (Some(bytes), _) => ("--signal-bytes", bytes),
+                (None, error) => ("--signal-error", error.unwrap_or_default()),
+            };
+            let options = format!("--signal coded {option} {value}");
+            match self.hidden(format!("coded, {option} {value}"), options, &said, device, note) {
+                Ok(candidate) => all.push(candidate),
+                // A code may have no step as coarse or as fine.
+                Err(TrainError::NoStep { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for (draws, exact) in [(16, 0), (50, 0), (16, 16.min(limit))] {
+            let wanted = Wanted::Sampled { draws, exact, seed: 0 };
+            let options = format!("--signal sampled --draws {draws} --exact {exact}");
+            let beside = if exact > 0 { format!(" beside top-{exact}") } else { String::new() };
+            all.push(listing(format!("{draws} draws{beside}"), options, wanted, Tail::Bucket));
+        }
+        for k in [16, 64, 256].into_iter().filter(|&k| k <= limit) {
+            let wanted = Wanted::TopK { k, codec: packed };
+            all.push(listing(format!("top-{k}"), format!("--top-k {k}"), wanted, Tail::Bucket));
+        }
+        if let (true, Codec::Packed) = (limit >= 64, packed) {
+            let small = Wanted::TopK { k: 64, codec: Codec::Compact8 };
+            let options = "--top-k 64 --codec compact8".to_owned();
+            all.push(listing("top-64, 8 bits".to_owned(), options, small, Tail::Bucket));
+            let same = Wanted::TopK { k: 64, codec: packed };
+            let options = "--top-k 64 --tail renormalise".to_owned();
+            all.push(listing("top-64, renormalised".to_owned(), options, same, Tail::Renormalise));
+        }
+        Ok(all)
+    }
+
+    pub(super) fn hidden(
+        &self,
+        name: String,
+        options: String,
+        said: &SignalConfig,
+        device: &Device,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Candidate, TrainError> {
+        let (network, set, stop) = (&self.network, &self.set, self.stop);
+        let ask = self.terms.ask(Wanted::TopK { k: 1, codec: Codec::Packed });
+        let mut preparing = Preparing { network, said, device, set, note, stop };
+        let (wanted, reading) = preparing.hidden(&self.teacher, ask)?;
+        Ok(Candidate { name, options, tail: Tail::Bucket, wanted, reading })
+    }
+
+    /// The answers about all rows.
+    pub(super) fn ask(&self, wanted: Wanted, temperature: f64) -> Result<Answers, TrainError> {
+        let ask = Ask { temperature: temperature as f32, ..self.terms.ask(wanted) };
+        let begin = Instant::now();
+        let set = Arc::clone(&self.set);
+        let mut feed = Feed::start(&self.network, &self.teacher, set, 0..self.set.len(), ask);
+        let mut scored = Vec::with_capacity(self.set.len());
+        while scored.len() < self.set.len() {
+            let answer = feed.next(self.stop).map_err(|e| at_row(e, self.rows))?;
+            scored.push(answer.ok_or(TrainError::Stopped)?);
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        // What was sent to ask is the same for all but for a few bytes.
+        let asked: u64 = self.set.iter().map(|row| 4 * row.len() as u64).sum();
+        let all: u64 = scored.iter().map(|answer| answer.wire_bytes).sum();
+        Ok(Answers { scored, bytes: all.saturating_sub(asked), seconds })
+    }
+
+    /// The student's gradient of the mean divergence.
+    pub(super) fn gradient(
+        &mut self,
+        candidate: &Candidate,
+        answers: &[Scored],
+        temperature: f64,
+    ) -> Result<Gradient, TrainError> {
+        let classes = self.teacher.agreement().classes;
+        let loss = LossSettings {
+            alpha: 1.0,
+            temperature,
+            divergence: Divergence::ForwardKl,
+            tail: candidate.tail,
+            precision: Precision::F32,
+        };
+        let positions: usize = self.set.iter().map(|row| row.scored().count()).sum();
+        let scale = 1.0 / positions as f64;
+        self.student.gradients().zero()?;
+        let (mut kl, mut teacher_mass) = (0.0, 0.0);
+        let begin = Instant::now();
+        let chunks = self.set.chunks(self.rows_at_once).zip(answers.chunks(self.rows_at_once));
+        for (rows, answers) in chunks {
+            let batch = TokenBatch::pack(rows);
+            let said = candidate.reading.said(answers)?;
+            let teaching = said.as_ref().map(Said::teaching);
+            let found = self.student.backward(&batch, classes, teaching, &loss, scale)?;
+            let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
+            kl += scale * sum(&found.kl);
+            teacher_mass += scale * sum(&found.teacher_mass);
+            if self.stop.requested() {
+                return Err(TrainError::Stopped);
+            }
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        let flat = self.student.gradients().flat().to_vec1::<f32>()?;
+        Ok(Gradient { flat, kl, teacher_mass, seconds })
+    }
+}
+
+impl Candidate {
+    pub(super) fn unmeasured(&self) -> Measured {
+        let (name, options) = (self.name.clone(), self.options.clone());
+        Measured { name, options, bytes: 0.0, ask_seconds: 0.0, learn_seconds: 0.0, at: Vec::new() }
+    }
+}
+
+/// Options that ask for a signal of this kind.
+fn said(config: &SignalsConfig, signal: SignalKind) -> SignalConfig {
+    SignalConfig {
+        signal,
+        top_k: 0,
+        codec: CodecKind::Packed,
+        draws: 0,
+        exact: 0,
+        hidden_form: HiddenFormKind::F32,
+        signal_bytes: None,
+        signal_error: None,
+        decoder_dir: config.decoder_dir.clone(),
+    }
+}
+
+fn listing(name: String, options: String, wanted: Wanted, tail: Tail) -> Candidate {
+    Candidate { name, options, tail, wanted, reading: Reading::default() }
+}
