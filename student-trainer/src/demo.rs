@@ -49,9 +49,9 @@ pub(crate) fn run(config: &DemoConfig, console: &Console, stop: &Stop) -> anyhow
     let dir = prepare(&config.output_dir)?;
     console.tell(&format!(
         "{}\nA student learns a made-up island from {TRAIN_ROWS} questions and answers: once from \
-         the text alone\n(plain training), once with a teacher that answers over gRPC \
-         (distilled). Same rows, steps and seeds.\n",
-        console.bold("Distillation on this machine: no network, no GPU, about a minute.")
+         the text alone\n(plain training), and with a teacher that answers over gRPC: its most probable \
+         tokens (distilled), and its\nhidden states, coded. Same rows, steps and seeds.\n",
+        console.bold("Distillation on this machine: no network, no GPU, a minute or two.")
     ));
     let held_out = write_data(&dir.join(DATA))?;
     let server = TeacherServer::start(&dir.join(DATA).join("teacher"), &dir, console)?;

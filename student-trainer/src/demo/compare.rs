@@ -1,4 +1,5 @@
-//! The runs of the demonstration, two a seed: with the teacher and without.
+//! The runs of the demonstration, three a seed: without the teacher, with its most probable tokens, and
+//! with its coded hidden states.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,19 +48,22 @@ const ALPHA: &str = "0.9";
 pub(super) enum Way {
     /// On the text alone.
     Plain,
-    /// With the teacher.
+    /// With the teacher's most probable tokens.
     Distilled,
+    /// With the teacher's coded hidden states.
+    Coded,
 }
 
 impl Way {
-    /// Both, in the order they are shown.
-    pub(super) const BOTH: [Self; 2] = [Self::Plain, Self::Distilled];
+    /// All, in the order they are shown.
+    pub(super) const ALL: [Self; 3] = [Self::Plain, Self::Distilled, Self::Coded];
 
     /// Its name.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain training",
             Self::Distilled => "distilled",
+            Self::Coded => "distilled, coded",
         }
     }
 
@@ -68,6 +72,7 @@ impl Way {
         match self {
             Self::Plain => "plain training",
             Self::Distilled => "distillation",
+            Self::Coded => "distillation, --signal coded",
         }
     }
 
@@ -76,6 +81,7 @@ impl Way {
         match self {
             Self::Plain => format!("plain-seed-{seed}"),
             Self::Distilled => format!("distilled-seed-{seed}"),
+            Self::Coded => format!("coded-seed-{seed}"),
         }
     }
 }
@@ -87,6 +93,7 @@ pub(super) struct Comparison {
     pub(super) seeds: u64,
     plain: Vec<Summary>,
     distilled: Vec<Summary>,
+    coded: Vec<Summary>,
 }
 
 impl Comparison {
@@ -98,11 +105,12 @@ impl Comparison {
         console: &Console,
         stop: &Stop,
     ) -> anyhow::Result<Self> {
-        let mut comparison = Self { seeds, plain: Vec::new(), distilled: Vec::new() };
+        let (plain, distilled, coded) = (Vec::new(), Vec::new(), Vec::new());
+        let mut comparison = Self { seeds, plain, distilled, coded };
         for seed in 1..=seeds {
-            for way in Way::BOTH {
+            for way in Way::ALL {
                 let config = run_settings(dir, teacher, way, seed)?;
-                let label = format!("seed {seed}/{seeds} {:<14}", way.name());
+                let label = format!("seed {seed}/{seeds} {:<16}", way.name());
                 let mut recorder = Recorder::labelled(&config, console, &label);
                 let done = student_trainer::train::train(&config, &mut recorder, stop);
                 recorder.ended();
@@ -114,6 +122,7 @@ impl Comparison {
                 match way {
                     Way::Plain => comparison.plain.push(summary),
                     Way::Distilled => comparison.distilled.push(summary),
+                    Way::Coded => comparison.coded.push(summary),
                 }
             }
         }
@@ -125,12 +134,14 @@ impl Comparison {
         match way {
             Way::Plain => &self.plain,
             Way::Distilled => &self.distilled,
+            Way::Coded => &self.coded,
         }
     }
 
-    /// Before, and after either way.
+    /// Before, and after each way.
     pub(super) fn table(&self) -> Table {
-        let mut table = Table::new(["", "perplexity", "KL to teacher", "agreement"]);
+        let mut table =
+            Table::new(["", "perplexity", "KL to teacher", "agreement", "bytes a token"]);
         if let Some(first) = self.distilled.first() {
             let text = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), number);
             table.row(["teacher".to_owned(), text(first.teacher_perplexity)]);
@@ -138,13 +149,15 @@ impl Comparison {
             let (kl, agreement) = (text(first.eval_kl_before), percent(first.agreement_before));
             table.row(["student before".to_owned(), perplexity, kl, agreement]);
         }
-        for way in Way::BOTH {
+        for way in Way::ALL {
+            let bytes = self.of(way).first().map_or(0.0, |s| s.wire_bytes_per_token);
             let column = |value: Figure| Spread::of(&self.values(way, value));
             table.row([
                 format!("after {}", way.noun()),
                 column(PERPLEXITY).to_text(number),
                 column(KL).to_text(number),
                 column(AGREEMENT).in_percent().to_text(|percent| format!("{percent:.1} %")),
+                if way == Way::Plain { "-".to_owned() } else { number(bytes) },
             ]);
         }
         table
@@ -190,9 +203,11 @@ impl Comparison {
             "agreement_before": first.agreement_before,
             "plain": of(Way::Plain),
             "distilled": of(Way::Distilled),
+            "coded": of(Way::Coded),
             "perplexity_wins": perplexity_wins,
             "agreement_wins": agreement_wins,
             "wire_bytes_per_token": first.wire_bytes_per_token,
+            "wire_bytes_per_token_coded": self.coded[0].wire_bytes_per_token,
             "seconds": seconds,
             "config_plain": self.plain[0].config,
             "config_distilled": first.config,
@@ -256,7 +271,7 @@ fn run_settings(dir: &Path, teacher: &str, way: Way, seed: u64) -> anyhow::Resul
     let run = path(&format!("{RUNS}/{}", way.directory(seed)));
     let alpha = match way {
         Way::Plain => "0",
-        Way::Distilled => ALPHA,
+        Way::Distilled | Way::Coded => ALPHA,
     };
     let mut given = vec![
         // The plain runs meet the teacher on the held-out rows only, to be compared with it.
@@ -270,6 +285,10 @@ fn run_settings(dir: &Path, teacher: &str, way: Way, seed: u64) -> anyhow::Resul
         ("device", "cpu".to_owned()),
         ("dtype", "f32".to_owned()),
     ];
+    if way == Way::Coded {
+        given.push(("signal", "coded".to_owned()));
+        given.push(("decoder-dir", path("data/decoder")));
+    }
     given.extend(SHARED.map(|(name, text)| (name, text.to_owned())));
     settings(&given)
 }
@@ -288,19 +307,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ways_differ_in_the_teachers_weight_and_nothing_else() {
+    fn the_ways_differ_in_the_teachers_part_and_nothing_else() {
         let of = |way| {
             let config = run_settings(Path::new("/d"), "grpc://127.0.0.1:1", way, 2).unwrap();
             serde_json::to_value(config).unwrap()
         };
-        let (plain, distilled) = (of(Way::Plain), of(Way::Distilled));
-        let differ: Vec<_> = plain
-            .as_object()
-            .unwrap()
-            .keys()
-            .filter(|&name| plain[name] != distilled[name])
-            .collect();
-        assert_eq!(differ, ["alpha", "output_dir"]);
+        let distilled = of(Way::Distilled);
+        let differ = |other: Value| -> Vec<String> {
+            let names = distilled.as_object().unwrap().keys();
+            names.filter(|&name| distilled[name] != other[name]).cloned().collect()
+        };
+        assert_eq!(differ(of(Way::Plain)), ["alpha", "output_dir"]);
+        assert_eq!(differ(of(Way::Coded)), ["decoder_dir", "output_dir", "signal"]);
     }
 
     #[test]

@@ -19,14 +19,15 @@ pub(super) fn of(
 ) -> Report {
     let seeds = comparison.seeds;
     let lead = format!(
-        "The same small student was trained on {TRAIN_ROWS} rows in two ways, {seeds} times each: \
-         on the text alone, and with a larger teacher that answered over gRPC. {}",
+        "The same small student was trained on {TRAIN_ROWS} rows in three ways, {seeds} times each: \
+         on the text alone, with the most probable tokens of a larger teacher that answered over gRPC, \
+         and with its hidden states, coded. {}",
         comparison.verdict()
     );
     let about = format!(
         "On {HELD_OUT_ROWS} rows that no model was trained on; mean ± standard deviation over \
          {seeds} seeds. Perplexity is over all answer tokens, lower is better; KL(teacher || \
-         student) is over the teacher's top tokens and the rest; agreement is the share of \
+         student) is over the teacher's top tokens and the rest, with hidden states over all tokens; agreement is the share of \
          positions where student and teacher find the same token most probable."
     );
     let first = &comparison.of(Way::Distilled)[0];
@@ -37,7 +38,14 @@ pub(super) fn of(
             format!("{TRAIN_ROWS} for training, {HELD_OUT_ROWS} held out, no question in both"),
         ),
         ("steps of a run", first.steps.to_string()),
-        ("wire", format!("{} bytes a token", number(first.wire_bytes_per_token))),
+        (
+            "wire",
+            format!(
+                "{} bytes a token; coded hidden states {}",
+                number(first.wire_bytes_per_token),
+                number(comparison.of(Way::Coded)[0].wire_bytes_per_token)
+            ),
+        ),
         ("fingerprint of the teacher", first.fingerprint_teacher.clone().unwrap_or_default()),
     ];
     Report {
@@ -96,21 +104,27 @@ fn by_seed(comparison: &Comparison) -> Table {
         "seed",
         "perplexity, plain",
         "distilled",
+        "coded",
         "agreement, plain",
         "distilled",
+        "coded",
         "KL, plain",
         "distilled",
+        "coded",
     ]);
-    let [plain, distilled] = Way::BOTH.map(|way| comparison.of(way));
-    for (index, (plain, distilled)) in plain.iter().zip(distilled).enumerate() {
+    let [plain, distilled, coded] = Way::ALL.map(|way| comparison.of(way));
+    for (index, ((plain, distilled), coded)) in plain.iter().zip(distilled).zip(coded).enumerate() {
         table.row([
             (index + 1).to_string(),
             maybe(plain.student_perplexity_after),
             maybe(distilled.student_perplexity_after),
+            maybe(coded.student_perplexity_after),
             percent(plain.agreement_after),
             percent(distilled.agreement_after),
+            percent(coded.agreement_after),
             maybe(plain.eval_kl_after),
             maybe(distilled.eval_kl_after),
+            maybe(coded.eval_kl_after),
         ]);
     }
     table
@@ -121,7 +135,7 @@ fn charts(comparison: &Comparison, dir: &Path) -> Vec<Chart> {
     let chart = |title: &str, curves: &dyn Fn(Way) -> Vec<Vec<(f64, f64)>>, marked: bool| Chart {
         title: title.to_owned(),
         x_name: "step".to_owned(),
-        series: Way::BOTH.map(|way| series(way, curves(way), marked)).to_vec(),
+        series: Way::ALL.map(|way| series(way, curves(way), marked)).to_vec(),
         levels: Vec::new(),
     };
     let held_out = |title: &str, value: fn(&EvalReport) -> Option<f64>| {

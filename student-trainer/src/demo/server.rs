@@ -32,7 +32,8 @@ impl TeacherServer {
         let mut child = Command::new(&program)
             .arg("--model")
             .arg(model)
-            .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
+            .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--calibration-dir"])
+            .arg(dir.join("data"))
             // The pipe closes with this process, however it ends, and the server with the pipe.
             .arg("--until-stdin-ends")
             .stdin(Stdio::piped())
