@@ -6,6 +6,7 @@
 mod cache;
 mod engine;
 mod job;
+mod signals;
 mod start;
 
 use std::path::{Path, PathBuf};
@@ -37,7 +38,10 @@ pub(crate) fn bench(arguments: &[&str]) -> Result<()> {
             "job" => job::bench(&settings)?,
             "start" => start::bench(&settings)?,
             "cache" => cache::bench(&settings)?,
-            other => bail!("unknown part {other}: bench has engine, job, start and cache"),
+            "signals" => signals::bench(&settings)?,
+            other => {
+                bail!("unknown part {other}: bench has engine, job, start, cache and signals")
+            }
         }
     }
     Ok(())
