@@ -120,3 +120,7 @@ fn digest(file: &mut File) -> std::io::Result<[u8; 32]> {
         };
     }
 }
+
+#[cfg(test)]
+#[path = "decoder_tests.rs"]
+mod tests;

@@ -5,13 +5,14 @@
 //! the tests call them with the inputs that were kept of that.
 //!
 //! [`request`] and [`reply`] are messages in both directions, [`packed`] and [`compact`] the arrays in
-//! them, [`bodies`] what comes over HTTP.
+//! them, [`states`] what came with hidden states, [`bodies`] what comes over HTTP.
 
 pub mod bodies;
 pub mod compact;
 pub mod packed;
 pub mod reply;
 pub mod request;
+pub mod states;
 
 mod answers;
 mod draw;
@@ -30,10 +31,11 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "request", run: request::run, seeds: request::seeds },
     Target { name: "reply", run: reply::run, seeds: reply::seeds },
     Target { name: "packed", run: packed::run, seeds: packed::seeds },
     Target { name: "compact", run: compact::run, seeds: compact::seeds },
+    Target { name: "states", run: states::run, seeds: states::seeds },
     Target { name: "bodies", run: bodies::run, seeds: bodies::seeds },
 ];

@@ -48,6 +48,11 @@ fn compact_arrays() {
 }
 
 #[test]
+fn states() {
+    no_law_is_broken("states");
+}
+
+#[test]
 fn bodies() {
     no_law_is_broken("bodies");
 }

@@ -46,7 +46,8 @@ pub struct Measured {
     pub name: String,
     /// Options of `train` that ask for it.
     pub options: String,
-    /// Bytes of the answers a scored position, all of the messages included.
+    /// Bytes of the answers a scored position, all of the messages included, at the temperature where
+    /// they are most.
     pub bytes: f64,
     /// Seconds from the first request to the last answer, for 1,000 positions.
     pub ask_seconds: f64,
@@ -61,6 +62,8 @@ pub struct Measured {
 pub struct AtTemperature {
     /// The temperature.
     pub temperature: f64,
+    /// Bytes of the answers a scored position.
+    pub bytes: f64,
     /// The teacher's mass on what is listed; none where nothing is left out.
     pub teacher_mass: Option<f64>,
     /// Between the two gradients, in degrees.
@@ -138,13 +141,13 @@ impl Measured {
         let (angle, norm_ratio) = apart(&found.flat, exact);
         self.at.push(AtTemperature {
             temperature,
+            bytes: answers.bytes as f64,
             teacher_mass: lists.then_some(found.teacher_mass),
             angle,
             norm_ratio,
             kl: found.kl,
             kl_error: found.kl - exact_kl,
         });
-        self.bytes += answers.bytes as f64;
         self.ask_seconds += answers.seconds;
         self.learn_seconds += found.seconds;
     }
@@ -152,7 +155,8 @@ impl Measured {
     /// Sums over temperatures become means for so many positions.
     fn by_position(&mut self, positions: usize, temperatures: &[f64]) {
         let all = positions as f64 * temperatures.len() as f64;
-        self.bytes /= all;
+        self.at.iter_mut().for_each(|at| at.bytes /= positions as f64);
+        self.bytes = self.at.iter().map(|at| at.bytes).fold(0.0, f64::max);
         self.ask_seconds *= 1000.0 / all;
         self.learn_seconds *= 1000.0 / all;
     }
@@ -194,6 +198,7 @@ mod tests {
     fn signal(bytes: f64, angle: f64) -> Measured {
         let at = AtTemperature {
             temperature: 1.0,
+            bytes,
             teacher_mass: None,
             angle,
             norm_ratio: 1.0,

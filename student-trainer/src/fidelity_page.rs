@@ -56,7 +56,7 @@ fn cells(signal: &Measured, at: &AtTemperature) -> [String; 8] {
     let mass = at.teacher_mass.map(|mass| format!("{:.1} %", 100.0 * mass));
     [
         signal.name.clone(),
-        format!("{:.1}", signal.bytes),
+        format!("{:.1}", at.bytes),
         mass.unwrap_or_else(|| "-".to_owned()),
         format!("{:.2}°", at.angle),
         format!("{:.2}", at.norm_ratio),
