@@ -2,7 +2,8 @@
 //! segments answers are kept in. Bytes that are none are refused whole; those that are one are what they
 //! would be written as.
 //!
-//! An input's first byte says as what the rest is read.
+//! An input's first byte says as what the rest is read, the second as how many rows, and whether it is
+//! given the head and the length that it would need.
 
 use std::sync::{Arc, LazyLock};
 
@@ -38,13 +39,16 @@ const RUNG: Rung = Rung(-32);
 /// # Panics
 /// When a law is broken.
 pub fn run(input: &[u8]) -> bool {
-    let [way, rows, rest @ ..] = input else { return false };
-    let rows = ROWS[usize::from(rows % 4)];
+    let [way, decisions, rest @ ..] = input else { return false };
+    let rows = ROWS[usize::from(decisions % 4)];
+    let (form, dressed) = (FORMS[usize::from(way % 9 % 4)], decisions & 0x80 != 0);
+    let whole = (way % 9 < 4 && dressed).then(|| dress(rest, rows, form));
+    let rest = whole.as_deref().unwrap_or(rest);
     let allowed = MEMORY + MEMORY_A_BYTE * rest.len();
     // What is made once is no input's.
     small_code();
     let (read, memory) = peak(|| match way % 9 {
-        form @ 0..4 => plain(rest, rows, FORMS[usize::from(form)]),
+        0..4 => plain(rest, rows, form),
         4 => coded(rest, rows),
         5 => drawn(rest, rows),
         6 => code(rest),
@@ -53,6 +57,15 @@ pub fn run(input: &[u8]) -> bool {
     });
     assert!(memory <= allowed, "{memory} bytes held for {}", rest.len());
     read
+}
+
+/// These bytes as the numbers of hidden states, with the head and the length such have: what is changed
+/// is then a number.
+fn dress(bytes: &[u8], rows: usize, form: HiddenForm) -> Vec<u8> {
+    let mut whole = hidden::encode(&[], WIDTH, form).expect("a head");
+    whole.extend_from_slice(bytes);
+    whole.resize(hidden::HEAD_BYTES + rows * form.row_bytes(WIDTH), 0);
+    whole
 }
 
 fn plain(bytes: &[u8], rows: usize, form: HiddenForm) -> bool {
@@ -144,7 +157,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     for (way, form) in (0..).zip(FORMS) {
         for (place, rows) in [(0, 1), (1, 3)] {
             let bytes = hidden::encode(&values[..rows * WIDTH], WIDTH, form).expect("states");
-            seeds.push(of(way, place, bytes));
+            seeds.push(of(way, place, bytes.clone()));
+            seeds.push(of(way, 0x80 | place, bytes[hidden::HEAD_BYTES..].to_vec()));
         }
     }
     let code = small_code();
