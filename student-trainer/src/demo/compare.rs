@@ -318,7 +318,7 @@ mod tests {
             names.filter(|&name| distilled[name] != other[name]).cloned().collect()
         };
         assert_eq!(differ(of(Way::Plain)), ["alpha", "output_dir"]);
-        assert_eq!(differ(of(Way::Coded)), ["decoder_dir", "output_dir", "signal"]);
+        assert_eq!(differ(of(Way::Coded)), ["signal", "decoder_dir", "output_dir"]);
     }
 
     #[test]
