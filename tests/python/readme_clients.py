@@ -170,7 +170,8 @@ def run(block, folder, environment):
 def check(answers):
     """answers: by program and what it was asked, all replies."""
     assert TEACHER in answers["grpcurl", "list"], answers["grpcurl", "list"]
-    assert answers["grpcurl", f"describe {TEACHER}"] == ["GetInfo", "Score", "ScoreText"]
+    methods = ["GetInfo", "Score", "ScoreText", "GetDecoder", "Fetch"]
+    assert answers["grpcurl", f"describe {TEACHER}"] == methods
     assert answers["grpcurl", "grpc.health.v1.Health/Check"] == [{"status": "SERVING"}]
     [text] = answers["grpcurl", f"{TEACHER}/ScoreText"]
     assert text["temperature"] == 2 and all(len(token["next"]) == 3 for token in text["tokens"]), text
