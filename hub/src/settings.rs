@@ -103,6 +103,18 @@ impl HubSettings {
     }
 }
 
+/// Where this project keeps what it can fetch or make again: `limbeck` in `$XDG_CACHE_HOME` or `~/.cache`;
+/// nowhere where neither variable is set. An empty variable counts as unset.
+pub fn own_cache() -> Option<PathBuf> {
+    own_cache_by(|name| std::env::var_os(name).map(PathBuf::from))
+}
+
+fn own_cache_by(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let set = |name: &str| variable(name).filter(|path| !path.as_os_str().is_empty());
+    let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    caches.map(|caches| caches.join("limbeck"))
+}
+
 /// What Python's library takes for true.
 fn is_true(value: Option<String>) -> bool {
     value.is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&v.trim().to_uppercase().as_str()))
@@ -142,6 +154,18 @@ mod tests {
         assert_eq!(cache(&old), Path::new("/old"));
         let both = [("HF_HUB_CACHE", "/new"), ("HUGGINGFACE_HUB_CACHE", "/old")];
         assert_eq!(cache(&both), Path::new("/new"));
+    }
+
+    #[test]
+    fn what_is_our_own_is_kept_beside_other_caches() {
+        let kept = |vars: &[(&str, &str)]| {
+            own_cache_by(|name| Some(vars.iter().find(|(n, _)| *n == name)?.1.into()))
+        };
+        assert_eq!(kept(&[("HOME", "/h")]), Some("/h/.cache/limbeck".into()));
+        assert_eq!(kept(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Some("/x/limbeck".into()));
+        let empty = [("HOME", "/h"), ("XDG_CACHE_HOME", "")];
+        assert_eq!(kept(&empty), Some("/h/.cache/limbeck".into()));
+        assert_eq!(kept(&[]), None);
     }
 
     #[test]

@@ -85,6 +85,12 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
+    /// As options have them: `teacher_timeout` in seconds.
+    pub(crate) fn new(temperature: f64, window: usize, teacher_timeout: f64) -> Self {
+        let give_up_after = Duration::from_secs_f64(teacher_timeout);
+        Self { temperature: temperature as f32, window, give_up_after }
+    }
+
     /// Asks for this.
     pub(crate) fn ask(self, wanted: Wanted) -> Ask {
         let Self { temperature, window, give_up_after } = self;
@@ -93,12 +99,12 @@ impl Terms {
 
     /// What lists tokens, as the options want it; none of hidden states, for which it takes a teacher to
     /// know.
-    pub(crate) fn listing(said: &SignalConfig, codec: Codec) -> Option<Wanted> {
-        match said.signal {
-            SignalKind::TopK => Some(Wanted::TopK { k: said.top_k, codec }),
+    pub(crate) fn listing(signal: &SignalConfig, codec: Codec) -> Option<Wanted> {
+        match signal.kind {
+            SignalKind::TopK => Some(Wanted::TopK { k: signal.top_k, codec }),
             SignalKind::Sampled => {
                 // The same for all runs, so that they find each other's answers in a cache.
-                let (draws, exact, seed) = (said.draws, said.exact, 0);
+                let (draws, exact, seed) = (signal.draws, signal.exact, 0);
                 Some(Wanted::Sampled { draws, exact, seed })
             }
             SignalKind::Full | SignalKind::Coded => None,

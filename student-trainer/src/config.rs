@@ -65,7 +65,7 @@ pub struct Config {
     pub alpha: f64,
     pub temperature: f64,
     #[serde(flatten)]
-    pub said: SignalConfig,
+    pub signal: SignalConfig,
     pub tail: TailKind,
     pub divergence: DivergenceKind,
     pub beta: f64,
@@ -118,7 +118,7 @@ pub struct EvalConfig {
     pub chat_template: ChatTemplateUse,
     pub temperature: f64,
     #[serde(flatten)]
-    pub said: SignalConfig,
+    pub signal: SignalConfig,
     pub tail: TailKind,
     pub divergence: DivergenceKind,
     pub beta: f64,
@@ -167,7 +167,7 @@ impl Config {
             seed: r.number("seed", .., "a whole number from 0"),
             alpha: r.number("alpha", 0.0..=1.0, "a number from 0 to 1"),
             temperature: temperature(&mut r),
-            said: SignalConfig::read(&mut r),
+            signal: SignalConfig::read(&mut r),
             tail: r.choice("tail"),
             divergence: r.choice("divergence"),
             beta: beta(&mut r),
@@ -202,7 +202,7 @@ impl Config {
         };
         let config = Self { max_steps: steps_or_epochs(&mut r, config.max_steps), ..config };
         comparison(&mut r, config.divergence, config.tail);
-        config.said.carries(&mut r, config.divergence, config.tail);
+        config.signal.carries(&mut r, config.divergence, config.tail);
         contradictions(&mut r, &config);
         r.finish(config)
     }
@@ -230,7 +230,7 @@ impl EvalConfig {
             loss_on: r.choice("loss-on"),
             chat_template: r.choice("chat-template"),
             temperature: temperature(&mut r),
-            said: SignalConfig::read(&mut r),
+            signal: SignalConfig::read(&mut r),
             tail: r.choice("tail"),
             divergence: r.choice("divergence"),
             beta: beta(&mut r),
@@ -241,7 +241,7 @@ impl EvalConfig {
             json: r.switch("json"),
         };
         comparison(&mut r, config.divergence, config.tail);
-        config.said.carries(&mut r, config.divergence, config.tail);
+        config.signal.carries(&mut r, config.divergence, config.tail);
         r.finish(config)
     }
 }

@@ -13,6 +13,7 @@ use distill::codec::Codec;
 use distill::coded::{Code, Rate};
 use distill::hidden::HiddenForm;
 use distill::window::LONGEST_PAUSE;
+use hub::settings::own_cache;
 use proto::convert::{BlobFacts, DecoderFacts};
 
 use crate::asking::{Ask, Wanted};
@@ -40,7 +41,7 @@ pub(crate) type Prepared = (Wanted, Reading);
 /// Who prepares, and how.
 pub(crate) struct Preparing<'a> {
     pub(crate) network: &'a Network,
-    pub(crate) said: &'a SignalConfig,
+    pub(crate) signal: &'a SignalConfig,
     pub(crate) device: &'a Device,
     pub(crate) set: &'a Arc<[Sequence]>,
     pub(crate) note: &'a mut dyn FnMut(&str),
@@ -59,7 +60,7 @@ impl Preparing<'_> {
             return Err(TeacherError::Ended.into());
         };
         let dir = self.dir()?;
-        let coded = self.said.signal == SignalKind::Coded;
+        let coded = self.signal.kind == SignalKind::Coded;
         let limit = ask.give_up_after;
         let mut facts =
             self.insist(address, limit, (async || address.decoder(false).await, || 0))?;
@@ -74,7 +75,7 @@ impl Preparing<'_> {
         let matrix = (matrix.fingerprint, self.fetch(address, matrix, &dir, limit)?);
         let sizes = [hidden_size, teacher.agreement().classes];
         if !coded {
-            let form = match self.said.hidden_form {
+            let form = match self.signal.hidden_form {
                 HiddenFormKind::F32 => HiddenForm::F32,
                 HiddenFormKind::Bf16 => HiddenForm::Bf16,
                 HiddenFormKind::Int8 => HiddenForm::Int8,
@@ -87,7 +88,7 @@ impl Preparing<'_> {
         let path = self.fetch(address, code, &dir, limit)?;
         let bytes = read(&path, code.fingerprint)?;
         let code = Code::from_bytes(&bytes).map_err(ReadingError::from)?;
-        let Coded { code, rate } = choose(code, self.said)?;
+        let Coded { code, rate } = choose(code, self.signal)?;
         (self.note)(&format!(
             "coded hidden states at step {}: about {:.1} bytes a position, which say what the teacher says \
              to {:.1e} nats at temperature 1 (code {:.16})",
@@ -104,11 +105,8 @@ impl Preparing<'_> {
 
     /// Where what is fetched is kept.
     fn dir(&self) -> Result<PathBuf, TrainError> {
-        let of =
-            |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let cache = || of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")));
-        let kept = || cache().map(|cache| cache.join("limbeck/decoder"));
-        self.said.decoder_dir.clone().or_else(kept).ok_or(TrainError::NoDecoderDir)
+        let kept = || own_cache().map(|cache| cache.join("decoder"));
+        self.signal.decoder_dir.clone().or_else(kept).ok_or(TrainError::NoDecoderDir)
     }
 
     fn fetch(
@@ -188,8 +186,8 @@ impl Preparing<'_> {
 ///
 /// # Errors
 /// [`TrainError::NoStep`], with what there is.
-pub(crate) fn choose(code: Code, said: &SignalConfig) -> Result<Coded, TrainError> {
-    let found = match (said.signal_bytes, said.signal_error) {
+pub(crate) fn choose(code: Code, signal: &SignalConfig) -> Result<Coded, TrainError> {
+    let found = match (signal.signal_bytes, signal.signal_error) {
         (Some(bytes), _) => code.rung_for_bytes(bytes),
         (None, error) => code.rung_for_divergence(error.unwrap_or(DEFAULT_SIGNAL_ERROR)),
     };
@@ -204,7 +202,7 @@ pub(crate) fn choose(code: Code, said: &SignalConfig) -> Result<Coded, TrainErro
     match found {
         Some(rate) => Ok(Coded { code: Arc::new(code), rate }),
         None => Err(TrainError::NoStep {
-            wanted: match (said.signal_bytes, said.signal_error) {
+            wanted: match (signal.signal_bytes, signal.signal_error) {
                 (Some(bytes), _) => format!("--signal-bytes {bytes}"),
                 (None, Some(error)) => format!("--signal-error {error}"),
                 (None, None) => format!("--signal-error {DEFAULT_SIGNAL_ERROR} (the default)"),

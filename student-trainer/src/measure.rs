@@ -1,8 +1,6 @@
 //! `student-trainer eval`: one model on held-out rows, with or without a teacher. The numbers come
 //! from the functions training uses.
 
-use std::time::Duration;
-
 use model::load::WeightsError;
 use model::qwen3::Qwen3;
 use model::weights::Weights;
@@ -72,18 +70,14 @@ pub fn measure(
     let limit = config.max_eval_samples;
     let rows = source.rows("held-out", &config.eval_file, limit, options, note)?;
     let network = Network::start()?;
-    let facts = source.student_facts([&rows.sequences, &[]], &config.said);
-    let terms = Terms {
-        temperature: config.temperature as f32,
-        window: config.teacher_window,
-        give_up_after: Duration::from_secs_f64(config.teacher_timeout),
-    };
+    let facts = source.student_facts([&rows.sequences, &[]], &config.signal);
+    let terms = Terms::new(config.temperature, config.teacher_window, config.teacher_timeout);
     let reach = (&config.teacher[..], &config.access);
     let who = (&source.tokenizer, &facts);
     let device = &model::device::choose(&config.device)?;
-    let (said, note) = (&config.said, &mut *note);
+    let (signal, note) = (&config.signal, &mut *note);
     let mut asker =
-        Asker { network: &network, reach, who, said, terms, device, rows: &rows, note, stop };
+        Asker { network: &network, reach, who, signal, terms, device, rows: &rows, note, stop };
     let teacher = asker
         .join(config.cache.as_deref(), [("held-out", &rows), ("training", &RowSet::default())])?;
     let tail = setup::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
@@ -130,8 +124,8 @@ fn report(
         kl: found.kl,
         agreement: found.agreement,
         temperature: config.temperature,
-        signal: config.said.signal,
-        top_k: (config.said.signal == SignalKind::TopK).then_some(config.said.top_k),
+        signal: config.signal.kind,
+        top_k: (config.signal.kind == SignalKind::TopK).then_some(config.signal.top_k),
         teacher,
         seconds: found.seconds,
     }

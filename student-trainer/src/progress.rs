@@ -268,14 +268,16 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
         line("loss", {
             let (alpha, t, tail) = (config.alpha, config.temperature, facts.tail);
             let divergence = config.divergence.with(config.beta);
-            let said = &config.said;
-            let signal = match said.signal {
-                SignalKind::TopK => format!("top-k {} + {tail}", said.top_k),
-                SignalKind::Sampled => format!("{} draws beside {} exact", said.draws, said.exact),
-                SignalKind::Full => format!("full hidden states ({})", said.hidden_form),
+            let signal = &config.signal;
+            let words = match signal.kind {
+                SignalKind::TopK => format!("top-k {} + {tail}", signal.top_k),
+                SignalKind::Sampled => {
+                    format!("{} draws beside {} exact", signal.draws, signal.exact)
+                }
+                SignalKind::Full => format!("full hidden states ({})", signal.hidden_form),
                 SignalKind::Coded => "coded hidden states".to_owned(),
             };
-            format!("alpha {alpha}, temperature {t}, {divergence} on {signal}")
+            format!("alpha {alpha}, temperature {t}, {divergence} on {words}")
         });
     }
     line("steps", {
@@ -292,13 +294,13 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
 /// What to say of a signal that cannot carry what it is asked to teach: the mean mass of the
 /// teacher on what it sends, and the part of the divergence that is the rest's, over the first steps.
 pub(crate) fn thin_signal(teacher_mass: f64, rest: Option<f64>, config: &Config) -> Option<String> {
-    let lists = config.said.signal == SignalKind::TopK;
+    let lists = config.signal.kind == SignalKind::TopK;
     (lists && teacher_mass < 0.5).then(|| {
         format!(
             "warning: the top-k {} hold only {:.1} % of the teacher's mass at temperature {}{}; what \
              the rest would teach is lost. --signal coded carries all of it in fewer bytes; or lower \
              --temperature, or raise --top-k",
-            config.said.top_k,
+            config.signal.top_k,
             100.0 * teacher_mass,
             config.temperature,
             rest.map_or_else(String::new, |rest| {

@@ -90,7 +90,7 @@ impl Run {
         let Material { source, rows, held_out: held_out_rows } = material;
         let network = Network::start()?;
         let sets: [&[_]; 2] = [&rows.sequences, &held_out_rows.sequences];
-        let facts = source.student_facts(sets, &config.said);
+        let facts = source.student_facts(sets, &config.signal);
         let note = &mut |text: &str| observer.note(text);
         let who = (&source.tokenizer, &facts);
         let teacher = join::of_run(config, &network, who, [&rows, &held_out_rows], note, stop)?;

@@ -127,7 +127,7 @@ impl Source {
     pub(crate) fn student_facts(
         &self,
         sets: [&[Sequence]; 2],
-        said: &SignalConfig,
+        signal: &SignalConfig,
     ) -> StudentFacts {
         let vocab_size = self.config.vocab_size;
         StudentFacts {
@@ -135,18 +135,18 @@ impl Source {
             vocab_size,
             tokenizer_size: self.tokenizer.size(),
             max_length: sets.into_iter().flatten().map(Sequence::len).max().unwrap_or(0),
-            signal: match said.signal {
+            signal: match signal.kind {
                 config::SignalKind::TopK => SignalKind::TopK,
                 config::SignalKind::Sampled => SignalKind::Sampled,
                 config::SignalKind::Full => SignalKind::Full,
                 config::SignalKind::Coded => SignalKind::Coded,
             },
-            top_k: match said.signal {
-                config::SignalKind::TopK => said.top_k,
-                config::SignalKind::Sampled => said.exact,
+            top_k: match signal.kind {
+                config::SignalKind::TopK => signal.top_k,
+                config::SignalKind::Sampled => signal.exact,
                 config::SignalKind::Full | config::SignalKind::Coded => 0,
             },
-            codec: layout(said.codec, vocab_size),
+            codec: layout(signal.codec, vocab_size),
         }
     }
 }
@@ -180,7 +180,7 @@ pub(crate) fn join_teacher(asker: &mut Asker<'_>) -> Result<Option<(Teacher, Ask
     if let Some(unknown) = teacher.compare(network, tokenizer)? {
         (asker.note)(&unknown);
     }
-    let listing = Terms::listing(asker.said, facts.codec);
+    let listing = Terms::listing(asker.signal, facts.codec);
     let k = PROOF_ENTRIES.min(teacher.agreement().classes).min(teacher.facts().limits.max_top_k);
     let proved = match listing {
         Some(wanted @ Wanted::TopK { .. }) => wanted,
@@ -190,8 +190,8 @@ pub(crate) fn join_teacher(asker: &mut Asker<'_>) -> Result<Option<(Teacher, Ask
     let plain = prove(network, &teacher, set, terms.ask(proved), stop);
     let plain = plain.map_err(|e| at_row(e, rows))?;
     let Some(wanted) = listing else {
-        let (said, device, note) = (asker.said, asker.device, &mut *asker.note);
-        let mut preparing = Preparing { network, said, device, set, note, stop };
+        let (signal, device, note) = (asker.signal, asker.device, &mut *asker.note);
+        let mut preparing = Preparing { network, signal, device, set, note, stop };
         let (wanted, reading) = preparing.hidden(&teacher, terms.ask(proved))?;
         let (teacher, ask) = (teacher.read_by(reading), terms.ask(wanted));
         prove_hidden(network, &teacher, rows, (ask, &plain), stop)?;
@@ -307,16 +307,27 @@ pub(crate) fn student(
         return Ok((student, progress));
     }
     let student = match config.student_init {
-        StudentInit::Pretrained => {
-            let student = Student::load(&source.dir, shape, training, &device);
-            if let Err(StudentError::Weights(WeightsError::NoWeights { dir })) = student {
-                return Err(TrainError::NoWeights { dir });
-            }
-            student?
-        }
+        StudentInit::Pretrained => pretrained(source, training, &device)?,
         StudentInit::Random => Student::random(shape, config.seed, training, &device)?,
     };
     Ok((student, Progress::default()))
+}
+
+/// A student that begins with the weights of its source.
+///
+/// # Errors
+/// [`TrainError::NoWeights`] where the source has none; else what is wrong with them.
+pub(crate) fn pretrained(
+    source: &Source,
+    training: Training,
+    device: &Device,
+) -> Result<Student, TrainError> {
+    match Student::load(&source.dir, source.config.clone(), training, device) {
+        Err(StudentError::Weights(WeightsError::NoWeights { dir })) => {
+            Err(TrainError::NoWeights { dir })
+        }
+        found => Ok(found?),
+    }
 }
 
 /// What a step computes again: as written, or the least that `free` bytes of memory allow; says so when

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use hub::settings::own_cache;
 
 mod bounds;
 
@@ -146,10 +147,7 @@ impl CalibrationDir {
     /// # Errors
     /// When neither the flag nor the environment names one.
     pub fn dir(&self) -> Result<PathBuf, NoCacheDir> {
-        let of =
-            |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let cache = || of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")));
-        let kept = || cache().map(|cache| cache.join("limbeck/calibration"));
+        let kept = || own_cache().map(|cache| cache.join("calibration"));
         self.calibration_dir.clone().or_else(kept).ok_or(NoCacheDir)
     }
 }

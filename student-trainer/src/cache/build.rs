@@ -3,7 +3,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use candle_core::Device;
 use distill::cache::{HEADER_BYTES, Key, Place, Space, scan};
@@ -69,17 +68,13 @@ pub(crate) fn fill(
     stop: &Stop,
 ) -> Result<(), TrainError> {
     let network = Network::start()?;
-    let facts = source.student_facts([&rows.sequences, &held_out.sequences], &config.said);
-    let terms = Terms {
-        temperature: config.temperature as f32,
-        window: config.teacher_window,
-        give_up_after: Duration::from_secs_f64(config.teacher_timeout),
-    };
+    let facts = source.student_facts([&rows.sequences, &held_out.sequences], &config.signal);
+    let terms = Terms::new(config.temperature, config.teacher_window, config.teacher_timeout);
     let reach = (&config.teacher[..], &config.access);
     let who = (&source.tokenizer, &facts);
     let note = &mut |text: &str| watcher.note(text);
-    let (network, said, device) = (&network, &config.said, &Device::Cpu);
-    let mut asker = Asker { network, reach, who, said, terms, device, rows, note, stop };
+    let (network, signal, device) = (&network, &config.signal, &Device::Cpu);
+    let mut asker = Asker { network, reach, who, signal, terms, device, rows, note, stop };
     let sets = [("training", rows), ("held-out", held_out)];
     let joined = asker.join(Some(&config.cache), sets)?;
     let Some((teacher, ask)) = joined else { return Ok(()) };

@@ -39,7 +39,7 @@ pub(crate) struct Asker<'a> {
     /// Addresses of teachers; none where only a cache answers.
     pub(crate) reach: (&'a [String], &'a Access),
     pub(crate) who: (&'a Tokenizer, &'a StudentFacts),
-    pub(crate) said: &'a SignalConfig,
+    pub(crate) signal: &'a SignalConfig,
     pub(crate) terms: Terms,
     /// Where hidden states are read.
     pub(crate) device: &'a Device,
@@ -81,20 +81,12 @@ pub(crate) fn of_run(
 ) -> Result<Option<(Teacher, Ask)>, TrainError> {
     let reach = (&config.teacher[..], &config.access);
     let device = &model::device::choose(&config.device)?;
-    let (said, terms) = (&config.said, terms(config));
-    let mut asker = Asker { network, reach, who, said, terms, device, rows, note, stop };
+    let signal = &config.signal;
+    let terms = Terms::new(config.temperature, config.teacher_window, config.teacher_timeout);
+    let mut asker = Asker { network, reach, who, signal, terms, device, rows, note, stop };
     let none = RowSet::default();
     let learned = if config.alpha > 0.0 { rows } else { &none };
     asker.join(config.cache.as_deref(), [("training", learned), ("held-out", held_out)])
-}
-
-/// How a training run asks.
-fn terms(config: &Config) -> Terms {
-    Terms {
-        temperature: config.temperature as f32,
-        window: config.teacher_window,
-        give_up_after: Duration::from_secs_f64(config.teacher_timeout),
-    }
 }
 
 /// Reaches the teacher as [`join_teacher`] does, with a cache before it: sets of rows, each
@@ -170,10 +162,10 @@ fn join(
 
 /// What the options want, in the words of a manifest, as far as it can be known without a teacher.
 fn wanted_in_words(asker: &Asker<'_>) -> String {
-    match Terms::listing(asker.said, asker.who.1.codec) {
+    match Terms::listing(asker.signal, asker.who.1.codec) {
         Some(wanted) => in_words(wanted),
-        None if asker.said.signal == SignalKind::Coded => "coded".to_owned(),
-        None => format!("full form={}", asker.said.hidden_form),
+        None if asker.signal.kind == SignalKind::Coded => "coded".to_owned(),
+        None => format!("full form={}", asker.signal.hidden_form),
     }
 }
 
@@ -188,7 +180,7 @@ fn kept_reading(
     dir: &Path,
     manifest: &Manifest,
 ) -> Result<(Wanted, Reading), TrainError> {
-    let listing = Terms::listing(asker.said, asker.who.1.codec);
+    let listing = Terms::listing(asker.signal, asker.who.1.codec);
     if let Some(wanted) = listing {
         return Ok((wanted, Reading::default()));
     }
@@ -206,7 +198,7 @@ fn kept_reading(
     };
     let path = named(&code.to_string())?.1;
     let code = Code::from_bytes(&read(&path, code)?).map_err(ReadingError::from)?;
-    let Coded { code, rate } = choose(code, asker.said)?;
+    let Coded { code, rate } = choose(code, asker.signal)?;
     if rate.rung != rung {
         return Err(CacheError::Differs {
             place: dir.display().to_string(),

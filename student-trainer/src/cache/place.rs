@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hub::settings::own_cache;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Name;
@@ -103,14 +104,10 @@ impl Located {
 
 /// The directory of this machine that a store's cache is copied to.
 fn copy_of(place: &str) -> Result<PathBuf, CacheError> {
-    let named = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty());
-    let root = named("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| named("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    let root = root.ok_or_else(|| CacheError::Remote {
+    let home = own_cache().ok_or_else(|| CacheError::Remote {
         place: place.to_owned(),
         reason: "a copy is kept in $XDG_CACHE_HOME or $HOME/.cache, and neither is set".to_owned(),
     })?;
     let name = blake3::hash(place.as_bytes()).to_hex();
-    Ok(root.join("limbeck/answers").join(&name[..16]))
+    Ok(home.join("answers").join(&name[..16]))
 }

@@ -30,7 +30,7 @@ pub struct CacheBuildConfig {
     pub loss_on: LossOn,
     pub chat_template: ChatTemplateUse,
     pub temperature: f64,
-    pub said: SignalConfig,
+    pub signal: SignalConfig,
     pub progress: ProgressKind,
 }
 
@@ -94,7 +94,7 @@ impl CacheBuildConfig {
             loss_on: r.choice("loss-on"),
             chat_template: r.choice("chat-template"),
             temperature: temperature(&mut r),
-            said: SignalConfig::read(&mut r),
+            signal: SignalConfig::read(&mut r),
             progress: r.choice("progress"),
         };
         if config.teacher.is_empty() {

@@ -18,7 +18,8 @@ pub const DEFAULT_SIGNAL_ERROR: f64 = 0.01;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[expect(missing_docs, reason = "each field is the option of the same name in OPTIONS")]
 pub struct SignalConfig {
-    pub signal: SignalKind,
+    #[serde(rename = "signal")]
+    pub kind: SignalKind,
     pub top_k: usize,
     pub codec: CodecKind,
     pub draws: u32,
@@ -30,10 +31,25 @@ pub struct SignalConfig {
 }
 
 impl SignalConfig {
+    /// A signal with the least that can be asked of it.
+    pub(crate) fn of(kind: SignalKind) -> Self {
+        Self {
+            kind,
+            top_k: 1,
+            codec: CodecKind::Packed,
+            draws: 1,
+            exact: 0,
+            hidden_form: HiddenFormKind::F32,
+            signal_bytes: None,
+            signal_error: None,
+            decoder_dir: None,
+        }
+    }
+
     /// Reads the options, and finds fault with those that say nothing of the signal chosen.
     pub(super) fn read(r: &mut Reader<'_>) -> Self {
         let config = Self {
-            signal: r.choice("signal"),
+            kind: r.choice("signal"),
             top_k: top_k(r),
             codec: r.choice("codec"),
             draws: r.number(
@@ -51,7 +67,7 @@ impl SignalConfig {
             ),
             decoder_dir: r.text("decoder-dir").map(PathBuf::from),
         };
-        let kind = config.signal;
+        let kind = config.kind;
         let owners = [
             ("top-k", SignalKind::TopK),
             ("codec", SignalKind::TopK),
@@ -78,7 +94,7 @@ impl SignalConfig {
 
     /// Finds fault with a comparison this signal cannot carry.
     pub(super) fn carries(&self, r: &mut Reader<'_>, divergence: DivergenceKind, tail: TailKind) {
-        let kind = self.signal;
+        let kind = self.kind;
         if kind == SignalKind::Sampled && divergence != DivergenceKind::ForwardKl {
             r.fault(format!(
                 "--divergence {divergence} cannot be learned from --signal sampled: draws give the \

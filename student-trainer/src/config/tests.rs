@@ -35,9 +35,9 @@ fn faults(flags: &[(&'static str, &str)]) -> Vec<String> {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let c = settings(&[], &[], None).unwrap();
-    assert_eq!((c.alpha, c.temperature, c.said.top_k), (0.7, 5.0, 64));
-    assert_eq!((c.said.signal, c.tail), (SignalKind::TopK, TailKind::Bucket));
-    assert_eq!(c.said.codec, CodecKind::Packed);
+    assert_eq!((c.alpha, c.temperature, c.signal.top_k), (0.7, 5.0, 64));
+    assert_eq!((c.signal.kind, c.tail), (SignalKind::TopK, TailKind::Bucket));
+    assert_eq!(c.signal.codec, CodecKind::Packed);
     assert_eq!((c.num_train_epochs, c.max_steps), (3, None));
     assert_eq!((c.per_device_train_batch_size, c.gradient_accumulation_steps), (4, 1));
     assert_eq!((c.learning_rate, c.lr_scheduler_type), (5e-5, SchedulerKind::Constant));
@@ -62,9 +62,9 @@ fn flags_beat_environment_beats_file_beats_default() {
         ("STUDENT_TRAINER", ""),
     ];
     let c = settings(&[("alpha", "0.9")], &variables, file).unwrap();
-    assert_eq!((c.alpha, c.said.top_k, c.learning_rate, c.shuffle), (0.9, 32, 1e-3, false));
+    assert_eq!((c.alpha, c.signal.top_k, c.learning_rate, c.shuffle), (0.9, 32, 1e-3, false));
     let c = settings(&[], &[("STUDENT_TRAINER_CODEC", "compact8")], Some("codec = 'raw'")).unwrap();
-    assert_eq!(c.said.codec, CodecKind::Compact8);
+    assert_eq!(c.signal.codec, CodecKind::Compact8);
     assert!(faults(&[("codec", "compact9")])[0].contains("compact8"));
     assert_eq!(c.temperature, 5.0);
 }

@@ -1,26 +1,25 @@
 //! The bench that signals are measured on: one teacher, one student, the same rows.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::Device;
 use distill::batch::{Sequence, TokenBatch};
 use distill::codec::{Codec, MAX_PACKED_CLASSES};
-use model::load::WeightsError;
 use model::ops::Precision;
 use model::ops::head::{Divergence, LossSettings, Tail};
-use model::student::{Student, StudentError, Training};
+use model::student::{Student, Training};
 
 use super::Measured;
 use crate::asking::{Ask, Terms, Wanted};
-use crate::config::{CodecKind, HiddenFormKind, SignalConfig, SignalKind, SignalsConfig};
+use crate::config::{HiddenFormKind, SignalConfig, SignalKind, SignalsConfig};
 use crate::data::RowSet;
 use crate::decoder::Preparing;
 use crate::error::TrainError;
 use crate::feed::{Feed, Scored};
 use crate::proof::prove;
 use crate::reading::{Reading, Said};
-use crate::setup::{Source, at_row};
+use crate::setup::{Source, at_row, pretrained};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
 
@@ -80,27 +79,18 @@ impl<'a> Bench<'a> {
         stop: &'a Stop,
     ) -> Result<Self, TrainError> {
         let network = Network::start()?;
-        let terms = Terms {
-            temperature: 1.0,
-            window: config.teacher_window,
-            give_up_after: Duration::from_secs_f64(config.teacher_timeout),
-        };
-        let said = said(config, SignalKind::Full);
-        let facts = source.student_facts([&rows.sequences, &[]], &said);
+        let terms = Terms::new(1.0, config.teacher_window, config.teacher_timeout);
+        let full = signal(config, SignalKind::Full);
+        let facts = source.student_facts([&rows.sequences, &[]], &full);
         let [url] = &config.teacher[..] else {
             return Err(TrainError::SeveralTeachers { found: config.teacher.len() });
         };
         let (access, limit) = (&config.access, terms.give_up_after);
         let teacher = Teacher::connect(&network, url, access, &facts, limit, stop)?;
         let training = Training { precision: Precision::F32, ..Training::default() };
-        let shape = source.config.clone();
-        let student = Student::load(&source.dir, shape, training, device);
-        if let Err(StudentError::Weights(WeightsError::NoWeights { dir })) = student {
-            return Err(TrainError::NoWeights { dir });
-        }
+        let student = pretrained(source, training, device)?;
         let set = Arc::clone(&rows.sequences);
         let rows_at_once = config.per_device_train_batch_size;
-        let student = student?;
         Ok(Self { network, teacher, terms, student, set, rows, rows_at_once, stop })
     }
 
@@ -121,23 +111,23 @@ impl<'a> Bench<'a> {
         for form in
             [HiddenFormKind::F32, HiddenFormKind::Bf16, HiddenFormKind::Int8, HiddenFormKind::Int4]
         {
-            let said = SignalConfig { hidden_form: form, ..said(config, SignalKind::Full) };
+            let full = SignalConfig { hidden_form: form, ..signal(config, SignalKind::Full) };
             let options = format!("--signal full --hidden-form {form}");
-            all.push(self.hidden(format!("full {form}"), options, &said, device, note)?);
+            all.push(self.hidden(format!("full {form}"), options, &full, device, note)?);
         }
         let errors = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1].map(|error| (None, Some(error)));
         for (bytes, error) in errors.into_iter().chain(config.budget.map(|b| (Some(b), None))) {
-            let said = SignalConfig {
+            let coded = SignalConfig {
                 signal_bytes: bytes,
                 signal_error: error,
-                ..said(config, SignalKind::Coded)
+                ..signal(config, SignalKind::Coded)
             };
             let (option, value) = match (bytes, error) {
                 (Some(bytes), _) => ("--signal-bytes", bytes),
                 (None, error) => ("--signal-error", error.unwrap_or_default()),
             };
             let options = format!("--signal coded {option} {value}");
-            match self.hidden(format!("coded, {option} {value}"), options, &said, device, note) {
+            match self.hidden(format!("coded, {option} {value}"), options, &coded, device, note) {
                 Ok(candidate) => all.push(candidate),
                 // A code may have no step as coarse or as fine.
                 Err(TrainError::NoStep { .. }) => {}
@@ -169,13 +159,13 @@ impl<'a> Bench<'a> {
         &self,
         name: String,
         options: String,
-        said: &SignalConfig,
+        signal: &SignalConfig,
         device: &Device,
         note: &mut dyn FnMut(&str),
     ) -> Result<Candidate, TrainError> {
         let (network, set, stop) = (&self.network, &self.set, self.stop);
         let ask = self.terms.ask(Wanted::TopK { k: 1, codec: Codec::Packed });
-        let mut preparing = Preparing { network, said, device, set, note, stop };
+        let mut preparing = Preparing { network, signal, device, set, note, stop };
         let (wanted, reading) = preparing.hidden(&self.teacher, ask)?;
         Ok(Candidate { name, options, tail: Tail::Bucket, wanted, reading })
     }
@@ -245,18 +235,8 @@ impl Candidate {
 }
 
 /// Options that ask for a signal of this kind.
-fn said(config: &SignalsConfig, signal: SignalKind) -> SignalConfig {
-    SignalConfig {
-        signal,
-        top_k: 0,
-        codec: CodecKind::Packed,
-        draws: 0,
-        exact: 0,
-        hidden_form: HiddenFormKind::F32,
-        signal_bytes: None,
-        signal_error: None,
-        decoder_dir: config.decoder_dir.clone(),
-    }
+fn signal(config: &SignalsConfig, kind: SignalKind) -> SignalConfig {
+    SignalConfig { decoder_dir: config.decoder_dir.clone(), ..SignalConfig::of(kind) }
 }
 
 fn listing(name: String, options: String, wanted: Wanted, tail: Tail) -> Candidate {
