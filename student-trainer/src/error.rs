@@ -13,7 +13,7 @@ use model::student::StudentError;
 use crate::cache::CacheError;
 use crate::checkpoint::CheckpointError;
 use crate::config::DivergenceKind;
-use crate::data::DataError;
+use crate::data::{DataError, RowSet};
 use crate::outputs::OutputError;
 use crate::reading::ReadingError;
 use crate::teacher::TeacherError;
@@ -203,5 +203,23 @@ impl TrainError {
                 | Self::Save(_)
                 | Self::Student(StudentError::Save(_))
         )
+    }
+}
+
+/// A teacher's error, with the place of the row it speaks of.
+pub(crate) fn at_row(source: TeacherError, rows: &RowSet) -> TrainError {
+    let row = if let TeacherError::Reply { row, .. }
+    | TeacherError::Alignment { row, .. }
+    | TeacherError::NotKept { row, .. } = &source
+    {
+        Some(*row)
+    } else if let TeacherError::Lost { row, .. } = &source {
+        *row
+    } else {
+        None
+    };
+    match row {
+        Some(row) => TrainError::AtRow { row, place: rows.place(row), source: Box::new(source) },
+        None => source.into(),
     }
 }

@@ -13,11 +13,10 @@ use model::student::{losses, rows_not_finite};
 
 use crate::asking::Ask;
 use crate::data::RowSet;
-use crate::error::TrainError;
+use crate::error::{TrainError, at_row};
 use crate::feed::Scored;
 use crate::observer::Perplexity;
 use crate::reading::Said;
-use crate::setup::at_row;
 use crate::signals::Signals;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};

@@ -19,6 +19,7 @@ pub mod error;
 pub mod eval;
 pub mod feed;
 pub mod fidelity;
+mod joining;
 mod link;
 pub mod measure;
 mod memory;

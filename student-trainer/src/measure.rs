@@ -12,6 +12,7 @@ use crate::config::{EvalConfig, SignalKind};
 use crate::data::{RowSet, TokenizeOptions};
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
+use crate::joining;
 use crate::observer::TeacherLine;
 use crate::setup::{self, Source};
 use crate::stop::Stop;
@@ -80,7 +81,7 @@ pub fn measure(
         Asker { network: &network, reach, who, signal, terms, device, rows: &rows, note, stop };
     let teacher = asker
         .join(config.cache.as_deref(), [("held-out", &rows), ("training", &RowSet::default())])?;
-    let tail = setup::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
+    let tail = joining::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
     let compared = (tail, config.divergence.with(config.beta));
     let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
     let model = load(&source, config)?;

@@ -17,10 +17,9 @@ use model::ops::head::{Divergence, LossSettings, Tail, head_loss};
 
 use crate::asking::{Ask, Wanted};
 use crate::data::RowSet;
-use crate::error::TrainError;
+use crate::error::{TrainError, at_row};
 use crate::feed::{Feed, Scored};
 use crate::reading::{ReadingError, Said};
-use crate::setup::at_row;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher, TeacherError};
 
@@ -110,21 +109,27 @@ pub(crate) fn prove_hidden(
         };
         let classes = teacher.agreement().classes;
         let loss = head_loss(&hidden, &matrix, classes, &targets, None, &alone, 1.0, None)?;
-        let pairs = loss.ce.iter().zip(&plain.next_logprob);
-        let apart: f64 = pairs.map(|(ce, logprob)| f64::from((ce + logprob).abs())).sum();
-        let apart = apart / targets.len().max(1) as f64;
-        // NaN is no agreement.
-        if apart.is_nan() || apart >= HIDDEN_TOLERANCE {
-            let reason = format!(
-                "what follows from its hidden states is off the log-probabilities of the next tokens \
-                 by {apart:.3} nats on average: they are of other positions, or read with another output \
-                 matrix or code than it has"
-            );
+        if let Some(reason) = followers_disagree(&loss.ce, &plain.next_logprob) {
             let (url, position) = (teacher.url().to_owned(), sequence.scored().next().unwrap_or(0));
             return Err(at_row(TeacherError::Alignment { url, row, position, reason }, rows));
         }
     }
     Ok(())
+}
+
+/// Why hidden states are not those that the log-probabilities are of, from both for the tokens that
+/// follow: what is lost on them by the hidden states (`ce`), and what the teacher computed; in nats.
+fn followers_disagree(ce: &[f32], next_logprob: &[f32]) -> Option<String> {
+    let apart = ce.iter().zip(next_logprob).map(|(ce, logprob)| f64::from((ce + logprob).abs()));
+    let apart = apart.sum::<f64>() / ce.len().max(1) as f64;
+    // NaN is no agreement.
+    (apart.is_nan() || apart >= HIDDEN_TOLERANCE).then(|| {
+        format!(
+            "what follows from its hidden states is off the log-probabilities of the next tokens by \
+             {apart:.3} nats on average: they are of other positions, or read with another output \
+             matrix or code than it has"
+        )
+    })
 }
 
 /// The first scored position whose next-token log-probability contradicts the signal at T = 1.
@@ -226,6 +231,23 @@ mod tests {
             let (_, reason) = agree(1).unwrap();
             assert!(reason.contains("shifted"), "{reason}");
         }
+    }
+
+    #[test]
+    fn hidden_states_of_other_positions_or_that_are_no_numbers_are_found() {
+        let logprobs = [-0.5, -3.0, -1.25, -7.0];
+        let losses = logprobs.map(|l: f32| -l);
+        assert_eq!(followers_disagree(&losses, &logprobs), None);
+        // As far as 16 bits are off.
+        assert_eq!(followers_disagree(&losses.map(|l| l + 0.02), &logprobs), None);
+        let mut shifted = losses;
+        shifted.rotate_left(1);
+        // (2.5 + 1.75 + 5.75 + 6.5) / 4
+        let said = followers_disagree(&shifted, &logprobs).unwrap();
+        assert!(said.contains("4.125 nats"), "{said}");
+        // One far off among many that fit, and one that is none.
+        assert!(followers_disagree(&[0.5, 3.5, 1.25, 7.0], &logprobs).is_some());
+        assert!(followers_disagree(&[0.5, f32::NAN, 1.25, 7.0], &logprobs).is_some());
     }
 
     #[test]

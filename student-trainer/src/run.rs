@@ -15,6 +15,7 @@ use crate::config::{Config, Resume, SchedulerKind};
 use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
+use crate::joining;
 use crate::memory;
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
 use crate::outputs::{self, Claim, Reuse};
@@ -94,7 +95,7 @@ impl Run {
         let note = &mut |text: &str| observer.note(text);
         let who = (&source.tokenizer, &facts);
         let teacher = join::of_run(config, &network, who, [&rows, &held_out_rows], note, stop)?;
-        let tail = setup::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
+        let tail = joining::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
         let config = &Config { tail, ..config.clone() };
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
         let plan = plan(config, rows.len());

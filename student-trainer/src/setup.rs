@@ -21,21 +21,16 @@ use model::recompute::{Largest, Recompute, most_tokens};
 use model::state_file::load_state;
 use model::student::{Student, StudentError, Training};
 
-use crate::asking::{Ask, Terms, Wanted};
-use crate::cache::join::Asker;
 use crate::checkpoint;
 use crate::config::{
-    self, CodecKind, Config, DivergenceKind, DtypeChoice, RecomputeChoice, Resume, SignalConfig,
-    StudentInit, TailKind,
+    self, CodecKind, Config, DtypeChoice, RecomputeChoice, Resume, SignalConfig, StudentInit,
+    TailKind,
 };
 use crate::data::{self, RowSet, TokenizeOptions};
-use crate::decoder::Preparing;
 use crate::error::TrainError;
 use crate::observer::Observer;
-use crate::proof::{prove, prove_hidden};
 use crate::saving::STATE_FILE;
 use crate::state::{self, Identity, Progress};
-use crate::teacher::{Teacher, TeacherError};
 
 /// A model's folder, its small files read.
 pub(crate) struct Source {
@@ -159,92 +154,6 @@ fn layout(wanted: CodecKind, classes: usize) -> Codec {
         CodecKind::Raw => Codec::Raw,
         CodecKind::Compact => Codec::Compact,
         CodecKind::Compact8 => Codec::Compact8,
-    }
-}
-
-/// Entries of the answers that positions are proved on, where the run asks for other ones.
-const PROOF_ENTRIES: usize = 16;
-
-/// Reaches the teacher, where there is one, checks that it fits the student, and proves on its rows
-/// that both speak of the same positions; then brings what its answers are read with. What could not be
-/// checked is noted.
-pub(crate) fn join_teacher(asker: &mut Asker<'_>) -> Result<Option<(Teacher, Ask)>, TrainError> {
-    let Asker { network, reach: (urls, access), who: (tokenizer, facts), rows, stop, .. } = *asker;
-    let url = match urls {
-        [] => return Ok(None),
-        [url] => url,
-        several => return Err(TrainError::SeveralTeachers { found: several.len() }),
-    };
-    let terms = asker.terms;
-    let teacher = Teacher::connect(network, url, access, facts, terms.give_up_after, stop)?;
-    if let Some(unknown) = teacher.compare(network, tokenizer)? {
-        (asker.note)(&unknown);
-    }
-    let listing = Terms::listing(asker.signal, facts.codec);
-    let k = PROOF_ENTRIES.min(teacher.agreement().classes).min(teacher.facts().limits.max_top_k);
-    let proved = match listing {
-        Some(wanted @ Wanted::TopK { .. }) => wanted,
-        _ => Wanted::TopK { k, codec: facts.codec },
-    };
-    let set = &rows.sequences;
-    let plain = prove(network, &teacher, set, terms.ask(proved), stop);
-    let plain = plain.map_err(|e| at_row(e, rows))?;
-    let Some(wanted) = listing else {
-        let (signal, device, note) = (asker.signal, asker.device, &mut *asker.note);
-        let mut preparing = Preparing { network, signal, device, set, note, stop };
-        let (wanted, reading) = preparing.hidden(&teacher, terms.ask(proved))?;
-        let (teacher, ask) = (teacher.read_by(reading), terms.ask(wanted));
-        prove_hidden(network, &teacher, rows, (ask, &plain), stop)?;
-        return Ok(Some((teacher, ask)));
-    };
-    Ok(Some((teacher, terms.ask(wanted))))
-}
-
-/// How the loss takes the tokens that are not sent: as wished, or as the teacher's signal allows;
-/// notes it when that is less.
-///
-/// # Errors
-/// [`TrainError::Divergence`] where that is too little for the divergence wanted.
-pub(crate) fn tail(
-    wish: TailKind,
-    divergence: DivergenceKind,
-    teacher: Option<&(Teacher, Ask)>,
-    note: &mut dyn FnMut(&str),
-) -> Result<TailKind, TrainError> {
-    let Some((teacher, ask)) = teacher else { return Ok(wish) };
-    if teacher.knows_mass(f64::from(ask.temperature)) {
-        return Ok(wish);
-    }
-    if divergence != DivergenceKind::ForwardKl {
-        let (url, temperature) = (teacher.url().to_owned(), ask.temperature);
-        return Err(TrainError::Divergence { url, divergence, temperature });
-    }
-    note(&format!(
-        "teacher {} gives log-probabilities at temperature 1 alone: at --temperature {} the mass of \
-         all but the tokens it sends cannot be known, so the loss compares these with each other \
-         only (--tail renormalise), which teaches far worse; --temperature 1 keeps the mass, and \
-         teacher-server sends it at every temperature",
-        teacher.url(),
-        ask.temperature
-    ));
-    Ok(TailKind::Renormalise)
-}
-
-/// A teacher's error, with the place of the row it speaks of.
-pub(crate) fn at_row(source: TeacherError, rows: &RowSet) -> TrainError {
-    let row = if let TeacherError::Reply { row, .. }
-    | TeacherError::Alignment { row, .. }
-    | TeacherError::NotKept { row, .. } = &source
-    {
-        Some(*row)
-    } else if let TeacherError::Lost { row, .. } = &source {
-        *row
-    } else {
-        None
-    };
-    match row {
-        Some(row) => TrainError::AtRow { row, place: rows.place(row), source: Box::new(source) },
-        None => source.into(),
     }
 }
 

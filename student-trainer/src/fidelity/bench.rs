@@ -15,11 +15,11 @@ use crate::asking::{Ask, Terms, Wanted};
 use crate::config::{HiddenFormKind, SignalConfig, SignalKind, SignalsConfig};
 use crate::data::RowSet;
 use crate::decoder::Preparing;
-use crate::error::TrainError;
+use crate::error::{TrainError, at_row};
 use crate::feed::{Feed, Scored};
 use crate::proof::prove;
 use crate::reading::{Reading, Said};
-use crate::setup::{Source, at_row, pretrained};
+use crate::setup::{Source, pretrained};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
 

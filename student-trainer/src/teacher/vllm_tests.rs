@@ -13,7 +13,7 @@ use super::*;
 use crate::asking::{Ask, Wanted};
 use crate::config::{DivergenceKind, TailKind};
 use crate::feed::Feed;
-use crate::setup::tail;
+use crate::joining::tail;
 use crate::testing::{CLASSES, FakeTeacher, joined, listing, logits, row_set, rows, tiny_source};
 
 /// How the stand-in behaves; may be changed while it serves.

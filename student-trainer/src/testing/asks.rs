@@ -10,7 +10,7 @@ use crate::cache::join::Asker;
 use crate::config::{SignalConfig, SignalKind};
 use crate::data::RowSet;
 use crate::error::TrainError;
-use crate::setup::join_teacher;
+use crate::joining::join_teacher;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
 
