@@ -6,7 +6,7 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use proto::convert::{BlobAssembler, BlobFacts, DecoderFacts, decoder_facts};
+use proto::convert::{BlobAssembler, BlobFacts, DecoderError, DecoderFacts, decoder_facts};
 use proto::v1::{FetchRequest, GetDecoderRequest};
 
 use crate::address::Address;
@@ -20,13 +20,18 @@ impl Address {
     /// teacher may have to make a code first.
     ///
     /// # Errors
-    /// [`Failure`], by what trying again would do.
+    /// [`Failure`], by what trying again would do; [`Error::Decoder`] where no code is named that was
+    /// asked for.
     pub async fn decoder(&self, code: bool) -> Result<DecoderFacts, Failure> {
         let mut client = self.client().await?;
         let reply = client.get_decoder(GetDecoderRequest { code }).await;
         let reply = reply.map_err(|status| self.failure("GetDecoder", &status))?;
-        decoder_facts(reply.get_ref())
-            .map_err(|source| Error::Decoder { url: self.url().to_owned(), source }.into())
+        let wrong = |source| Error::Decoder { url: self.url().to_owned(), source };
+        let facts = decoder_facts(reply.get_ref()).map_err(wrong)?;
+        match code && facts.code.is_none() {
+            true => Err(wrong(DecoderError::Missing { field: "code" }).into()),
+            false => Ok(facts),
+        }
     }
 
     /// Brings a blob into `dir`, where it is found under its digest from then on. What is there is not

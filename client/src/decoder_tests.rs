@@ -10,7 +10,7 @@ use futures::Stream;
 use proto::convert::fetch_replies;
 use proto::v1::teacher_server::{Teacher, TeacherServer};
 use proto::v1::{
-    FetchReply, GetDecoderReply, GetInfoReply, GetInfoRequest, ScoreReply, ScoreRequest,
+    Blob, FetchReply, GetDecoderReply, GetInfoReply, GetInfoRequest, ScoreReply, ScoreRequest,
     ScoreTextReply, ScoreTextRequest,
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -61,7 +61,13 @@ impl Teacher for Sender {
         &self,
         _: Request<GetDecoderRequest>,
     ) -> Result<Response<GetDecoderReply>, Status> {
-        Err(Status::unimplemented("it only sends"))
+        let fingerprint = Fingerprint::of(&self.blob).to_string();
+        Ok(Response::new(GetDecoderReply {
+            model_fingerprint: fingerprint.clone(),
+            hidden_size: 4,
+            output_matrix: Some(Blob { fingerprint, bytes: self.blob.len() as u64 }),
+            ..GetDecoderReply::default()
+        }))
     }
 
     async fn fetch(
@@ -174,4 +180,14 @@ async fn one_program_fetches_at_a_time_and_a_disk_that_refuses_is_named() {
     std::fs::write(&file, "").unwrap();
     let failure = address.fetch(facts, &file).await.unwrap_err();
     assert!(matches!(&failure, Failure::Final(Error::Keep { .. })), "{failure}");
+}
+
+#[tokio::test]
+async fn a_teacher_that_names_no_code_is_told_from_one_that_was_asked_for_none() {
+    let (_, address, facts) = serve(blob()).await;
+    assert_eq!(address.decoder(false).await.unwrap().matrix, facts);
+    let failure = address.decoder(true).await.unwrap_err();
+    let said = failure.to_string();
+    assert!(matches!(failure, Failure::Final(Error::Decoder { .. })), "{said}");
+    assert!(said.contains(address.url()) && said.contains("no code"), "{said}");
 }

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use crate::ops::product::{self, Store, Threads, product};
 use crate::ops::{Precision, expect_len, read, tensor};
 pub use file::CalibrationFileError;
-pub use fit::{CalibrationError, Sample, fit, least_positions};
+pub use fit::{CalibrationError, Sample, enough_positions, fit, least_positions};
 
 /// Rows whose coordinates exist at a time.
 const CHUNK_ROWS: usize = 1024;

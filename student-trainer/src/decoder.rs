@@ -14,19 +14,16 @@ use distill::coded::{Code, Rate};
 use distill::hidden::HiddenForm;
 use distill::window::LONGEST_PAUSE;
 use hub::settings::own_cache;
+use model::coding::enough_positions;
 use proto::convert::{BlobFacts, DecoderFacts};
 
 use crate::asking::{Ask, Wanted};
 use crate::config::{DEFAULT_SIGNAL_ERROR, HiddenFormKind, SignalConfig, SignalKind};
 use crate::error::TrainError;
 use crate::feed::Feed;
-use crate::reading::{Reading, ReadingError, read};
+use crate::reading::{Reading, read_code};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher, TeacherError, Voice};
-
-/// Tokens sent to a teacher that has no code yet, so that it makes one of text like that which it will be
-/// asked about.
-const TRAFFIC_TOKENS: usize = 8192;
 
 /// A step of a code that was chosen.
 #[derive(Clone, Debug)]
@@ -65,11 +62,18 @@ impl Preparing<'_> {
         let mut facts =
             self.insist(address, limit, (async || address.decoder(false).await, || 0))?;
         if coded && facts.code.is_none() {
-            self.let_hear(teacher, ask)?;
+            self.let_hear(teacher, ask, facts.hidden_size)?;
             (self.note)(
                 "the teacher makes a code of its hidden states, which it has not done before",
             );
             facts = self.insist(address, limit, (async || address.decoder(true).await, || 0))?;
+        }
+        let wanted = teacher.agreement().model_fingerprint;
+        if facts.model != wanted {
+            let (url, what, found) = (address.url().to_owned(), "model", facts.model);
+            return Err(
+                TeacherError::from(client::Error::Changed { url, what, found, wanted }).into()
+            );
         }
         let DecoderFacts { hidden_size, matrix, code, .. } = facts;
         let matrix = (matrix.fingerprint, self.fetch(address, matrix, &dir, limit)?);
@@ -84,10 +88,10 @@ impl Preparing<'_> {
             let wanted = Wanted::Hidden { form, bytes: form.row_bytes(hidden_size) };
             return Ok((wanted, Reading::full(matrix, None, sizes, self.device)?));
         }
+        // Whether there is one was seen when it was asked for.
         let code = code.ok_or(TeacherError::Ended)?;
         let path = self.fetch(address, code, &dir, limit)?;
-        let bytes = read(&path, code.fingerprint)?;
-        let code = Code::from_bytes(&bytes).map_err(ReadingError::from)?;
+        let code = read_code(&path, code.fingerprint, wanted)?;
         let Coded { code, rate } = choose(code, self.signal)?;
         (self.note)(&format!(
             "coded hidden states at step {}: about {:.1} bytes a position, which say what the teacher says \
@@ -121,12 +125,13 @@ impl Preparing<'_> {
         self.insist(address, limit, (async || address.fetch(blob, dir).await, come))
     }
 
-    /// Sends the first rows, of which nothing but their tokens matters.
-    fn let_hear(&self, teacher: &Teacher, ask: Ask) -> Result<(), TrainError> {
-        let mut tokens = 0;
+    /// Sends the first rows, of which nothing but their tokens matters, to a teacher with hidden states of
+    /// `width` numbers that has no code yet: it makes one of text like that which it will be asked about.
+    fn let_hear(&self, teacher: &Teacher, ask: Ask, width: usize) -> Result<(), TrainError> {
+        let (mut tokens, wanted) = (0, enough_positions(width));
         let enough = |row: &&Sequence| {
             tokens += row.len();
-            tokens < TRAFFIC_TOKENS + row.len()
+            tokens < wanted + row.len()
         };
         let rows = self.set.iter().take_while(enough).count();
         let ask = Ask { wanted: Wanted::TopK { k: 1, codec: Codec::Packed }, ..ask };

@@ -95,6 +95,20 @@ pub enum ReadingError {
         /// Classes.
         classes: usize,
     },
+    /// A code of another model.
+    #[error(
+        "{} is a code of the model {found}, the teacher is the model {wanted}: make one of it with \
+         `teacher-server calibrate`",
+        path.display()
+    )]
+    OtherModel {
+        /// The file.
+        path: PathBuf,
+        /// The model it is of.
+        found: Fingerprint,
+        /// The teacher's.
+        wanted: Fingerprint,
+    },
     /// No code, or rows that are none.
     #[error("the teacher's coded hidden states cannot be read: {0}")]
     Coded(#[from] CodedError),
@@ -233,6 +247,19 @@ impl Full {
     }
 }
 
+/// The code in a file that has this digest, which must be of this model.
+pub(crate) fn read_code(
+    path: &Path,
+    fingerprint: Fingerprint,
+    wanted: Fingerprint,
+) -> Result<Code, ReadingError> {
+    let code = Code::from_bytes(&read(path, fingerprint)?)?;
+    match code.model() {
+        found if found == wanted => Ok(code),
+        found => Err(ReadingError::OtherModel { path: path.to_owned(), found, wanted }),
+    }
+}
+
 /// The bytes of a file that has this digest.
 pub(crate) fn read(path: &Path, wanted: Fingerprint) -> Result<Vec<u8>, ReadingError> {
     let bytes = std::fs::read(path);
@@ -240,5 +267,37 @@ pub(crate) fn read(path: &Path, wanted: Fingerprint) -> Result<Vec<u8>, ReadingE
     match Fingerprint::of(&bytes) {
         found if found == wanted => Ok(bytes),
         found => Err(ReadingError::Damaged { path: path.to_owned(), found, wanted }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use distill::coded::Parts;
+
+    use super::*;
+
+    #[test]
+    fn a_code_of_another_model_or_with_other_bytes_is_refused() {
+        let model = Fingerprint([7; 32]);
+        let code = Code::new(Parts {
+            model,
+            mean: vec![0.0; 2],
+            spreads: &[2.0, 1.0],
+            matrix: &[1.0, 0.0, 0.0, 1.0],
+            standardised: (-2000..2000).map(|at| at as f32 / 1000.0).collect(),
+        })
+        .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (path, bytes) = (dir.path().join("code"), code.to_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(read_code(&path, code.fingerprint(), model).unwrap().model(), model);
+        let other = Fingerprint([8; 32]);
+        let said = read_code(&path, code.fingerprint(), other).unwrap_err().to_string();
+        for word in [&model.to_string(), &other.to_string(), "teacher-server calibrate"] {
+            assert!(said.contains(word), "{said}");
+        }
+        std::fs::write(&path, &bytes[1..]).unwrap();
+        let refused = read_code(&path, code.fingerprint(), model).unwrap_err();
+        assert!(matches!(refused, ReadingError::Damaged { .. }), "{refused}");
     }
 }

@@ -11,15 +11,13 @@ use std::sync::Arc;
 use distill::coded::Code;
 use distill::fingerprint::Fingerprint;
 use distill::matrix;
-use model::coding::{CalibrationError, CalibrationFileError, Encoder, least_positions};
+use model::coding::{CalibrationError, CalibrationFileError, Encoder, enough_positions};
 use model::qwen3::Qwen3;
 use proto::convert::{BlobFacts, DecoderFacts};
 
 use crate::calibrate::from_sequences;
 use crate::scorer::{ScorerError, TextCodec};
 
-/// Tokens of clients that a code is made from.
-const TRAFFIC_TOKENS: usize = 8192;
 /// Longest sequence the text built in is cut into, in tokens.
 const SEQUENCE_TOKENS: usize = 1024;
 /// A text for a teacher that has heard none: what this project says of itself.
@@ -82,6 +80,8 @@ impl Decoder {
 pub struct Calibration {
     /// The model.
     model: Fingerprint,
+    /// Tokens it takes of clients.
+    enough: usize,
     /// Its tokenizer, for the text built in.
     text: Arc<dyn TextCodec>,
     /// Where codes are kept; none where there is no place for them.
@@ -93,10 +93,16 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Of a model, with the code that is kept in `dir`, where there is one.
-    pub fn new(model: Fingerprint, text: Arc<dyn TextCodec>, dir: Option<PathBuf>) -> Self {
+    /// Of a model with hidden states of `width` numbers, with the code that is kept in `dir`, where there
+    /// is one.
+    pub fn new(
+        (model, width): (Fingerprint, usize),
+        text: Arc<dyn TextCodec>,
+        dir: Option<PathBuf>,
+    ) -> Self {
+        let (enough, traffic) = (enough_positions(width), Vec::new());
         let mut calibration =
-            Self { model, text, dir, traffic: Vec::new(), encoder: None, matrix: None };
+            Self { model, enough, text, dir, traffic, encoder: None, matrix: None };
         match calibration.kept() {
             Ok(encoder) => calibration.encoder = encoder,
             Err(error) => tracing::warn!("{error}"),
@@ -112,8 +118,8 @@ impl Calibration {
     /// Takes note of a client's tokens.
     pub fn hear(&mut self, tokens: &[u32]) {
         let heard: usize = self.traffic.iter().map(Vec::len).sum();
-        if self.encoder.is_none() && heard < TRAFFIC_TOKENS {
-            let most = tokens.len().min(TRAFFIC_TOKENS - heard);
+        if self.encoder.is_none() && heard < self.enough {
+            let most = tokens.len().min(self.enough - heard);
             self.traffic.push(tokens[..most].to_vec());
         }
     }
@@ -172,7 +178,7 @@ impl Calibration {
 
     fn with_text_built_in(&self, network: &Qwen3) -> Result<Vec<Vec<u32>>, CalibrationError> {
         let mut sequences = self.traffic.clone();
-        let mut left = least_positions(network.config().hidden_size).max(TRAFFIC_TOKENS);
+        let mut left = self.enough;
         for text in BUILT_IN {
             let ids = self.text.encode(text);
             let ids = ids.map_err(|error| CalibrationError::Degenerate(error.to_string()))?;
@@ -205,4 +211,30 @@ fn matrix_of(network: &Qwen3) -> candle_core::Result<Blob> {
     let (bytes, fingerprint) = matrix::encode(&values, network.config().hidden_size);
     tracing::info!(bytes = bytes.len(), "holding the output matrix for who learns from it");
     Ok(Blob { fingerprint, bytes: bytes.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use model::coding::least_positions;
+
+    use super::*;
+    use crate::testing::FakeText;
+
+    /// A wide model's code takes more tokens than a narrow one's, and traffic alone can be enough.
+    #[test]
+    fn as_much_is_heard_as_a_code_takes() {
+        let heard = |width: usize| {
+            let text = Arc::new(FakeText { vocab_size: 90 });
+            let mut calibration = Calibration::new((Fingerprint([1; 32]), width), text, None);
+            for _ in 0..40 {
+                calibration.hear(&[7; 1000]);
+            }
+            calibration.traffic.iter().map(Vec::len).sum::<usize>()
+        };
+        assert_eq!(heard(64), 8192);
+        // Qwen3-8B and the widest Qwen3.
+        for width in [4096, 5120] {
+            assert!(heard(width) > 8192 && heard(width) >= least_positions(width), "{width}");
+        }
+    }
 }

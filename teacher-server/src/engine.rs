@@ -6,13 +6,11 @@
 //! between two batches.
 
 mod compute;
+mod reply;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use distill::fingerprint::Fingerprint;
@@ -21,6 +19,9 @@ use proto::convert::ScoreJob;
 use tokio::sync::oneshot;
 use tracing::Span;
 
+pub use self::reply::Reply;
+
+use self::reply::Departures;
 use crate::client::Client;
 use crate::decoder::Decoder;
 use crate::error::TeacherError;
@@ -41,36 +42,6 @@ pub struct Answer {
     pub queued: Duration,
     /// The batch on the device.
     pub computed: Duration,
-}
-
-/// What a caller waits for; an error where the engine has ended.
-#[derive(Debug)]
-pub struct Reply {
-    receiver: oneshot::Receiver<Result<Answer, TeacherError>>,
-    /// Dropped after it, so that who sees the count finds the caller gone.
-    _waits: Waits,
-}
-
-impl Future for Reply {
-    type Output = Result<Result<Answer, TeacherError>, oneshot::error::RecvError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.receiver).poll(cx)
-    }
-}
-
-/// How many callers no longer wait, answered or not; clones share the count.
-#[derive(Clone, Debug, Default)]
-struct Departures(Arc<AtomicUsize>);
-
-/// One that waits.
-#[derive(Debug)]
-struct Waits(Departures);
-
-impl Drop for Waits {
-    fn drop(&mut self) {
-        self.0.0.fetch_add(1, Ordering::Release);
-    }
 }
 
 /// What the async side needs of the loaded model.
@@ -212,7 +183,7 @@ impl Engine {
         self.shared.metrics.admitted.inc();
         drop(inner);
         self.shared.changed.notify_one();
-        Ok(Reply { receiver, _waits: Waits(self.shared.departures.clone()) })
+        Ok(Reply::new(receiver, &self.shared.departures))
     }
 
     /// What hidden states are read with, and with `code` the coded ones too.
@@ -231,6 +202,8 @@ impl Engine {
             {
                 return Ok(Arc::clone(decoder));
             }
+            // Who left while the engine was at work must not hold a place.
+            inner.errands.retain(|errand| !errand.reply.is_closed());
             inner.errands.push_back(Errand { code, reply });
         }
         self.shared.changed.notify_one();
@@ -283,7 +256,7 @@ impl Shared {
     }
 
     fn drop_abandoned(&self, inner: &mut Inner) {
-        let departures = self.departures.0.load(Ordering::Acquire);
+        let departures = self.departures.count();
         // The whole queue is gone through, which a refusal must not cost where nobody has left.
         if inner.seen == departures {
             return;

@@ -138,6 +138,24 @@ fn what_waits_while_a_batch_runs_is_packed_by_the_token_budget() {
 }
 
 #[test]
+fn who_asked_for_a_decoder_and_left_holds_no_place() {
+    let rig = rig(healthy, BOUNDS, 10);
+    let busy = rig.submit(job(0, vec![1])).unwrap();
+    assert_eq!(rig.batches.recv_timeout(PATIENCE).unwrap(), [0]);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut stays = std::pin::pin!(rig.engine.decoder(true));
+    assert!(stays.as_mut().poll(&mut context).is_pending());
+    for _ in 0..100 {
+        let mut leaves = Box::pin(rig.engine.decoder(true));
+        assert!(leaves.as_mut().poll(&mut context).is_pending());
+    }
+    // The last of them is there until another comes.
+    assert_eq!(rig.engine.shared.lock().errands.len(), 2);
+    rig.leave.send(()).unwrap();
+    busy.blocking_recv().unwrap().unwrap();
+}
+
+#[test]
 fn work_whose_caller_left_is_not_computed_and_keeps_nobody_out() {
     let bounds = QueueBounds { sequences: 4, tokens: 1000 };
     let rig = rig(healthy, bounds, 10);

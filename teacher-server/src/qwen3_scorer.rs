@@ -60,7 +60,11 @@ impl ModelSource {
         let dir = self.calibration_dir.clone();
         let Opened { network, tokenizer, facts } = self.open()?;
         let text: Arc<dyn TextCodec> = Arc::new(tokenizer);
-        let calibration = Calibration::new(facts.model_fingerprint, Arc::clone(&text), dir);
+        let calibration = Calibration::new(
+            (facts.model_fingerprint, network.config().hidden_size),
+            Arc::clone(&text),
+            dir,
+        );
         let scorer = Box::new(Qwen3Scorer::new(network).with_calibration(calibration));
         Ok(Loaded { scorer, text, facts })
     }

@@ -201,6 +201,12 @@ fn a_cache_of_each_signal_teaches_without_its_teacher() {
     let refused = bench.run(&["train"], &flags);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("is damaged"), "{said}");
+    // A teacher has what is lacking, and mends it.
+    let flags = [coded, &["--cache", &cache]].concat();
+    let (_, said) = bench.train("mended", &[&flags[..], &["--teacher", &url]].concat());
+    assert!(said.contains("is damaged") && said.contains("the teacher is asked"), "{said}");
+    let (_, said) = bench.train("alone-again", &flags);
+    assert!(said.contains("the teacher is asked for none"), "{said}");
 }
 
 /// A teacher that starts again has the code it made before.

@@ -92,6 +92,11 @@ pub fn least_positions(width: usize) -> usize {
     1024.max(2 * width) + MEASURED
 }
 
+/// Positions a code for this width is made from where they can be had.
+pub fn enough_positions(width: usize) -> usize {
+    least_positions(width).max(8192)
+}
+
 /// Makes a code and measures what its steps take and cost on the last positions, from which it is not
 /// made.
 ///

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use candle_core::Device;
 use client::Access;
-use distill::coded::Code;
 use distill::fingerprint::Fingerprint;
 use distill::handshake::StudentFacts;
 use distill::hidden::HiddenForm;
@@ -23,8 +22,8 @@ use crate::config::{Config, SignalConfig, SignalKind};
 use crate::data::RowSet;
 use crate::decoder::{Coded, choose};
 use crate::error::TrainError;
-use crate::reading::{Reading, ReadingError, read};
-use crate::setup::join_teacher;
+use crate::joining::join_teacher;
+use crate::reading::{Reading, ReadingError, read, read_code};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
 
@@ -133,7 +132,10 @@ fn join(
     let (wanted, reading) = match kept_reading(asker, &located.dir, &store.manifest) {
         Ok(found) => found,
         // What it lacks a teacher has.
-        Err(_) if !alone => return with_teacher(asker, located),
+        Err(TrainError::Reading(error)) if !alone => {
+            (asker.note)(&format!("--cache: {error}; the teacher is asked"));
+            return with_teacher(asker, located);
+        }
         Err(error) => return Err(error),
     };
     let cache = Cache::reading(located, store);
@@ -197,7 +199,8 @@ fn kept_reading(
         return Ok((wanted, Reading::full(matrix, None, sizes, asker.device)?));
     };
     let path = named(&code.to_string())?.1;
-    let code = Code::from_bytes(&read(&path, code)?).map_err(ReadingError::from)?;
+    let [model, _] = manifest.fingerprints();
+    let code = read_code(&path, code, model)?;
     let Coded { code, rate } = choose(code, asker.signal)?;
     if rate.rung != rung {
         return Err(CacheError::Differs {
@@ -237,7 +240,7 @@ fn with_teacher(
     cache.manifest().serves(&place, asker.who.1, (&words, ask.temperature))?;
     for (name, path) in files {
         let kept = dir.join(blob_name(&name.to_string()));
-        if !kept.exists() {
+        if read(&kept, *name).is_err() {
             let begun = kept.with_extension("part");
             at("write", &begun, std::fs::copy(path, &begun))?;
             at("write", &kept, std::fs::rename(&begun, &kept))?;

@@ -184,7 +184,7 @@ impl Manifest {
         format!("{text}\n")
     }
 
-    fn fingerprints(&self) -> [Fingerprint; 2] {
+    pub(crate) fn fingerprints(&self) -> [Fingerprint; 2] {
         let read = |text: &str| text.parse().unwrap_or(Fingerprint([0; 32]));
         [read(&self.model_fingerprint), read(&self.tokenizer_fingerprint)]
     }

@@ -229,7 +229,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         "What the teacher sends of each position: top-k, the likeliest classes and the mass of the rest; \
          coded, the hidden state in a code (about 40 bytes a position for a width of 256, 200 for 1024), \
          and so all classes, any temperature and divergence; full, the hidden state itself; sampled, \
-         draws (about 1 byte each)"),
+         draws (1 to 2 bytes each)"),
     option(LOSS, TRAIN_BUILD, ("signal-bytes", "BYTES", ""),
         "Of coded: the bytes a position may take; the finest step within them is chosen"),
     option(LOSS, TRAIN_BUILD, ("signal-error", "NATS", ""),

@@ -25,7 +25,7 @@ const MODEL: Fingerprint = Fingerprint([0xA5; 32]);
 /// The small model, with its codes kept in `dir`.
 fn loaded(dir: Option<std::path::PathBuf>) -> Result<Loaded, LoadError> {
     let text: Arc<dyn TextCodec> = Arc::new(FakeText { vocab_size: 90 });
-    let calibration = Calibration::new(MODEL, Arc::clone(&text), dir);
+    let calibration = Calibration::new((MODEL, HIDDEN), Arc::clone(&text), dir);
     let facts = crate::testing::facts(CLASSES as u32);
     let hidden_size = HIDDEN as u32;
     let facts = Facts { tokenizer_size: 90, max_positions: 64, hidden_size, ..facts };
