@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use distill::batch::TokenBatch;
+use distill::signal::Entries;
 
 use crate::config::Qwen3Config;
 use crate::gradients::Gradients;
@@ -16,6 +17,7 @@ use crate::ops::Precision;
 use crate::ops::adamw::{AdamW, adamw_step, clip_scale, squared_norm};
 use crate::ops::embed::{gather_rows, scatter_add_rows};
 use crate::ops::head::{HeadLoss, LossSettings, Teaching, head_loss};
+use crate::ops::topk::{Wanted, score_head};
 use crate::parameters::ParameterIndex;
 use crate::qwen3::{ModelError, Qwen3};
 use crate::recompute::Recompute;
@@ -331,6 +333,23 @@ pub fn losses(
     let hidden = gather_rows(&model.forward_hidden(batch)?, batch.scored())?;
     let targets = batch.targets();
     Ok(head_loss(&hidden, model.head(), classes, targets, signal, settings, 1.0, None)?)
+}
+
+/// The `k` classes that a model holds likeliest at each of a batch's scored positions, `[S, k]`, the
+/// likeliest first.
+///
+/// # Errors
+/// [`ModelError`]: as [`Qwen3::forward_hidden`] and [`score_head`].
+pub fn likeliest(
+    model: &Qwen3,
+    batch: &TokenBatch,
+    classes: usize,
+    k: usize,
+) -> Result<Vec<u32>, ModelError> {
+    let hidden = gather_rows(&model.forward_hidden(batch)?, batch.scored())?;
+    let next = vec![None; batch.targets().len()];
+    let wanted = Wanted { classes, next: &next, temperature: 1.0, k, entries: &Entries::Top };
+    Ok(score_head(&hidden, model.head(), wanted, model.precision())?.signal.ids)
 }
 
 /// The rows of a batch, from 0, with a scored position whose loss is infinite or no number.

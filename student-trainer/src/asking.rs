@@ -18,6 +18,13 @@ pub enum Wanted {
         /// Layout on the wire.
         codec: Codec,
     },
+    /// The same first, and then those beside others that the student holds likely.
+    Candidates {
+        /// How many of the teacher's, and as many of the student's.
+        k: usize,
+        /// Layout on the wire.
+        codec: Codec,
+    },
     /// Draws.
     Sampled {
         /// How many.
@@ -37,10 +44,11 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// In the words of a job: what, how many entries of it, and how they are laid out.
+    /// What is asked first, in the words of a job: what, how many entries of it, and how they are laid
+    /// out.
     pub(crate) fn job(self) -> (Entries, usize, Codec) {
         match self {
-            Self::TopK { k, codec } => (Entries::Top, k, codec),
+            Self::TopK { k, codec } | Self::Candidates { k, codec } => (Entries::Top, k, codec),
             Self::Sampled { draws, exact, seed } => {
                 (Entries::Drawn { draws, seed }, exact, Codec::Packed)
             }
@@ -53,7 +61,7 @@ impl Wanted {
         let next = size_of::<f32>();
         match self {
             // As much as the codec that packs nothing makes of it.
-            Self::TopK { k, .. } => Layout::PLAIN.row_bytes(k) + next,
+            Self::TopK { k, .. } | Self::Candidates { k, .. } => Layout::PLAIN.row_bytes(k) + next,
             Self::Sampled { draws, exact, .. } => 8 * (draws as usize + exact) + 12 + next,
             Self::Hidden { bytes, .. } => bytes,
         }
@@ -102,6 +110,7 @@ impl Terms {
     pub(crate) fn listing(signal: &SignalConfig, codec: Codec) -> Option<Wanted> {
         match signal.kind {
             SignalKind::TopK => Some(Wanted::TopK { k: signal.top_k, codec }),
+            SignalKind::Candidates => Some(Wanted::Candidates { k: signal.top_k, codec }),
             SignalKind::Sampled => {
                 // The same for all runs, so that they find each other's answers in a cache.
                 let (draws, exact, seed) = (signal.draws, signal.exact, 0);

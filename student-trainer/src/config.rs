@@ -203,6 +203,7 @@ impl Config {
         let config = Self { max_steps: steps_or_epochs(&mut r, config.max_steps), ..config };
         comparison(&mut r, config.divergence, config.tail);
         config.signal.carries(&mut r, config.divergence, config.tail);
+        config.signal.is_kept(&mut r, config.cache.is_some());
         contradictions(&mut r, &config);
         r.finish(config)
     }
@@ -242,6 +243,7 @@ impl EvalConfig {
         };
         comparison(&mut r, config.divergence, config.tail);
         config.signal.carries(&mut r, config.divergence, config.tail);
+        config.signal.is_kept(&mut r, config.cache.is_some());
         r.finish(config)
     }
 }

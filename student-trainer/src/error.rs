@@ -27,6 +27,21 @@ pub enum TrainError {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// More candidates than a request holds.
+    #[error(
+        "--signal candidates names twice --top-k {k} ids a position: of {place} a request of {bytes} \
+         bytes, and this teacher takes {limit} (its --max-request-bytes); lower --top-k or --max-length"
+    )]
+    CandidatesTooMany {
+        /// Entries of the teacher's.
+        k: usize,
+        /// The row.
+        place: String,
+        /// Bytes of its request.
+        bytes: usize,
+        /// Bytes the teacher takes.
+        limit: usize,
+    },
     /// The teacher: not reached, not fitting, or lost on the way.
     #[error(transparent)]
     Teacher(#[from] TeacherError),

@@ -12,6 +12,7 @@ use model::qwen3::Qwen3;
 use model::student::{losses, rows_not_finite};
 
 use crate::asking::Ask;
+use crate::candidates::Own;
 use crate::data::RowSet;
 use crate::error::{TrainError, at_row};
 use crate::feed::Scored;
@@ -95,7 +96,8 @@ pub fn evaluate(
     let (mut tally, mut bad) = (Tally::default(), Vec::new());
     let all: Vec<usize> = (0..rows.len()).collect();
     for these in all.chunks(settings.rows_at_once.max(1)) {
-        let answers = take(signals.as_mut(), these, rows, stop)?;
+        let own = Own { model, classes: settings.classes, rows_at_once: settings.rows_at_once };
+        let answers = take(signals.as_mut(), these, rows, own, stop)?;
         let batch = TokenBatch::pack(these.iter().map(|&row| &rows.sequences[row]));
         let said = signals.as_ref().map_or(Ok(None), |signals| signals.reading().said(&answers))?;
         let teaching = said.as_ref().map(Said::teaching);
@@ -110,16 +112,24 @@ pub fn evaluate(
     tally.report(begin.elapsed().as_secs_f64())
 }
 
-/// The answers of the next `these` of `rows`; none where no teacher takes part.
+/// The answers of the next `these` of `rows`, to what a model has a say in where it has; none where no
+/// teacher takes part.
 pub(crate) fn take(
     signals: Option<&mut Signals>,
     these: &[usize],
     rows: &RowSet,
+    own: Own<'_>,
     stop: &Stop,
 ) -> Result<Vec<Scored>, TrainError> {
     let Some(signals) = signals else { return Ok(Vec::new()) };
     let answers = signals.take(these, stop).map_err(|error| at_row(error, rows))?;
-    answers.ok_or(TrainError::Stopped)
+    let answers = answers.ok_or(TrainError::Stopped)?;
+    let Some(wanted) = signals.candidates() else { return Ok(answers) };
+    let sequences: Vec<_> = these.iter().map(|&row| (row, &rows.sequences[row])).collect();
+    let questions = own.questions(&sequences, &answers, wanted)?;
+    let more = signals.ask(questions, stop).map_err(|error| at_row(error, rows))?;
+    let more = more.ok_or(TrainError::Stopped)?.into_iter().zip(answers);
+    Ok(more.map(|(more, first)| more.after(&first)).collect())
 }
 
 /// Sums over positions, in row order.

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use client::Fault;
 use distill::batch::Sequence;
+use distill::codec::Codec;
 use distill::queue::Priority;
-use distill::signal::Signal;
+use distill::signal::{Entries, Signal};
 use distill::window::{Command, Event, GiveUp, Window, WindowSettings};
 use proto::convert::{self, Reaction, ReplyError, ScoreJob};
 use tokio::sync::{Semaphore, mpsc};
@@ -31,6 +32,13 @@ pub struct Scored {
     pub next_logprob: Vec<f32>,
     /// Bytes of the answer and its request, encoded.
     pub wire_bytes: u64,
+}
+
+impl Scored {
+    /// It, and what it took to ask before it.
+    pub(crate) fn after(self, first: &Self) -> Self {
+        Self { wire_bytes: self.wire_bytes + first.wire_bytes, ..self }
+    }
 }
 
 /// Answers in the order of the rows.
@@ -61,6 +69,18 @@ impl Feed {
         teacher: &Teacher,
         set: Arc<[Sequence]>,
         order: impl Iterator<Item = usize> + Send + 'static,
+        ask: Ask,
+    ) -> Self {
+        let order = order.map(move |row| Question { row, asked: ask.wanted.job() });
+        Self::start_asking(runtime, teacher, set, order, ask)
+    }
+
+    /// The same, each row with what is asked of it.
+    pub(crate) fn start_asking(
+        runtime: tokio::runtime::Handle,
+        teacher: &Teacher,
+        set: Arc<[Sequence]>,
+        order: impl Iterator<Item = Question> + Send + 'static,
         ask: Ask,
     ) -> Self {
         let (sender, answers) = mpsc::unbounded_channel();
@@ -100,6 +120,13 @@ impl Drop for Feed {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// A row, and what is asked of it: what, how many entries of it, and how they are laid out.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    pub(crate) row: usize,
+    pub(crate) asked: (Entries, usize, Codec),
 }
 
 /// A row that was asked for.
@@ -155,7 +182,7 @@ impl Shell {
     }
 
     /// Asks for every row of the order and delivers every answer, then ends.
-    async fn run(mut self, order: impl Iterator<Item = usize>, room: Arc<Semaphore>) {
+    async fn run(mut self, order: impl Iterator<Item = Question>, room: Arc<Semaphore>) {
         if let Err(error) = self.serve(order, room).await {
             // The loop has gone when this fails, and wants no error.
             let _ = self.answers.send(Err(error));
@@ -164,7 +191,7 @@ impl Shell {
 
     async fn serve(
         &mut self,
-        order: impl Iterator<Item = usize>,
+        order: impl Iterator<Item = Question>,
         room: Arc<Semaphore>,
     ) -> Result<(), TeacherError> {
         let mut order = order.peekable();
@@ -173,9 +200,9 @@ impl Shell {
             let event = tokio::select! {
                 permit = room.acquire(), if order.peek().is_some() => {
                     // Given back by the loop when it takes the answer.
-                    if let (Ok(permit), Some(row)) = (permit, order.next()) {
+                    if let (Ok(permit), Some(question)) = (permit, order.next()) {
                         permit.forget();
-                        self.submit(row);
+                        self.submit(question);
                     }
                     Some(Event::Tick)
                 }
@@ -193,12 +220,12 @@ impl Shell {
     }
 
     /// Gives a row a place in the window.
-    fn submit(&mut self, row: usize) {
+    fn submit(&mut self, Question { row, asked }: Question) {
         let sequence = &self.set[row];
         // There is room: as many permits exist as places.
         let Some(id) = self.window.submit(sequence.len()) else { return };
         let agreement = &self.teacher.agreement;
-        let (entries, k, codec) = self.ask.wanted.job();
+        let (entries, k, codec) = asked;
         let job = ScoreJob {
             id,
             tokens: sequence.ids.clone(),

@@ -11,6 +11,7 @@
 
 pub mod asking;
 pub mod cache;
+mod candidates;
 pub mod checkpoint;
 pub mod config;
 pub mod data;

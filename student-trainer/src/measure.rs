@@ -126,7 +126,7 @@ fn report(
         agreement: found.agreement,
         temperature: config.temperature,
         signal: config.signal.kind,
-        top_k: (config.signal.kind == SignalKind::TopK).then_some(config.signal.top_k),
+        top_k: config.signal.lists().then_some(config.signal.top_k),
         teacher,
         seconds: found.seconds,
     }

@@ -271,6 +271,10 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
             let signal = &config.signal;
             let words = match signal.kind {
                 SignalKind::TopK => format!("top-k {} + {tail}", signal.top_k),
+                SignalKind::Candidates => {
+                    let k = signal.top_k;
+                    format!("top-k {k} of the teacher's and {k} of the student's + {tail}")
+                }
                 SignalKind::Sampled => {
                     format!("{} draws beside {} exact", signal.draws, signal.exact)
                 }
@@ -294,8 +298,7 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
 /// What to say of a signal that cannot carry what it is asked to teach: the mean mass of the
 /// teacher on what it sends, and the part of the divergence that is the rest's, over the first steps.
 pub(crate) fn thin_signal(teacher_mass: f64, rest: Option<f64>, config: &Config) -> Option<String> {
-    let lists = config.signal.kind == SignalKind::TopK;
-    (lists && teacher_mass < 0.5).then(|| {
+    (config.signal.lists() && teacher_mass < 0.5).then(|| {
         format!(
             "warning: the top-k {} hold only {:.1} % of the teacher's mass at temperature {}{}; what \
              the rest would teach is lost. --signal coded carries all of it in fewer bytes; or lower \

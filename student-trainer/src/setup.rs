@@ -21,6 +21,7 @@ use model::recompute::{Largest, Recompute, most_tokens};
 use model::state_file::load_state;
 use model::student::{Student, StudentError, Training};
 
+use crate::candidates;
 use crate::checkpoint;
 use crate::config::{
     self, CodecKind, Config, DtypeChoice, RecomputeChoice, Resume, SignalConfig, StudentInit,
@@ -132,12 +133,14 @@ impl Source {
             max_length: sets.into_iter().flatten().map(Sequence::len).max().unwrap_or(0),
             signal: match signal.kind {
                 config::SignalKind::TopK => SignalKind::TopK,
+                config::SignalKind::Candidates => SignalKind::Candidates,
                 config::SignalKind::Sampled => SignalKind::Sampled,
                 config::SignalKind::Full => SignalKind::Full,
                 config::SignalKind::Coded => SignalKind::Coded,
             },
             top_k: match signal.kind {
                 config::SignalKind::TopK => signal.top_k,
+                config::SignalKind::Candidates => candidates::entries(signal.top_k, vocab_size),
                 config::SignalKind::Sampled => signal.exact,
                 config::SignalKind::Full | config::SignalKind::Coded => 0,
             },

@@ -11,7 +11,7 @@ use distill::batch::Sequence;
 
 use crate::asking::{Ask, Wanted};
 use crate::cache::Lookup;
-use crate::feed::{Feed, Scored};
+use crate::feed::{Feed, Question, Scored};
 use crate::memory;
 use crate::reading::Reading;
 use crate::stop::Stop;
@@ -146,6 +146,32 @@ impl Signals {
             answers.push(answer);
         }
         Ok(Some(answers))
+    }
+
+    /// What is asked, where that is candidates, about which the student has a say.
+    pub(crate) fn candidates(&self) -> Option<Wanted> {
+        Some(self.ask.wanted).filter(|wanted| matches!(wanted, Wanted::Candidates { .. }))
+    }
+
+    /// The answers to questions beside the order followed; none when a stop was asked for. Nothing of
+    /// them is kept. Blocks the calling thread.
+    ///
+    /// # Errors
+    /// Those of [`Feed::next`].
+    pub(crate) fn ask(
+        &mut self,
+        questions: Vec<Question>,
+        stop: &Stop,
+    ) -> Result<Option<Vec<Scored>>, TeacherError> {
+        let Some(course) = &mut self.course else { return Ok(None) };
+        let (runtime, count) = (course.runtime.clone(), questions.len());
+        let (set, order) = (Arc::clone(&self.set), questions.into_iter());
+        let mut feed = Feed::start_asking(runtime, &self.teacher, set, order, self.ask);
+        let answers: Result<Vec<_>, _> =
+            (0..count).map_while(|_| feed.next(stop).transpose()).collect();
+        course.waited += feed.take_waited();
+        let answers = answers?;
+        Ok(Some(answers).filter(|answers| answers.len() == count))
     }
 
     /// Where the cache keeps nothing any more, what was counted on to be in it has to be asked for.

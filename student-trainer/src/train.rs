@@ -11,6 +11,7 @@ use distill::batch::{Sequence, TokenBatch};
 use model::ops::head::HeadLoss;
 use model::student::StudentError;
 
+use crate::candidates::Own;
 use crate::config::Config;
 use crate::data::RowSet;
 use crate::error::TrainError;
@@ -92,7 +93,9 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
     run.follow_teacher(observer);
     for planned in run.plan.steps_after(run.progress.step) {
         let begin = Instant::now();
-        let answers = take(run.signals.as_mut(), &planned.rows, &run.rows, stop);
+        let (model, classes) = (run.student.model(), run.classes);
+        let own = Own { model, classes, rows_at_once: run.rows_at_once };
+        let answers = take(run.signals.as_mut(), &planned.rows, &run.rows, own, stop);
         if stop.requested() {
             return Ok(());
         }

@@ -118,6 +118,45 @@ fn every_signal_teaches_and_those_that_say_all_teach_the_same() {
     assert!((of_teacher(&drawn) / of_teacher(&all) - 1.0).abs() < 1e-6);
 }
 
+/// Candidates of all classes say what hidden states do; of few the reverse divergence lies between those
+/// of the teacher's k alone and of everything: what is told apart further is never less apart (the data
+/// processing inequality).
+#[test]
+fn candidates_say_more_than_the_teachers_likeliest_and_no_more_than_everything() {
+    let bench = Bench::new();
+    let url = bench.server.url();
+    let train = |name: &str, more: &[&str]| {
+        let flags = ["--teacher", &url, "--divergence", "reverse-kl", "--temperature", "2"];
+        bench.train(name, &[&flags, more].concat()).0
+    };
+    let exact = train("exact", &["--signal", "full", "--hidden-form", "f32"]);
+    let all = ["--signal", "candidates", "--top-k", "512", "--codec", "raw"];
+    let all = train("all", &all);
+    for name in ["eval_kl_before", "eval_kl_after", "student_perplexity_after"] {
+        let (a, b) = (number(&exact, name), number(&all, name));
+        assert!(
+            (a - b).abs() < 1e-4 * a.abs(),
+            "{name}: {a} from hidden states, {b} from candidates"
+        );
+    }
+    let few = train("few", &["--signal", "candidates", "--top-k", "8"]);
+    let top = train("top", &["--top-k", "8"]);
+    let [exact, few, top] = [&exact, &few, &top].map(|summary| number(summary, "eval_kl_before"));
+    assert!(1.02 * top < few && few < exact, "{top}, {few}, {exact}");
+    // More ids than a request holds.
+    let small = ["--max-request-bytes", "20000"];
+    let model = root().join("student-trainer/demo/teacher");
+    let server = Teacher::start(&model, &small);
+    let output = bench.path("refused");
+    let flags = ["--teacher", &server.url(), "--signal", "candidates", "--top-k", "256"];
+    let ran = bench.run(&["train"], &[&flags[..], &["--output-dir", &output]].concat());
+    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert!(!ran.status.success(), "{said}");
+    for word in ["train.jsonl", "20000", "--top-k 256", "--max-request-bytes"] {
+        assert!(said.contains(word), "{said}");
+    }
+}
+
 /// Every divergence on hidden states; and what evaluates with them.
 #[test]
 fn hidden_states_carry_every_divergence_and_evaluations() {

@@ -86,7 +86,8 @@ impl DecoderNames {
 /// A signal in the words of a manifest.
 pub(crate) fn in_words(wanted: Wanted) -> String {
     match wanted {
-        Wanted::TopK { k, codec } => top_k(k, codec),
+        // Candidates are not kept, and what they begin with is a top-k.
+        Wanted::TopK { k, codec } | Wanted::Candidates { k, codec } => top_k(k, codec),
         Wanted::Sampled { draws, exact, .. } => format!("sampled draws={draws} exact={exact}"),
         Wanted::Hidden { form: HiddenForm::Coded { code, rung }, .. } => {
             format!("coded code={code} rung={}", rung.0)

@@ -97,6 +97,7 @@ impl CacheBuildConfig {
             signal: SignalConfig::read(&mut r),
             progress: r.choice("progress"),
         };
+        config.signal.is_kept(&mut r, true);
         if config.teacher.is_empty() {
             r.fault("--teacher is missing: a cache is filled with a teacher's answers; give its address");
         }

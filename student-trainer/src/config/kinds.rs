@@ -51,6 +51,8 @@ choice! {
         /// The k most probable tokens and the mass of the rest.
         #[default]
         TopK = "top-k",
+        /// The same, and beside them as many tokens that the student holds likeliest.
+        Candidates = "candidates",
         /// Draws from the teacher's distribution.
         Sampled = "sampled",
         /// The last hidden state.

@@ -225,8 +225,9 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(LOSS, TRAIN, ("temperature", "T", "5.0"),
         "Softens both distributions before they are compared, 0.0001 to 1000000. 1 compares \
          them as they are"),
-    option(LOSS, TRAIN_BUILD, ("signal", "top-k|sampled|full|coded", "top-k"),
+    option(LOSS, TRAIN_BUILD, ("signal", "top-k|candidates|sampled|full|coded", "top-k"),
         "What the teacher sends of each position: top-k, the likeliest classes and the mass of the rest; \
+         candidates, beside these as many that the student holds likeliest, asked for at every step; \
          coded, the hidden state in a code (about 40 bytes a position for a width of 256, 200 for 1024), \
          and so all classes, any temperature and divergence; full, the hidden state itself; sampled, \
          draws (1 to 2 bytes each)"),
@@ -268,7 +269,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(COMPARISON, EVAL, ("temperature", "T", "5.0"),
         "Softens both distributions before KL is taken, 0.0001 to 1000000. Perplexity and \
          agreement do not depend on it"),
-    option(COMPARISON, EVAL, ("signal", "top-k|sampled|full|coded", "top-k"),
+    option(COMPARISON, EVAL, ("signal", "top-k|candidates|sampled|full|coded", "top-k"),
         "What the teacher sends of each position, as in training"),
     option(COMPARISON, EVAL, ("signal-bytes", "BYTES", ""),
         "Of coded: the bytes a position may take, as in training"),

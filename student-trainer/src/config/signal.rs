@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use proto::limits::MAX_DRAWS;
 use serde::Serialize;
 
-use super::kinds::{CodecKind, DivergenceKind, HiddenFormKind, SignalKind, TailKind};
+use super::kinds::{Choice, CodecKind, DivergenceKind, HiddenFormKind, SignalKind, TailKind};
 use super::layers::Origin;
 use super::reader::Reader;
 use super::top_k;
@@ -68,19 +68,22 @@ impl SignalConfig {
             decoder_dir: r.text("decoder-dir").map(PathBuf::from),
         };
         let kind = config.kind;
-        let owners = [
-            ("top-k", SignalKind::TopK),
-            ("codec", SignalKind::TopK),
-            ("draws", SignalKind::Sampled),
-            ("exact", SignalKind::Sampled),
-            ("hidden-form", SignalKind::Full),
-            ("signal-bytes", SignalKind::Coded),
-            ("signal-error", SignalKind::Coded),
+        let lists = [SignalKind::TopK, SignalKind::Candidates];
+        let owners: [(&str, &[SignalKind]); 7] = [
+            ("top-k", &lists),
+            ("codec", &lists),
+            ("draws", &[SignalKind::Sampled]),
+            ("exact", &[SignalKind::Sampled]),
+            ("hidden-form", &[SignalKind::Full]),
+            ("signal-bytes", &[SignalKind::Coded]),
+            ("signal-error", &[SignalKind::Coded]),
         ];
-        for (name, owner) in owners {
+        for (name, owners) in owners {
             let given = r.layers().given(name) == Some(&Origin::Flag);
-            if given && owner != kind {
-                r.fault(format!("--{name} says nothing with --signal {kind}; it is for {owner}"));
+            if given && !owners.contains(&kind) {
+                let owners: Vec<&str> = owners.iter().map(|owner| owner.word()).collect();
+                let owners = owners.join(" and ");
+                r.fault(format!("--{name} says nothing with --signal {kind}; it is for {owners}"));
             }
         }
         if kind == SignalKind::Coded
@@ -90,6 +93,22 @@ impl SignalConfig {
             r.fault("--signal-bytes and --signal-error both choose the step of the code; give one");
         }
         config
+    }
+
+    /// Whether tokens are listed, and others left out.
+    pub fn lists(&self) -> bool {
+        matches!(self.kind, SignalKind::TopK | SignalKind::Candidates)
+    }
+
+    /// Finds fault with a cache, where there is one, of what no later run asks again.
+    pub(super) fn is_kept(&self, r: &mut Reader<'_>, cache: bool) {
+        if cache && self.kind == SignalKind::Candidates {
+            r.fault(
+                "a cache cannot keep --signal candidates: which tokens are asked for depends on the \
+                 student as it is at the time; take --signal coded, which says the same of every token \
+                 and is kept, or leave out --cache",
+            );
+        }
     }
 
     /// Finds fault with a comparison this signal cannot carry.
@@ -102,10 +121,10 @@ impl SignalConfig {
                  carries it on its tokens and the rest"
             ));
         }
-        if kind != SignalKind::TopK && tail == TailKind::Renormalise {
+        if !self.lists() && tail == TailKind::Renormalise {
             r.fault(format!(
                 "--tail renormalise says nothing with --signal {kind}, which leaves no tokens out; it \
-                 is for top-k"
+                 is for top-k and candidates"
             ));
         }
     }

@@ -198,7 +198,11 @@ fn contradictions_are_refused() {
         ),
         (
             &[("signal", "coded"), ("top-k", "8")],
-            "--top-k says nothing with --signal coded; it is for top-k",
+            "--top-k says nothing with --signal coded; it is for top-k and candidates",
+        ),
+        (
+            &[("signal", "candidates"), ("cache", "answers")],
+            "a cache cannot keep --signal candidates",
         ),
         (
             &[("signal-bytes", "40")],
@@ -211,7 +215,7 @@ fn contradictions_are_refused() {
         (
             &[("signal", "full"), ("tail", "renormalise")],
             "--tail renormalise says nothing with --signal full, which leaves no tokens out; it is for \
-             top-k",
+             top-k and candidates",
         ),
     ] {
         let found = faults(flags);

@@ -6,12 +6,14 @@ use std::time::Instant;
 use candle_core::Device;
 use distill::batch::{Sequence, TokenBatch};
 use distill::codec::{Codec, MAX_PACKED_CLASSES};
+use distill::handshake;
 use model::ops::Precision;
 use model::ops::head::{Divergence, LossSettings, Tail};
 use model::student::{Student, Training};
 
 use super::Measured;
 use crate::asking::{Ask, Terms, Wanted};
+use crate::candidates::Own;
 use crate::config::{HiddenFormKind, SignalConfig, SignalKind, SignalsConfig};
 use crate::data::RowSet;
 use crate::decoder::Preparing;
@@ -39,7 +41,7 @@ impl Candidate {
     }
 
     pub(super) fn lists(&self) -> bool {
-        matches!(self.wanted, Wanted::TopK { .. })
+        matches!(self.wanted, Wanted::TopK { .. } | Wanted::Candidates { .. })
     }
 }
 
@@ -144,6 +146,13 @@ impl<'a> Bench<'a> {
             let wanted = Wanted::TopK { k, codec: packed };
             all.push(listing(format!("top-{k}"), format!("--top-k {k}"), wanted, Tail::Bucket));
         }
+        let offered = self.teacher.facts().signals.contains(&handshake::SignalKind::Candidates);
+        for k in [16, 64].into_iter().filter(|&k| offered && 2 * k <= limit) {
+            let wanted = Wanted::Candidates { k, codec: packed };
+            let options = format!("--signal candidates --top-k {k}");
+            let name = format!("top-{k} and the student's {k}");
+            all.push(listing(name, options, wanted, Tail::Bucket));
+        }
         if let (true, Codec::Packed) = (limit >= 64, packed) {
             let small = Wanted::TopK { k: 64, codec: Codec::Compact8 };
             let options = "--top-k 64 --codec compact8".to_owned();
@@ -174,18 +183,34 @@ impl<'a> Bench<'a> {
     pub(super) fn ask(&self, wanted: Wanted, temperature: f64) -> Result<Answers, TrainError> {
         let ask = Ask { temperature: temperature as f32, ..self.terms.ask(wanted) };
         let begin = Instant::now();
-        let set = Arc::clone(&self.set);
-        let mut feed = Feed::start(&self.network, &self.teacher, set, 0..self.set.len(), ask);
+        let set = || Arc::clone(&self.set);
+        let mut scored =
+            self.all(Feed::start(&self.network, &self.teacher, set(), 0..self.set.len(), ask))?;
+        if let Wanted::Candidates { .. } = wanted {
+            let (model, classes) = (self.student.model(), self.teacher.agreement().classes);
+            let own = Own { model, classes, rows_at_once: self.rows_at_once };
+            let rows: Vec<_> = self.set.iter().enumerate().collect();
+            let asked = own.questions(&rows, &scored, wanted)?.into_iter();
+            let runtime = self.network.handle().clone();
+            let feed = Feed::start_asking(runtime, &self.teacher, set(), asked, ask);
+            let more = self.all(feed)?.into_iter().zip(scored);
+            scored = more.map(|(more, first)| more.after(&first)).collect();
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        // What was sent to ask is the same for all but for a few bytes; ids that were named count.
+        let asked: u64 = self.set.iter().map(|row| 4 * row.len() as u64).sum();
+        let all: u64 = scored.iter().map(|answer| answer.wire_bytes).sum();
+        Ok(Answers { scored, bytes: all.saturating_sub(asked), seconds })
+    }
+
+    /// The answers of a feed of all rows.
+    fn all(&self, mut feed: Feed) -> Result<Vec<Scored>, TrainError> {
         let mut scored = Vec::with_capacity(self.set.len());
         while scored.len() < self.set.len() {
             let answer = feed.next(self.stop).map_err(|e| at_row(e, self.rows))?;
             scored.push(answer.ok_or(TrainError::Stopped)?);
         }
-        let seconds = begin.elapsed().as_secs_f64();
-        // What was sent to ask is the same for all but for a few bytes.
-        let asked: u64 = self.set.iter().map(|row| 4 * row.len() as u64).sum();
-        let all: u64 = scored.iter().map(|answer| answer.wire_bytes).sum();
-        Ok(Answers { scored, bytes: all.saturating_sub(asked), seconds })
+        Ok(scored)
     }
 
     /// The student's gradient of the mean divergence.

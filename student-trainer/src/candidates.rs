@@ -1,0 +1,174 @@
+//! Candidates: what a teacher says of the tokens that it or the student holds likely.
+//!
+//! A top-k lists where the teacher's mass is. Where the student's is, among tokens that the teacher
+//! gives next to nothing, only their sum is known; that is where reverse KL and JSD look. So the k
+//! likeliest of both are asked for: the teacher's k come first, as any top-k; then the student's k
+//! likeliest of all others are named beside them, and of these 2k the teacher says everything, and of the
+//! rest its mass. Which tokens they are depends on the student as it is at the time, so a step asks for
+//! them when it comes to its rows, all of these at once, and nothing of it is kept.
+
+use distill::batch::{Sequence, TokenBatch};
+use distill::signal::Entries;
+use model::qwen3::Qwen3;
+use model::student::likeliest;
+
+use crate::asking::Wanted;
+use crate::data::RowSet;
+use crate::error::TrainError;
+use crate::feed::{Question, Scored};
+use crate::reading::ReadingError;
+use crate::teacher::Teacher;
+
+/// Bytes of a request beside tokens and candidates, at most.
+const ENVELOPE_BYTES: usize = 1024;
+
+/// Entries of a position, k of them the teacher's.
+pub(crate) fn entries(k: usize, classes: usize) -> usize {
+    k.saturating_mul(2).min(classes)
+}
+
+/// Whether the ids of the longest row go into a request.
+///
+/// # Errors
+/// [`TrainError::CandidatesTooMany`] where they do not.
+pub(crate) fn fit(rows: &RowSet, k: usize, teacher: &Teacher) -> Result<(), TrainError> {
+    let width = entries(k, teacher.agreement().classes);
+    let bytes = |row: &Sequence| 4 * (row.len() + row.scored().count() * width) + ENVELOPE_BYTES;
+    let limit = teacher.facts().limits.max_request_bytes;
+    let sizes = rows.sequences.iter().map(bytes).enumerate();
+    match sizes.max_by_key(|(_, bytes)| *bytes) {
+        Some((row, bytes)) if bytes > limit => {
+            let place = rows.place(row);
+            Err(TrainError::CandidatesTooMany { k, place, bytes, limit })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Who else holds tokens likely.
+#[derive(Clone, Copy)]
+pub(crate) struct Own<'a> {
+    pub(crate) model: &'a Qwen3,
+    pub(crate) classes: usize,
+    /// Rows computed at once.
+    pub(crate) rows_at_once: usize,
+}
+
+impl Own<'_> {
+    /// What is to be asked about rows (with their indices) whose top-k came: the teacher's ids, then of
+    /// all others those likeliest to the student.
+    ///
+    /// # Errors
+    /// When an operation fails, a logit of the student that is no number among it.
+    pub(crate) fn questions(
+        &self,
+        rows: &[(usize, &Sequence)],
+        answers: &[Scored],
+        wanted: Wanted,
+    ) -> Result<Vec<Question>, TrainError> {
+        let Wanted::Candidates { k, codec } = wanted else {
+            return Err(ReadingError::Other.into());
+        };
+        let width = entries(k, self.classes);
+        let mut questions = Vec::with_capacity(rows.len());
+        let at_once = self.rows_at_once.max(1);
+        for (rows, answers) in rows.chunks(at_once).zip(answers.chunks(at_once)) {
+            let batch = TokenBatch::pack(rows.iter().map(|(_, row)| *row));
+            let own = likeliest(self.model, &batch, self.classes, width)?;
+            let mut own = own.chunks_exact(width);
+            for (&(row, _), answer) in rows.iter().zip(answers) {
+                let teacher = answer.signal.top_k().ok_or(ReadingError::Other)?;
+                let mut ids = Vec::with_capacity(teacher.rows() * width);
+                for (theirs, own) in teacher.ids.chunks_exact(teacher.k).zip(own.by_ref()) {
+                    ids.extend(theirs);
+                    let others = own.iter().filter(|id| !theirs.contains(id));
+                    ids.extend(others.take(width - theirs.len()));
+                }
+                questions.push(Question { row, asked: (Entries::Named(ids), width, codec) });
+            }
+        }
+        Ok(questions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use candle_core::Device;
+    use distill::codec::Codec;
+    use distill::signal::TopK;
+    use model::ops::embed::gather_rows;
+    use model::ops::head::{Divergence, LossSettings, Tail, head_loss};
+    use model::student::{Student, Training};
+
+    use super::*;
+    use crate::testing::{CLASSES, rows, tiny_source};
+
+    /// The ids are the teacher's, then those likeliest to the student beside them: as its losses on each
+    /// class in turn say.
+    #[test]
+    fn the_likeliest_of_both_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = tiny_source(dir.path());
+        let student = Student::random(source.config, 3, Training::default(), &Device::Cpu).unwrap();
+        let set = rows(5, 0);
+        let sequences: Vec<_> = set.iter().enumerate().map(|(row, all)| (row + 7, all)).collect();
+        let theirs = |position: usize| [3, 0, 7].map(|id| (id + position as u32) % CLASSES as u32);
+        let answer = |row: &Sequence| {
+            let count = row.scored().count();
+            let mut signal = TopK::new(3);
+            signal.ids = (0..count).flat_map(theirs).collect();
+            Scored { signal: signal.into(), next_logprob: Vec::new(), wire_bytes: 0 }
+        };
+        let answers: Vec<_> = set.iter().map(answer).collect();
+        let (model, wanted) = (student.model(), Wanted::Candidates { k: 3, codec: Codec::Raw });
+        let own = Own { model, classes: CLASSES, rows_at_once: 2 };
+        let questions = own.questions(&sequences, &answers, wanted).unwrap();
+        for ((row, sequence), question) in sequences.iter().zip(&questions) {
+            assert_eq!(question.row, *row);
+            let (Entries::Named(ids), 6, Codec::Raw) = &question.asked else {
+                panic!("{question:?}")
+            };
+            let losses = losses_of_each_class(model, sequence);
+            for (position, ids) in ids.chunks_exact(6).enumerate() {
+                assert_eq!(ids[..3], theirs(position));
+                let mut others: Vec<u32> = (0..CLASSES as u32).collect();
+                others.retain(|id| !ids[..3].contains(id));
+                others.sort_by(|&a, &b| {
+                    losses[a as usize][position].total_cmp(&losses[b as usize][position])
+                });
+                assert_eq!(ids[3..], others[..3]);
+            }
+        }
+        // All classes where there are no more.
+        let wanted = Wanted::Candidates { k: 20, codec: Codec::Raw };
+        let questions = own.questions(&sequences[..1], &answers[..1], wanted).unwrap();
+        let (Entries::Named(ids), CLASSES, _) = &questions[0].asked else {
+            panic!("{questions:?}")
+        };
+        assert!(
+            ids.chunks_exact(CLASSES)
+                .all(|ids| ids.iter().collect::<BTreeSet<_>>().len() == CLASSES)
+        );
+    }
+
+    /// What a model loses on each class at each position, were that the next token.
+    fn losses_of_each_class(model: &Qwen3, sequence: &Sequence) -> Vec<Vec<f32>> {
+        let alone = LossSettings {
+            alpha: 0.0,
+            temperature: 1.0,
+            divergence: Divergence::ForwardKl,
+            tail: Tail::Bucket,
+            precision: model.precision(),
+        };
+        let batch = TokenBatch::pack([sequence]);
+        let hidden = model.forward_hidden(&batch).unwrap();
+        let hidden = gather_rows(&hidden, batch.scored()).unwrap();
+        let of = |class: u32| {
+            let targets = vec![class; batch.scored().len()];
+            head_loss(&hidden, model.head(), CLASSES, &targets, None, &alone, 1.0, None).unwrap().ce
+        };
+        (0..CLASSES as u32).map(of).collect()
+    }
+}
