@@ -9,20 +9,27 @@ use std::path::{Path, PathBuf};
 use tests::{Teacher, root, run, trainer};
 
 /// Rows, and places for what is made of them.
-struct Bench {
+pub(crate) struct Bench {
     folder: tempfile::TempDir,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Bench {
-    fn new() -> Self {
-        let bench = Self { folder: tempfile::tempdir().expect("a folder") };
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let bench = Self { folder, environment: Vec::new() };
         let row =
             |n: usize| format!("{{\"text\": \"Row {n} says that {n} and {n} are {}.\"}}\n", 2 * n);
         fs::write(bench.path("rows.jsonl"), (0..12).map(row).collect::<String>()).expect("rows");
         bench
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// It, the trainer being told more by its environment.
+    pub(crate) fn with(self, environment: Vec<(&'static str, String)>) -> Self {
+        Self { environment, ..self }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -31,8 +38,9 @@ impl Bench {
     }
 
     /// Runs `student-trainer` in a home of its own; gives status, output and complaint.
-    fn go(&self, arguments: &[&str]) -> (i32, String, String) {
+    pub(crate) fn go(&self, arguments: &[&str]) -> (i32, String, String) {
         let mut command = trainer(arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let output = run(command.env("XDG_CACHE_HOME", self.path("home")));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let complaint = text(&output.stderr);
@@ -40,7 +48,7 @@ impl Bench {
         (output.status.code().expect("no signal"), text(&output.stdout), complaint)
     }
 
-    fn build(&self, teacher: &Teacher, cache: &str) -> (i32, String) {
+    pub(crate) fn build(&self, teacher: &Teacher, cache: &str) -> (i32, String) {
         let (url, student, rows) = (teacher.url(), student(), self.text("rows.jsonl"));
         let (status, _, complaint) = self.go(&[
             "cache",
@@ -60,7 +68,7 @@ impl Bench {
     }
 
     /// Two epochs; without an address nobody is asked.
-    fn train(&self, teacher: Option<&Teacher>, cache: &str, out: &str) -> (i32, String) {
+    pub(crate) fn train(&self, teacher: Option<&Teacher>, cache: &str, out: &str) -> (i32, String) {
         let (student, rows, out) = (student(), self.text("rows.jsonl"), self.text(out));
         let mut flags = vec![
             "train",
@@ -90,12 +98,12 @@ fn student() -> String {
     root().join("student-trainer/demo/student").display().to_string()
 }
 
-fn start() -> Teacher {
+pub(crate) fn start() -> Teacher {
     Teacher::start(&root().join("student-trainer/demo/teacher"), &[])
 }
 
 /// Sequences the teacher has admitted.
-fn admitted(teacher: &Teacher) -> u64 {
+pub(crate) fn admitted(teacher: &Teacher) -> u64 {
     let mut stream = TcpStream::connect(&teacher.http).expect("the HTTP port");
     let request = b"GET /metrics HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n";
     stream.write_all(request).expect("a request");

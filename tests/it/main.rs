@@ -11,6 +11,7 @@ mod job;
 mod memory;
 mod peers;
 mod precision;
+mod s3;
 mod secrets;
 mod secure;
 mod signals;

@@ -86,6 +86,9 @@ pub(crate) struct Remote {
     runtime: Runtime,
     patience: Duration,
     list: List,
+    /// Names of the list that the store does not have as they are listed: what is made in their place is
+    /// sent.
+    lost: Vec<String>,
     /// Which `segments.json` is known; none where there is none yet.
     version: Option<UpdateVersion>,
 }
@@ -101,9 +104,9 @@ impl Remote {
         let place = place.to_owned();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| remote(&place, e.to_string()))?;
-        let (list, version) = (List::default(), None);
+        let (list, lost, version) = (List::default(), Vec::new(), None);
         let patience = patience.unwrap_or(PATIENCE);
-        Ok(Self { store, prefix, place, runtime, patience, list, version })
+        Ok(Self { store, prefix, place, runtime, patience, list, lost, version })
     }
 
     /// Brings what the store lists and `dir` lacks into `dir`. Says what of it could not be had as it is
@@ -138,6 +141,10 @@ impl Remote {
                 match self.fetch(file)? {
                     Ok(bytes) => write(&path, &bytes)?,
                     Err(reason) => {
+                        self.lost.push(file.name.clone());
+                        // One that is made anew has another index.
+                        self.lost
+                            .extend(file.name.strip_suffix(".seg").map(|n| format!("{n}.idx")));
                         lost.push(format!("{} of {}: {reason}", file.name, self.place));
                         continue;
                     }
@@ -175,9 +182,10 @@ impl Remote {
         let mut list = self.list.clone();
         let mut sent = 0;
         for name in whole_files(dir)? {
-            if list.files.iter().any(|file| file.name == name) {
+            if list.files.iter().any(|file| file.name == name) && !self.lost.contains(&name) {
                 continue;
             }
+            list.files.retain(|file| file.name != name);
             let path = dir.join(&name);
             let bytes = at("read", &path, fs::read(&path))?;
             let file = Listed::of(name, &bytes);
@@ -195,6 +203,7 @@ impl Remote {
         let mode = self.version.clone().map_or(PutMode::Create, PutMode::Update);
         self.version = Some(self.put(LIST, text, mode)?);
         list.write(dir)?;
+        self.lost.clear();
         self.list = list;
         Ok(sent)
     }
