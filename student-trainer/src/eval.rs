@@ -137,6 +137,9 @@ pub(crate) fn take(
 struct Tally {
     student: Nll,
     teacher: Nll,
+    /// Whether there are targets of which the teacher's log-probability is not known, as a table that was
+    /// imported may lack it.
+    unsaid: bool,
     kl: f64,
     agreed: u64,
     /// Positions whose most probable token the teacher named.
@@ -156,7 +159,11 @@ impl Tally {
             let these = start..start + scored.signal.rows();
             match &loss.teacher {
                 Some(teacher) => self.teacher.add_row(teacher.ce[these.clone()].iter().copied()),
-                None => self.teacher.add_row(scored.next_logprob.iter().map(|logprob| -logprob)),
+                None => {
+                    let next = &scored.next_logprob;
+                    self.unsaid |= next.iter().any(|logprob| logprob.is_nan());
+                    self.teacher.add_row(next.iter().map(|logprob| -logprob));
+                }
             }
             for (row, at) in these.clone().enumerate() {
                 self.kl += f64::from(loss.kl[at]);
@@ -177,7 +184,7 @@ impl Tally {
         let of_answered = |sum: f64| (self.answered > 0).then(|| sum / answered);
         Ok(Evaluation {
             student: perplexity(&self.student).ok_or(TrainError::NothingHeldOut)?,
-            teacher: perplexity(&self.teacher),
+            teacher: perplexity(&self.teacher).filter(|_| !self.unsaid),
             kl: of_answered(self.kl),
             agreement: (self.named > 0).then(|| self.agreed as f64 / self.named as f64),
             positions: self.student.tokens(),
@@ -202,4 +209,51 @@ fn best(signal: &Signal, row: usize) -> Option<u32> {
 
 fn perplexity(nll: &Nll) -> Option<Perplexity> {
     Some(Perplexity { token: nll.perplexity()?, row_mean: nll.perplexity_row_mean()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use distill::signal::TopK;
+    use model::ops::head::{Divergence, Tail, Teaching};
+    use model::student::{Student, Training};
+
+    use super::*;
+    use crate::testing::{CLASSES, logits, rows, tiny_source};
+
+    /// Rows with a teacher whose log-probability of the n-th target of all is `next(n)`.
+    fn found(next: impl Fn(usize) -> f32) -> Evaluation {
+        let dir = tempfile::tempdir().unwrap();
+        let config = tiny_source(dir.path()).config;
+        let student = Student::random(config, 3, Training::default(), &Device::Cpu).unwrap();
+        let settings = LossSettings {
+            alpha: 0.7,
+            temperature: 1.0,
+            divergence: Divergence::ForwardKl,
+            tail: Tail::Bucket,
+            precision: student.model().precision(),
+        };
+        let (mut tally, mut seen) = (Tally::default(), 0);
+        for row in rows(4, 0).iter() {
+            let mut signal = TopK::new(5);
+            row.scored().for_each(|at| signal.push_exact(&logits(row.ids[at], CLASSES), 1.0));
+            let next_logprob = (seen..seen + signal.rows()).map(&next).collect();
+            seen += signal.rows();
+            let batch = TokenBatch::pack([row]);
+            let teaching = Some(Teaching::TopK(&signal));
+            let loss = losses(student.model(), &batch, CLASSES, teaching, &settings).unwrap();
+            let scored = Scored { signal: signal.into(), next_logprob, wire_bytes: 0 };
+            tally.add(&batch, &loss, &[scored]);
+        }
+        tally.report(0.0).unwrap()
+    }
+
+    #[test]
+    fn a_teacher_of_which_a_target_is_not_known_has_no_perplexity() {
+        let known = found(|_| -(2.0f32.ln()));
+        assert!((known.teacher.unwrap().token - 2.0).abs() < 1e-6);
+        let unknown = found(|n| if n == 3 { f32::NAN } else { -(2.0f32.ln()) });
+        assert_eq!(unknown.teacher, None);
+        assert_eq!((unknown.student, unknown.kl), (known.student, known.kl));
+    }
 }
