@@ -181,7 +181,8 @@ impl Head<'_> {
         let mut losses = Vec::with_capacity(self.targets.len());
         let mut room = self.room();
         for chunk in chunks(self.targets.len()) {
-            losses.extend(self.hear(&chunk, &mut room, true).iter().map(Position::losses));
+            let rows = self.hear(&chunk, &mut room, true);
+            losses.par_extend(rows.par_iter().map(Position::losses));
         }
         Ok(HeadLoss::new(&losses, None))
     }
@@ -192,7 +193,7 @@ impl Head<'_> {
         let mut room = self.room();
         for chunk in chunks(self.targets.len()) {
             let rows = self.hear(&chunk, &mut room, false);
-            losses.extend(rows.iter().map(Position::losses));
+            losses.par_extend(rows.par_iter().map(Position::losses));
             let hidden = self.hidden.row_range(chunk.clone());
             let d_hidden = &mut d_hidden[chunk.start * self.width..chunk.end * self.width];
             let mut d_hidden = MatMut::new(d_hidden, chunk.len(), self.width);
@@ -218,15 +219,15 @@ impl Head<'_> {
     /// The rows of a chunk, all their logits heard, with the losses of a teacher that says all where
     /// these are measured. Those of the last block stay in `room`.
     fn hear(&self, chunk: &Range<usize>, room: &mut Logits, measures: bool) -> Vec<Position> {
-        let mut rows: Vec<Listening> =
-            chunk.clone().map(|position| self.row(position, measures)).collect();
+        let rows = chunk.clone().into_par_iter().map(|position| self.row(position, measures));
+        let mut rows: Vec<Listening> = rows.collect();
         for block in blocks(self.classes) {
             let (logits, teacher) = self.project(room, chunk, &block);
             in_rows(logits, teacher, &block, rows.par_iter_mut(), |row, logits, teacher| {
                 row.listen(logits, teacher, block.start);
             });
         }
-        let mut rows: Vec<Position> = rows.into_iter().map(Listening::heard).collect();
+        let mut rows: Vec<Position> = rows.into_par_iter().map(Listening::heard).collect();
         if self.listens_twice() {
             for block in blocks(self.classes) {
                 let (logits, teacher) = self.again(room, chunk, &block);

@@ -21,6 +21,20 @@ fn exp_is_within_one_and_a_quarter_units_over_the_whole_range() {
 }
 
 #[test]
+fn exp_in_float64_is_near_the_systems_own_over_the_whole_range() {
+    let mut x: Vec<f64> = (0..1_400_000).map(|i| -708.3 + f64::from(i) * 1.012e-3).collect();
+    let wanted: Vec<f64> = x.iter().map(|x| x.exp()).collect();
+    exp_in_place_f64(&mut x);
+    let pairs = x.iter().zip(&wanted);
+    let worst = pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+    assert!(worst < 2.0 * f64::EPSILON, "{worst}");
+    let mut edges = [0.0, -0.0, f64::NEG_INFINITY, -1e300, f64::INFINITY, 709.79, f64::NAN, -708.4];
+    exp_in_place_f64(&mut edges);
+    assert_eq!(edges[..6], [1.0, 1.0, 0.0, 0.0, f64::INFINITY, f64::INFINITY]);
+    assert!(edges[6].is_nan() && edges[7] == 0.0);
+}
+
+#[test]
 fn exp_of_the_edges() {
     assert_eq!(exp_f32(0.0), 1.0);
     assert_eq!(exp_f32(-0.0), 1.0);

@@ -2,7 +2,8 @@
 //!
 //! The logits that belong to a top-k signal are set to -inf beforehand, so that these are sums
 //! over all *other* classes with a scale of their own; the few left out are added in `f64`. A row
-//! comes in blocks of classes, whose sums are put together in `f64` too.
+//! comes in blocks of classes, whose sums are put together in `f64` too. Where T is a small whole number
+//! one exponential serves both: `e^x` is the T-th power of `e^(x / T)`.
 
 use multiversion::multiversion;
 
@@ -35,7 +36,7 @@ impl RestSums {
             let sum = sum_one(row, max);
             (sum, sum)
         } else {
-            sum_both(row, max, (1.0 / temperature) as f32)
+            sum_both(row, max, Tempering::of(temperature))
         };
         Self { max: f64::from(max), at_one, at_t }
     }
@@ -110,7 +111,7 @@ pub(crate) fn blend(row: &mut [f32], max: f64, temperature: f64, a: f64, b: f64)
     if temperature == 1.0 {
         blend_one(row, max, (a + b) as f32);
     } else {
-        blend_both(row, max, (1.0 / temperature) as f32, a as f32, b as f32);
+        blend_both(row, max, Tempering::of(temperature), [a as f32, b as f32]);
     }
 }
 
@@ -121,11 +122,66 @@ fn blend_one(row: &mut [f32], max: f32, a: f32) {
     }
 }
 
+/// A temperature other than 1.
+#[derive(Clone, Copy)]
+struct Tempering {
+    inverse: f32,
+    /// The temperature where it is a whole number up to [`HIGHEST_POWER`]; else 0.
+    power: u32,
+}
+
+/// Above it an exponential costs no more than the multiplications.
+const HIGHEST_POWER: u32 = 8;
+
+impl Tempering {
+    fn of(temperature: f64) -> Self {
+        let whole = (2..=HIGHEST_POWER).find(|&power| f64::from(power) == temperature);
+        Self { inverse: (1.0 / temperature) as f32, power: whole.unwrap_or(0) }
+    }
+}
+
+/// `e^x` and `e^(x / T)`; `POWER` is T where that is a whole number, else 0.
+#[inline(always)]
+fn both<const POWER: u32>(x: f32, inverse_t: f32) -> (f32, f32) {
+    let tempered = exp_f32(x * inverse_t);
+    if POWER == 0 {
+        return (exp_f32(x), tempered);
+    }
+    // What would be below the smallest normal number is 0, as of every exponential here.
+    let base = if x < -87.33 { 0.0 } else { tempered };
+    let mut plain = base;
+    for _ in 1..POWER {
+        plain *= base;
+    }
+    (plain, tempered)
+}
+
+/// Calls `$body` with the power of a [`Tempering`] as a constant.
+macro_rules! with_power {
+    ($power:expr, $body:ident($($argument:expr),*)) => {
+        match $power {
+            2 => $body::<2>($($argument),*),
+            3 => $body::<3>($($argument),*),
+            4 => $body::<4>($($argument),*),
+            5 => $body::<5>($($argument),*),
+            6 => $body::<6>($($argument),*),
+            7 => $body::<7>($($argument),*),
+            8 => $body::<8>($($argument),*),
+            _ => $body::<0>($($argument),*),
+        }
+    };
+}
+
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn blend_both(row: &mut [f32], max: f32, inverse_t: f32, a: f32, b: f32) {
+fn blend_both(row: &mut [f32], max: f32, tempering: Tempering, weights: [f32; 2]) {
+    with_power!(tempering.power, blend_at(row, max, tempering.inverse, weights));
+}
+
+#[inline(always)]
+fn blend_at<const POWER: u32>(row: &mut [f32], max: f32, inverse_t: f32, [a, b]: [f32; 2]) {
     for z in row {
-        let below = *z - max;
-        *z = a * exp_f32(below) + b * exp_f32(below * inverse_t);
+        let (plain, tempered) = both::<POWER>(*z - max, inverse_t);
+        *z = a * plain + b * tempered;
     }
 }
 
@@ -145,16 +201,19 @@ fn sum_one(row: &[f32], max: f32) -> f64 {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn sum_both(row: &[f32], max: f32, inverse_t: f32) -> (f64, f64) {
+fn sum_both(row: &[f32], max: f32, tempering: Tempering) -> (f64, f64) {
+    with_power!(tempering.power, sum_at(row, max, tempering.inverse))
+}
+
+#[inline(always)]
+fn sum_at<const POWER: u32>(row: &[f32], max: f32, inverse_t: f32) -> (f64, f64) {
     let mut space = [[0.0_f32; BLOCK]; 2];
     let (mut at_one, mut at_t) = (0.0, 0.0);
     for block in row.chunks(BLOCK) {
         let [one, tempered] = &mut space;
         let (one, tempered) = (&mut one[..block.len()], &mut tempered[..block.len()]);
         for ((e, t), &z) in one.iter_mut().zip(tempered.iter_mut()).zip(block) {
-            let below = z - max;
-            *e = exp_f32(below);
-            *t = exp_f32(below * inverse_t);
+            (*e, *t) = both::<POWER>(z - max, inverse_t);
         }
         at_one += f64::from(sum_block(one));
         at_t += f64::from(sum_block(tempered));
@@ -195,11 +254,14 @@ mod tests {
     fn sums_meet_float64_and_keep_what_is_not_finite() {
         let row: Vec<f32> = (0..2500).map(|i| ((i * 37) % 101) as f32 * 0.37 - 9.0).collect();
         let max = math::max(&row);
-        for t in [1.0, 0.5, 5.0] {
-            let wanted: f64 =
-                row.iter().map(|&z| ((f64::from(z) - f64::from(max)) / t).exp()).sum();
+        for t in [1.0, 0.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0] {
+            let sum = |t: f64| -> f64 {
+                row.iter().map(|&z| ((f64::from(z) - f64::from(max)) / t).exp()).sum()
+            };
+            let wanted = sum(t);
             let sums = RestSums::of(&row, max, t);
             assert!((sums.at_t / wanted - 1.0).abs() < 3e-7, "{t}");
+            assert!((sums.at_one / sum(1.0) - 1.0).abs() < 3e-7, "{t}");
             let (mut parts, mut blended) = (RestSums::NONE, row.clone());
             for part in row.chunks(777) {
                 parts = parts.and(RestSums::of(part, math::max(part), t), t);
@@ -211,6 +273,11 @@ mod tests {
             let wanted = 0.5 * below.exp() - 2.0 * (below / t).exp();
             assert!((f64::from(blended[7]) - wanted).abs() < 3e-7);
         }
+        // What vanishes at 1 and not at T.
+        let far = [0.0, -90.0, -100.0, -430.0];
+        let sums = RestSums::of(&far, 0.0, 5.0);
+        let wanted: f64 = far.iter().map(|&z| (f64::from(z) / 5.0).exp()).sum();
+        assert!(sums.at_one == 1.0 && (sums.at_t / wanted - 1.0).abs() < 1e-7);
         for bad in [f32::NAN, f32::INFINITY] {
             let mut spoilt = row.clone();
             spoilt[1234] = bad;

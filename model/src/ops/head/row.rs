@@ -14,11 +14,10 @@
 //! divergence than the forward one has, for `q_rest - p_rest`, what [`Divergence::over`] says of the
 //! k + 1 outcomes, in `f64`.
 
-use std::ops::Range;
-
 use distill::reference::Loss;
 
-use super::exps::{RestSums, blend, log_sum, position_of};
+use super::exps::{RestSums, blend, position_of};
+use super::listed::Outcomes;
 use super::{Divergence, Listed, LossSettings, Tail};
 use crate::ops::math;
 
@@ -41,14 +40,10 @@ pub(super) struct RowLoss {
 /// A position: what is known of it, and what its blocks of logits have told so far.
 pub(super) struct Row {
     target: usize,
-    /// The signal's tokens, by ascending id; none without a signal.
-    ids: Vec<u32>,
-    /// Their probabilities, as the tail makes them.
-    p: Vec<f64>,
-    p_rest: f64,
+    /// What the signal tells apart, as the tail makes it, and the student's part in it; no tokens without
+    /// a signal.
+    outcomes: Outcomes,
     divergence: Divergence,
-    /// Logarithms of the same and of `p_rest`; none where the divergence is the forward one.
-    log_p: Vec<f64>,
     teacher_mass: f64,
     entropy: f64,
     /// 1 without a signal: one exponential a class is enough.
@@ -56,8 +51,6 @@ pub(super) struct Row {
     ce_weight: f64,
     /// `alpha T² / T`
     kl_weight: f64,
-    /// The student's logits of the signal's tokens.
-    top: Vec<f64>,
     logit_of_target: f64,
     /// The largest logit of the other tokens, and the first that has it.
     best_other: (f32, u32),
@@ -70,7 +63,7 @@ pub(super) struct Heard {
     row: Row,
     softmax: Softmax,
     /// The divergence over the k + 1 outcomes and its slopes; none where it is the forward one.
-    outcomes: Option<Loss>,
+    over: Option<Loss>,
 }
 
 impl Row {
@@ -83,41 +76,27 @@ impl Row {
         let LossSettings { alpha, temperature, divergence, tail, .. } = *settings;
         let mut row = Self {
             target,
-            ids: Vec::new(),
-            p: Vec::new(),
-            p_rest: 0.0,
+            outcomes: Outcomes::default(),
             divergence: Divergence::ForwardKl,
-            log_p: Vec::new(),
             teacher_mass: 0.0,
             entropy: f64::NAN,
             temperature: 1.0,
             ce_weight: 1.0 - alpha,
             kl_weight: 0.0,
-            top: Vec::new(),
             logit_of_target: f64::NAN,
             best_other: (f32::NEG_INFINITY, u32::MAX),
             sums: RestSums::NONE,
         };
         let Some((signal, number)) = signal else { return row };
-        let (ids, mut p, p_rest) = signal.outcomes(number);
-        row.teacher_mass = p.iter().sum();
+        row.outcomes = signal.outcomes(number);
+        row.teacher_mass = row.outcomes.p().iter().sum();
         if signal.tells_all_apart() {
-            let outcomes = p.iter().chain([&p_rest]).filter(|&&p| p > 0.0);
-            row.entropy = outcomes.map(|p| -p * p.ln()).sum();
+            row.entropy = row.outcomes.entropy();
         }
         if tail == Tail::Renormalise {
-            p.iter_mut().for_each(|p| *p /= row.teacher_mass);
-        } else {
-            row.p_rest = p_rest;
+            row.outcomes.renormalise();
         }
-        let mut pairs: Vec<(u32, f64)> = ids.into_iter().zip(p).collect();
-        pairs.sort_unstable_by_key(|pair| pair.0);
-        (row.ids, row.p) = pairs.into_iter().unzip();
         row.divergence = divergence.simplest();
-        if row.divergence != Divergence::ForwardKl {
-            row.log_p = signal.log_outcomes(number);
-        }
-        row.top = vec![f64::NAN; row.ids.len()];
         row.temperature = temperature;
         row.kl_weight = alpha * temperature;
         row
@@ -129,11 +108,7 @@ impl Row {
         if let Some(&logit) = self.target.checked_sub(first).and_then(|at| logits.get(at)) {
             self.logit_of_target = f64::from(logit);
         }
-        let here = self.here(first, logits.len());
-        for slot in here.clone() {
-            let logit = &mut logits[self.ids[slot] as usize - first];
-            self.top[slot] = f64::from(std::mem::replace(logit, f32::NEG_INFINITY));
-        }
+        self.outcomes.take_logits(first, logits);
         let max = math::max(logits);
         if max > self.best_other.0
             && let Some(at) = position_of(logits, max)
@@ -141,32 +116,28 @@ impl Row {
             self.best_other = (max, (first + at) as u32);
         }
         self.sums = self.sums.and(RestSums::of(logits, max, self.temperature), self.temperature);
-        for slot in here {
-            logits[self.ids[slot] as usize - first] = self.top[slot] as f32;
+        for (slot, at) in self.outcomes.here(first, logits.len()) {
+            logits[at] = self.outcomes.z()[slot] as f32;
         }
     }
 
     /// The position once all classes were heard.
-    pub(super) fn heard(self) -> Heard {
-        let softmax = Softmax::new(&self.sums, &self.top, self.temperature);
-        let outcomes = (!self.log_p.is_empty()).then(|| {
-            let of_top = self.top.iter().map(|&z| softmax.log_q(z));
-            let log_q: Vec<f64> = of_top.chain([softmax.log_q_rest]).collect();
-            self.divergence.over(&self.log_p, &log_q)
+    pub(super) fn heard(mut self) -> Heard {
+        let softmax = Softmax::new(&self.sums, &mut self.outcomes, self.temperature);
+        let over = (self.divergence != Divergence::ForwardKl).then(|| {
+            let Outcomes { log_p_rest, .. } = self.outcomes;
+            let log_p = [self.outcomes.log_p(), &[log_p_rest]].concat();
+            let of_listed = self.outcomes.z().iter().map(|&z| softmax.log_q(z));
+            let log_q: Vec<f64> = of_listed.chain([softmax.log_q_rest]).collect();
+            self.divergence.over(&log_p, &log_q)
         });
-        Heard { row: self, softmax, outcomes }
-    }
-
-    /// The signal's tokens among `count` classes from `first` on.
-    fn here(&self, first: usize, count: usize) -> Range<usize> {
-        let below = |end: usize| self.ids.partition_point(|&id| (id as usize) < end);
-        below(first)..below(first + count)
+        Heard { row: self, softmax, over }
     }
 
     /// The token with the largest logit, the lower id among equals.
     fn argmax(&self) -> u32 {
         let (mut best, mut best_id) = (f64::from(self.best_other.0), self.best_other.1);
-        for (&z, &id) in self.top.iter().zip(&self.ids) {
+        for (&z, &id) in self.outcomes.z().iter().zip(&self.outcomes.ids) {
             if z > best || (z == best && id < best_id) {
                 (best, best_id) = (z, id);
             }
@@ -179,26 +150,21 @@ impl Heard {
     /// Turns the logits of the classes from `first` on, as they were heard, into the gradient of
     /// `alpha T² D + (1 - alpha) CE`.
     pub(super) fn gradient(&self, logits: &mut [f32], first: usize) {
-        let Self { row, softmax, .. } = self;
-        let sums = &row.sums;
+        let Self { row, softmax, over } = self;
+        let (sums, outcomes) = (&row.sums, &row.outcomes);
         let at_one = row.ce_weight * (sums.max - softmax.log_z_one).exp();
         let at_t = row.kl_weight * self.slope_of_others();
-        let here = row.here(first, logits.len());
-        for slot in here.clone() {
-            // What is left of the largest logit would overflow where a token of the signal is
-            // far above all others.
-            logits[row.ids[slot] as usize - first] = f32::NEG_INFINITY;
-        }
+        let count = logits.len();
+        let here = || outcomes.here(first, count);
+        // What is left of the largest logit would overflow where a token of the signal is far above all
+        // others.
+        here().for_each(|(_, at)| logits[at] = f32::NEG_INFINITY);
         blend(logits, sums.max, row.temperature, at_one, at_t);
-        for slot in here {
-            let z = row.top[slot];
-            let ce = (z - softmax.log_z_one).exp();
-            let slope = match &self.outcomes {
-                None => softmax.log_q(z).exp() - row.p[slot],
-                Some(outcomes) => outcomes.gradient[slot],
-            };
-            let gradient = row.ce_weight * ce + row.kl_weight * slope;
-            logits[row.ids[slot] as usize - first] = gradient as f32;
+        for (slot, at) in here() {
+            let ce = outcomes.q_one()[slot];
+            let forward = outcomes.q()[slot] - outcomes.p()[slot];
+            let slope = over.as_ref().map_or(forward, |over| over.gradient[slot]);
+            logits[at] = (row.ce_weight * ce + row.kl_weight * slope) as f32;
         }
         if let Some(at) = row.target.checked_sub(first).filter(|&at| at < logits.len()) {
             logits[at] -= row.ce_weight as f32;
@@ -207,31 +173,34 @@ impl Heard {
 
     /// The slope of one of the other classes, for each unit of `e^((z - m) / T)`.
     fn slope_of_others(&self) -> f64 {
-        let Self { row, softmax, outcomes } = self;
+        let Self { row, softmax, over, .. } = self;
         let sum = row.sums.at_t;
         // A student that leaves the others nothing at all leaves them no direction to grow in.
         let shared = |of_rest: f64| if sum == 0.0 { 0.0 } else { of_rest / sum };
-        match outcomes {
-            None => (row.sums.max / row.temperature - softmax.log_z_t).exp() - shared(row.p_rest),
-            Some(outcomes) => shared(outcomes.gradient[row.ids.len()]),
+        match over {
+            None => {
+                let at_largest = (row.sums.max / row.temperature - softmax.log_z_t).exp();
+                at_largest - shared(row.outcomes.p_rest)
+            }
+            Some(over) => shared(over.gradient[row.outcomes.ids.len()]),
         }
     }
 
     /// The losses.
     pub(super) fn losses(&self) -> RowLoss {
-        let Self { row, softmax, outcomes } = self;
-        let mut kl_rest = kl_term(row.p_rest, softmax.log_q_rest);
-        let mut kl = kl_rest;
-        let mut student_mass = 0.0;
-        for (&z, &p) in row.top.iter().zip(&row.p) {
-            let log_q = softmax.log_q(z);
-            kl += kl_term(p, log_q);
-            student_mass += log_q.exp();
-        }
-        if let Some(outcomes) = outcomes {
-            kl = outcomes.value;
-            kl_rest = f64::NAN;
-        }
+        let Self { row, softmax, over } = self;
+        let outcomes = &row.outcomes;
+        let (kl, kl_rest) = match over {
+            Some(over) => (over.value, f64::NAN),
+            None => {
+                let Outcomes { p_rest, log_p_rest, .. } = *outcomes;
+                let rest = kl_term(p_rest, log_p_rest, softmax.log_q_rest);
+                let listed = outcomes.p().iter().zip(outcomes.log_p()).zip(outcomes.z());
+                let terms = listed.map(|((&p, &log_p), &z)| kl_term(p, log_p, softmax.log_q(z)));
+                (terms.sum::<f64>() + rest, rest)
+            }
+        };
+        let student_mass = outcomes.q().iter().fold(0.0, |sum, q| sum + q);
         let ce = softmax.log_z_one - row.logit_of_target;
         let (argmax, teacher_mass, entropy) = (row.argmax(), row.teacher_mass, row.entropy);
         RowLoss { ce, kl, argmax, teacher_mass, student_mass, kl_rest, entropy, teacher: None }
@@ -248,15 +217,20 @@ struct Softmax {
 }
 
 impl Softmax {
-    fn new(sums: &RestSums, top: &[f64], temperature: f64) -> Self {
+    /// From the sums over the other tokens and the logits of those listed, whose probabilities are
+    /// written.
+    fn new(sums: &RestSums, outcomes: &mut Outcomes, temperature: f64) -> Self {
         let log_rest = sums.log_at_t(temperature);
-        let log_z_t = log_sum(log_rest, top.iter().map(|z| z / temperature));
-        Self {
-            temperature,
-            log_z_one: log_sum(sums.log_at_one(), top.iter().copied()),
-            log_z_t,
-            log_q_rest: log_rest - log_z_t,
-        }
+        let [_, _, z, q, q_one] = outcomes.kinds_mut();
+        let log_z_t = soften(z, temperature, log_rest, q);
+        let log_z_one = match temperature == 1.0 {
+            true => {
+                q_one.copy_from_slice(q);
+                log_z_t
+            }
+            false => soften(z, 1.0, sums.log_at_one(), q_one),
+        };
+        Self { temperature, log_z_one, log_z_t, log_q_rest: log_rest - log_z_t }
     }
 
     /// `log softmax(z / T)` of a token whose logit is `z`.
@@ -265,7 +239,19 @@ impl Softmax {
     }
 }
 
+/// The probabilities at T of tokens with logits `z` beside others that come to `log_rest` together, and
+/// the logarithm of the sum over all; NaN where a logit is no number, or all are -inf.
+fn soften(z: &[f64], temperature: f64, log_rest: f64, q: &mut [f64]) -> f64 {
+    q.iter_mut().zip(z).for_each(|(q, z)| *q = z / temperature);
+    let largest = q.iter().copied().fold(log_rest, f64::max);
+    q.iter_mut().for_each(|q| *q -= largest);
+    math::exp_in_place_f64(q);
+    let sum = q.iter().sum::<f64>() + (log_rest - largest).exp();
+    q.iter_mut().for_each(|q| *q /= sum);
+    largest + sum.ln()
+}
+
 /// `p log(p / q)`, 0 for what the teacher rules out.
-fn kl_term(p: f64, log_q: f64) -> f64 {
-    if p > 0.0 { p * (p.ln() - log_q) } else { 0.0 }
+fn kl_term(p: f64, log_p: f64, log_q: f64) -> f64 {
+    if p > 0.0 { p * (log_p - log_q) } else { 0.0 }
 }
