@@ -171,7 +171,8 @@ impl Student {
         settings: &LossSettings,
         scale: f64,
     ) -> Result<HeadLoss, StudentError> {
-        let result = self.add_gradient(batch, classes, signal, settings, scale);
+        // On a thread of the pool, which the many parallel loops within need then not wake.
+        let result = rayon::scope(|_| self.add_gradient(batch, classes, signal, settings, scale));
         if result.is_err() {
             // Half a gradient must not reach the next step.
             self.forget_gradients()?;
