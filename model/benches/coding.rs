@@ -1,5 +1,6 @@
 //! The coded hidden state, one thread: positions a second to bytes and back (`cargo bench --package model
-//! --bench coding`).
+//! --bench coding`). `put` and `get` are the entropy coder alone: what is left of it on a processor where
+//! the two matrix products are done elsewhere.
 //!
 //! The states are drawn: independent coordinates whose spread falls from direction to direction as
 //! exp(-5 j / width), about as the small trained models' do, turned by a reflection. At this step a state of
@@ -67,14 +68,21 @@ fn benches(criterion: &mut Criterion) {
     for width in WIDTHS {
         let (encoder, states) = drawn(width);
         let bytes = encoder.encode(&states, RUNG).expect("bytes");
-        let numbers =
-            encoder.numbers(&states.flatten_all().expect("flat").to_vec1().expect("f32"), RUNG);
-        let bound = encoder.code().information(RUNG, &numbers.expect("numbers")) / 8.0;
+        let flat: Vec<f32> = states.flatten_all().expect("flat").to_vec1().expect("f32");
+        let numbers = encoder.numbers(&flat, RUNG);
+        let numbers = numbers.expect("numbers");
+        let bound = encoder.code().information(RUNG, &numbers) / 8.0;
         let taken = bytes.len() as f64;
         let (each, over) = (taken / ROWS as f64, 100.0 * (taken / bound - 1.0));
         println!(
             "width {width}: {each:.1} bytes a position, {over:.1} % above the tables' entropy"
         );
+        group.bench_function(format!("put/{width}"), |bencher| {
+            bencher.iter(|| encoder.code().encode(RUNG, black_box(&numbers), &flat));
+        });
+        group.bench_function(format!("get/{width}"), |bencher| {
+            bencher.iter(|| encoder.code().decode(black_box(&bytes), ROWS));
+        });
         group.bench_function(format!("encode/{width}"), |bencher| {
             one.install(|| bencher.iter(|| encoder.encode(black_box(&states), RUNG)));
         });

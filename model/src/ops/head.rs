@@ -49,6 +49,9 @@ use row::Row;
 pub(super) const BLOCK_CLASSES: usize = 4096;
 /// Positions whose logits exist at a time: with [`BLOCK_CLASSES`] 32 MiB.
 const CHUNK_POSITIONS: usize = 2048;
+/// Logits of a teacher that says all which are kept from the first sweep for the next, as far as whole
+/// blocks go: 128 MiB. Its hidden states are wider than the student's, and their product costs most.
+const KEPT_LOGITS: usize = 32 << 20;
 
 /// What the loss of a step is made of: `total = alpha T² D + (1 - alpha) CE`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -173,7 +176,10 @@ struct Head<'a> {
 /// all: room for them.
 struct Logits {
     student: Vec<f32>,
+    /// Of the first blocks, one beside the other, and behind them of any other.
     teacher: Vec<f32>,
+    /// How many of its blocks stay.
+    kept: usize,
 }
 
 impl Head<'_> {
@@ -251,8 +257,8 @@ impl Head<'_> {
         block: &Range<usize>,
     ) -> (&'b mut [f32], &'b mut [f32]) {
         match block.len() == self.classes {
-            true => room.of(chunk.len(), block.len()),
-            false => self.project(room, chunk, block),
+            true => room.of(chunk.len(), block),
+            false => self.products(room, chunk, block, !room.keeps(block)),
         }
     }
 
@@ -264,14 +270,25 @@ impl Head<'_> {
         chunk: &Range<usize>,
         block: &Range<usize>,
     ) -> (&'b mut [f32], &'b mut [f32]) {
-        let (logits, teacher) = room.of(chunk.len(), block.len());
+        self.products(room, chunk, block, true)
+    }
+
+    /// The same; the teacher's only where they are `wanted`.
+    fn products<'b>(
+        &self,
+        room: &'b mut Logits,
+        chunk: &Range<usize>,
+        block: &Range<usize>,
+        wanted: bool,
+    ) -> (&'b mut [f32], &'b mut [f32]) {
+        let (logits, teacher) = room.of(chunk.len(), block);
         let project = |into: &mut [f32], hidden: MatRef<'_>, w: MatRef<'_>| {
             let target = MatMut::new(into, chunk.len(), block.len());
             let (hidden, w) = (hidden.row_range(chunk.clone()), w.row_range(block.clone()));
             self.product(target, Store::Replace, 1.0, hidden, w.transposed());
         };
         project(logits, self.hidden, self.w);
-        if let Some([hidden, w]) = self.full {
+        if let (Some([hidden, w]), true) = (self.full, wanted) {
             project(teacher, hidden, w);
         }
         (logits, teacher)
@@ -293,17 +310,31 @@ impl Head<'_> {
     }
 
     fn room(&self) -> Logits {
-        let room = || logits_buffer(self.targets.len(), self.classes);
-        let teacher = self.full.map_or_else(Vec::new, |_| room());
-        Logits { student: room(), teacher }
+        let student = logits_buffer(self.targets.len(), self.classes);
+        if self.full.is_none() {
+            return Logits { student, teacher: Vec::new(), kept: 0 };
+        }
+        let blocks = self.classes.div_ceil(BLOCK_CLASSES);
+        let kept = (KEPT_LOGITS / student.len().max(1)).min(blocks - 1);
+        let teacher = vec![0.0; (kept + 1) * student.len()];
+        Logits { student, teacher, kept }
     }
 }
 
 impl Logits {
-    /// Both sides' for so many positions and classes.
-    fn of(&mut self, positions: usize, classes: usize) -> (&mut [f32], &mut [f32]) {
-        let teacher = (positions * classes).min(self.teacher.len());
-        (&mut self.student[..positions * classes], &mut self.teacher[..teacher])
+    /// Both sides' for so many positions and a block.
+    fn of(&mut self, positions: usize, block: &Range<usize>) -> (&mut [f32], &mut [f32]) {
+        let (each, count) = (self.student.len(), positions * block.len());
+        let teacher = match self.teacher.is_empty() {
+            true => &mut [],
+            false => &mut self.teacher[number(block).min(self.kept) * each..][..count],
+        };
+        (&mut self.student[..count], teacher)
+    }
+
+    /// Whether the teacher's of a block stay until they are asked for again.
+    fn keeps(&self, block: &Range<usize>) -> bool {
+        number(block) < self.kept
     }
 }
 
@@ -332,6 +363,11 @@ pub(super) fn chunks(positions: usize) -> impl Iterator<Item = Range<usize>> {
 /// Classes in blocks of [`BLOCK_CLASSES`].
 pub(super) fn blocks(classes: usize) -> impl Iterator<Item = Range<usize>> {
     (0..classes).step_by(BLOCK_CLASSES).map(move |start| start..classes.min(start + BLOCK_CLASSES))
+}
+
+/// Of the blocks in turn.
+fn number(block: &Range<usize>) -> usize {
+    block.start / BLOCK_CLASSES
 }
 
 /// Room for the logits of a chunk for a block.

@@ -65,6 +65,9 @@ const TOKENS: [&str; 4] = ["1x64", "4x64", "16x64", "64x64"];
 /// Ours alone, over the classes: `loss` of 512 positions.
 const CLASSES: [usize; 4] = [4_096, 16_384, 65_536, 151_936];
 
+/// Ours alone: listed tokens beside hidden states as wide as Qwen3-4B's, as they are and in a code.
+const SIGNALS: [&str; 3] = ["64", "full:2560", "coded:2560"];
+
 /// A run of either side.
 struct Run {
     /// Median of the steps that count.
@@ -131,6 +134,11 @@ fn scaling() -> Result<()> {
     for classes in CLASSES {
         let run = our_run(&format!("loss qwen3-0.6b:{classes} 1x512 bf16 64 5"))?;
         say(format!("{classes:>8}{:>10.3}{:>10.0}", run.seconds, run.above_mib));
+    }
+    say("\nstep, Qwen3-0.6B, 1 x 512, bf16, by what the teacher says: seconds");
+    for signal in SIGNALS {
+        let run = our_run(&format!("step qwen3-0.6b 1x512 bf16 {signal} 5"))?;
+        say(format!("{signal:>12}{:>10.3}", run.seconds));
     }
     Ok(())
 }

@@ -202,6 +202,40 @@ fn the_bits_depend_neither_on_threads_nor_on_other_positions() {
     }
 }
 
+/// Of many positions the first blocks stay only, and the others are computed again: both ways lead to
+/// the same.
+#[test]
+fn what_is_kept_is_what_is_computed_again() {
+    let all = Case::new(2048, 6 * BLOCK_CLASSES - 5, [3, 5], 11, 0.5);
+    let [d, e] = all.widths;
+    let settings = settings(0.7, 2.0, Divergence::Jsd { beta: 0.3 });
+    let half = |first: usize| Case {
+        positions: 1024,
+        hidden: [
+            all.hidden[0][first * d..(first + 1024) * d].to_vec(),
+            all.hidden[1][first * e..(first + 1024) * e].to_vec(),
+        ],
+        w: all.w.clone(),
+        targets: all.targets[first..first + 1024].to_vec(),
+        ..all
+    };
+    let gradient = |case: &Case, dw: &Tensor| {
+        let loss = case.run(&settings, 1.0, Some(dw));
+        (loss.kl, values(&loss.d_hidden.unwrap()))
+    };
+    let [whole, halves] = [(); 2].map(|()| zeros((all.classes, d)));
+    let (kl, d_hidden) = gradient(&all, &whole);
+    let parts = [0, 1024].map(|first| gradient(&half(first), &halves));
+    assert!(kl == parts.each_ref().map(|part| part.0.clone()).concat());
+    assert!(d_hidden == parts.map(|part| part.1).concat());
+    let (whole, halves) = (values(&whole), values(&halves));
+    let pairs = whole.iter().zip(&halves);
+    let (apart, size) = pairs.fold((0.0, 0.0), |(apart, size): (f32, f32), (a, b)| {
+        (apart.max((a - b).abs()), size.max(a.abs()))
+    });
+    assert!(apart < 1e-5 * size, "{apart} of {size}");
+}
+
 #[test]
 fn a_logit_that_is_no_number_spoils_its_own_position_only() {
     for classes in [50, 4099] {

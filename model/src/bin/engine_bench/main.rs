@@ -2,8 +2,9 @@
 //! [forward-kl|reverse-kl|jsd|mixture]`: the engine alone, on random weights and tokens: seconds of each
 //! training step, of scoring a batch, or of the output layer with its loss and gradients; the largest
 //! memory, and how much of it came above the weights (of `loss`: and above their gradient and the hidden
-//! states). `loss` with `full` for K has a teacher of the same shape that says all; the beta of a
-//! divergence is 0.5. One JSON line.
+//! states). With `full` for K, `step` and `loss` have a teacher that says all, whose hidden states are as wide
+//! as the student's, or with `full:2560` that wide and with an output matrix in bfloat16; `step` with
+//! `coded:2560` has to decode them first. The beta of a divergence is 0.5. One JSON line.
 //! `cargo xtask bench engine` runs it beside its peer in PyTorch.
 //!
 //! `engine_bench product NxIxO` multiplies `[N, I]` by the transpose of `[O, I]`: GFLOP/s in float32 and
@@ -12,6 +13,8 @@
 //! `engine_bench checkpoint SHAPE DIR` writes such a model in bfloat16, without a tokenizer.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 
+mod said;
+
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,11 +22,11 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use distill::batch::{Sequence, TokenBatch};
-use distill::signal::{Entries, TopK};
+use distill::signal::Entries;
 use model::config::Qwen3Config;
 use model::ops::Precision;
 use model::ops::embed::gather_rows;
-use model::ops::head::{Divergence, LossSettings, Tail, Teaching, head_loss};
+use model::ops::head::{Divergence, LossSettings, Tail, head_loss};
 use model::ops::matmul::linear;
 use model::ops::topk::{Wanted, score_head};
 use model::qwen3::Qwen3;
@@ -33,6 +36,7 @@ use model::student::{Student, Training};
 use model::weights::Weights;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use said::{Asking, Said};
 
 /// Temperature of the signals.
 const TEMPERATURE: f64 = 5.0;
@@ -42,17 +46,10 @@ struct Asked {
     rows: usize,
     tokens: usize,
     precision: Precision,
-    /// Tokens of a signal; none: the teacher says all.
-    k: Option<usize>,
+    signal: Asking,
     steps: usize,
     recompute: Recompute,
     divergence: Divergence,
-}
-
-impl Asked {
-    fn k(&self) -> Result<usize, &'static str> {
-        self.k.ok_or("full is a teacher of loss: give step and score a number of tokens")
-    }
 }
 
 fn main() -> ExitCode {
@@ -110,10 +107,7 @@ fn asked(rest: &[&str]) -> Result<Asked, Box<dyn Error>> {
             "bf16" => Precision::Bf16,
             other => return Err(format!("{other} is neither f32 nor bf16").into()),
         },
-        k: match at(3, "64") {
-            "full" => None,
-            k => Some(k.parse()?),
-        },
+        signal: Asking::of(at(3, "64"))?,
         steps: at(4, "5").parse()?,
         recompute: at(5, "none").parse()?,
         divergence: divergence(at(6, "forward-kl"))?,
@@ -161,23 +155,6 @@ fn sequences(asked: &Asked, random: &mut ChaCha8Rng) -> Result<Vec<Sequence>, Bo
     Ok((0..asked.rows).map(|_| row()).collect::<Result<_, _>>()?)
 }
 
-/// A signal that is one: k distinct ids a row, values that fall, a rest.
-fn signal(rows: usize, k: usize, classes: usize, random: &mut ChaCha8Rng) -> TopK {
-    let mut signal = TopK { k, ids: vec![], scaled: vec![], log_z: vec![], log_rest: vec![] };
-    for _ in 0..rows {
-        let first = random.random_range(0..classes);
-        let stride = classes / k;
-        signal.ids.extend((0..k).map(|i| ((first + i * stride) % classes) as u32));
-        signal.scaled.extend((0..k).map(|i| -0.05 * i as f32));
-        let top: f64 = (0..k).map(|i| (-0.05 * i as f64).exp()).sum();
-        // Half of the mass is elsewhere; none can be where there is no other class.
-        let rest = if k == classes { 0.0 } else { top };
-        signal.log_z.push((top + rest).ln() as f32);
-        signal.log_rest.push((rest / (top + rest)).ln() as f32);
-    }
-    signal
-}
-
 fn loss_settings(asked: &Asked) -> LossSettings {
     LossSettings {
         alpha: 0.7,
@@ -199,12 +176,14 @@ fn steps(asked: &Asked) -> Result<Vec<f64>, Box<dyn Error>> {
     let rows = sequences(asked, &mut random)?;
     let batch = TokenBatch::pack(&rows);
     let positions = batch.scored().len();
-    let signal = signal(positions, asked.k()?, classes, &mut random);
+    let said = Said::new(asked, positions, &mut random)?;
     (0..asked.steps)
         .map(|_| {
             let begin = Instant::now();
             let scale = 1.0 / positions as f64;
-            student.backward(&batch, classes, Some(Teaching::TopK(&signal)), &loss, scale)?;
+            said.with(positions, |teaching| {
+                Ok(student.backward(&batch, classes, Some(teaching), &loss, scale)?)
+            })?;
             student.step(5e-5, Some(1.0))?;
             Ok(begin.elapsed().as_secs_f64())
         })
@@ -225,11 +204,12 @@ fn scores(asked: &Asked) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
     // Only now: the float32 weights that were drawn have gone back to the system.
     model::malloc::tune();
     let before = forget_peak()?;
+    let Asking::TopK(k) = asked.signal else { return Err("score wants a number of tokens".into()) };
     let score = |_| {
         let begin = Instant::now();
         let hidden = gather_rows(&network.forward_hidden(&batch)?, batch.scored())?;
         let (head, p) = (network.head(), asked.precision);
-        let (temperature, k, entries) = (TEMPERATURE, asked.k()?, &Entries::Top);
+        let (temperature, entries) = (TEMPERATURE, &Entries::Top);
         score_head(&hidden, head, Wanted { classes, next: &next, temperature, k, entries }, p)?;
         Ok(begin.elapsed().as_secs_f64())
     };
@@ -247,20 +227,15 @@ fn losses(asked: &Asked) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
     let grad = (&w * 0.0)?;
     let targets: Vec<u32> =
         (0..positions).map(|_| random.random_range(0..classes as u32)).collect();
-    let (listed, full);
-    let said = if let Some(k) = asked.k {
-        listed = signal(positions, k, classes, &mut random);
-        Teaching::TopK(&listed)
-    } else {
-        full = (hidden.randn_like(0.0, 1.0)?, w.randn_like(0.0, 0.02)?);
-        Teaching::Full { hidden: &full.0, w: &full.1 }
-    };
+    let said = Said::new(asked, positions, &mut random)?;
     let (loss, scale) = (loss_settings(asked), 1.0 / positions as f64);
     model::malloc::tune();
     let before = forget_peak()?;
     let step = |_| {
         let begin = Instant::now();
-        head_loss(&hidden, &w, classes, &targets, Some(said), &loss, scale, Some(&grad))?;
+        said.with(positions, |said| {
+            Ok(head_loss(&hidden, &w, classes, &targets, Some(said), &loss, scale, Some(&grad))?)
+        })?;
         Ok(begin.elapsed().as_secs_f64())
     };
     let seconds: Result<_, Box<dyn Error>> = (0..asked.steps).map(step).collect();
