@@ -238,7 +238,10 @@ pub enum Mismatch {
     #[error("top-k is 0: ask for at least 1 entry a position")]
     ZeroTopK,
     /// A k above the teacher's bound.
-    #[error("top-k {student} is above the teacher's limit {teacher}: lower --top-k")]
+    #[error(
+        "{student} tokens a position (--top-k; of --signal candidates twice that) are above the teacher's \
+         limit {teacher}: lower --top-k"
+    )]
     TopKLimit {
         /// The teacher's bound.
         teacher: usize,
@@ -246,7 +249,10 @@ pub enum Mismatch {
         student: usize,
     },
     /// A k above the number of classes.
-    #[error("top-k {student} is above the {classes} classes both models share: lower --top-k")]
+    #[error(
+        "{student} tokens a position (--top-k; of --signal candidates twice that) are above the {classes} \
+         classes both models share: lower --top-k"
+    )]
     TopKClasses {
         /// Classes on both sides.
         classes: usize,

@@ -3,7 +3,6 @@
 
 use crate::asking::{Ask, Terms, Wanted};
 use crate::cache::join::Asker;
-use crate::candidates;
 use crate::config::{DivergenceKind, TailKind};
 use crate::decoder::Preparing;
 use crate::error::{TrainError, at_row};
@@ -36,9 +35,6 @@ pub(crate) fn join_teacher(asker: &mut Asker<'_>) -> Result<Option<(Teacher, Ask
         _ => Wanted::TopK { k, codec: facts.codec },
     };
     let set = &rows.sequences;
-    if let Some(Wanted::Candidates { k, .. }) = listing {
-        candidates::fit(rows, k, &teacher)?;
-    }
     let plain = prove(network, &teacher, set, terms.ask(proved), stop);
     let plain = plain.map_err(|e| at_row(e, rows))?;
     if let Some(Wanted::Sampled { .. }) = listing {

@@ -77,8 +77,9 @@ pub fn measure(
     let who = (&source.tokenizer, &facts);
     let device = &model::device::choose(&config.device)?;
     let (signal, note) = (&config.signal, &mut *note);
+    let (network, thorough) = (&network, false);
     let mut asker =
-        Asker { network: &network, reach, who, signal, terms, device, rows: &rows, note, stop };
+        Asker { network, reach, who, signal, terms, device, thorough, rows: &rows, note, stop };
     let teacher = asker
         .join(config.cache.as_deref(), [("held-out", &rows), ("training", &RowSet::default())])?;
     let tail = joining::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
@@ -93,7 +94,7 @@ pub fn measure(
     let count = rows.len();
     // Each row is asked for once: nothing need be kept.
     let mut held_out = HeldOut::new(rows, teacher.as_ref(), 0);
-    let found = evaluate(&model, &source.id, &mut held_out, &settings, &network, stop)?;
+    let found = evaluate(&model, &source.id, &mut held_out, &settings, network, stop)?;
     Ok(report(config, &source, &model, count, found, teacher.map(|(t, _)| t.line())))
 }
 

@@ -122,6 +122,8 @@ pub(crate) fn prove_hidden(
 fn followers_disagree(ce: &[f32], next_logprob: &[f32]) -> Option<String> {
     let apart = ce.iter().zip(next_logprob).map(|(ce, logprob)| f64::from((ce + logprob).abs()));
     let apart = apart.sum::<f64>() / ce.len().max(1) as f64;
+    // What lacks cannot agree.
+    let apart = if ce.len() == next_logprob.len() { apart } else { f64::NAN };
     // NaN is no agreement.
     (apart.is_nan() || apart >= HIDDEN_TOLERANCE).then(|| {
         format!(
@@ -248,6 +250,7 @@ mod tests {
         // One far off among many that fit, and one that is none.
         assert!(followers_disagree(&[0.5, 3.5, 1.25, 7.0], &logprobs).is_some());
         assert!(followers_disagree(&[0.5, f32::NAN, 1.25, 7.0], &logprobs).is_some());
+        assert!(followers_disagree(&losses, &[]).is_some());
     }
 
     #[test]

@@ -202,8 +202,10 @@ mod tests {
         // Step 3 of the first file is gone: the resumed run starts over from step 2.
         assert_eq!(read["train/loss"], serde_json::json!([[1, 3.4375], [2, 3.375]]));
         assert_eq!(read["signal/teacher_mass"], serde_json::json!([[1, 0.9375], [2, 0.9375]]));
+        assert_eq!(read["signal/kl_rest"].as_array().unwrap().len(), 2);
+        assert_eq!(read["signal/teacher_entropy"].as_array().unwrap().len(), 2);
         assert_eq!(read["eval/perplexity"], serde_json::json!([[2, 42.5]]));
         assert_eq!(read["eval/agreement"], serde_json::json!([[2, 0.625]]));
-        assert_eq!(read.as_object().unwrap().len(), 16);
+        assert_eq!(read.as_object().unwrap().len(), 18);
     }
 }

@@ -88,6 +88,8 @@ pub struct Calibration {
     dir: Option<PathBuf>,
     /// The first tokens clients sent.
     traffic: Vec<Vec<u32>>,
+    /// Why the file that is kept cannot be used: nothing is written over it.
+    refused: Option<CalibrationFileError>,
     encoder: Option<Encoder>,
     matrix: Option<Blob>,
 }
@@ -102,10 +104,13 @@ impl Calibration {
     ) -> Self {
         let (enough, traffic) = (enough_positions(width), Vec::new());
         let mut calibration =
-            Self { model, enough, text, dir, traffic, encoder: None, matrix: None };
+            Self { model, enough, text, dir, traffic, refused: None, encoder: None, matrix: None };
         match calibration.kept() {
             Ok(encoder) => calibration.encoder = encoder,
-            Err(error) => tracing::warn!("{error}"),
+            Err(error) => {
+                tracing::warn!("{error}; until then no coded hidden states are to be had");
+                calibration.refused = Some(error);
+            }
         }
         calibration
     }
@@ -137,6 +142,9 @@ impl Calibration {
                 self.matrix.insert(made).clone()
             }
         };
+        if let (true, Some(error)) = (code, &self.refused) {
+            return Err(failed(error.to_string()));
+        }
         if code && self.encoder.is_none() {
             let made = self.make(network).map_err(|error| failed(error.to_string()))?;
             self.encoder = Some(made);

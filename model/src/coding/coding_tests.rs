@@ -116,7 +116,7 @@ fn a_calibration_is_kept_and_damage_is_found() {
         spoilt[at] ^= 1;
         std::fs::write(&path, &spoilt).unwrap();
         let refused = Encoder::load(&path, model).unwrap_err().to_string();
-        assert!(refused.contains(what) && refused.contains("made again"), "{refused}");
+        assert!(refused.contains(what) && refused.contains("made anew"), "{refused}");
     }
     for length in [0, 10, 27, bytes.len() / 2, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..length]).unwrap();

@@ -32,7 +32,7 @@ pub enum CalibrationFileError {
         source: std::io::Error,
     },
     /// Not such a file, or damaged.
-    #[error("{} is no calibration this program can use ({reason}): remove it, and it is made again", path.display())]
+    #[error("{} is no calibration this program can use ({reason}): remove it and start again, and one is made anew", path.display())]
     Unusable {
         /// Which file.
         path: PathBuf,
@@ -40,7 +40,11 @@ pub enum CalibrationFileError {
         reason: String,
     },
     /// Another model's.
-    #[error("{} is a calibration of the model {found}, this is the model {wanted}", path.display())]
+    #[error(
+        "{} is a calibration of the model {found}, this is the model {wanted}: remove it and start again, \
+         and one is made anew",
+        path.display()
+    )]
     OtherModel {
         /// Which file.
         path: PathBuf,

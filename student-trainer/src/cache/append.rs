@@ -9,13 +9,13 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use distill::cache::{
-    HEADER_BYTES, Key, Place, SEGMENT_HEADER_BYTES, Space, segment_header, write_index,
+    HEADER_BYTES, Key, Place, SEGMENT_HEADER_BYTES, Space, scan, segment_header, write_index,
     write_record,
 };
 
 use super::error::{CacheError, at};
 use super::manifest::{FILE, Manifest};
-use super::remote::Remote;
+use super::remote::{Remote, UNSENT};
 use super::store::{Store, index_name, segment_name};
 
 /// Bytes of a segment after which the next is begun.
@@ -62,7 +62,7 @@ impl Writer {
         at("create", dir, std::fs::create_dir_all(dir))?;
         refuse_foreign(dir)?;
         let lock = lock(dir)?;
-        let store = match Store::open(dir)? {
+        let mut store = match Store::open(dir)? {
             Some(store) => store,
             None => {
                 manifest.write(dir)?;
@@ -81,7 +81,32 @@ impl Writer {
             _lock: lock,
         };
         writer.take_up(&store)?;
+        writer.take_in(&mut store)?;
         Ok((writer, store))
+    }
+
+    /// Appends what segments hold that were set aside, and removes these.
+    fn take_in(&mut self, store: &mut Store) -> Result<(), CacheError> {
+        for entry in at("list", &self.dir, std::fs::read_dir(&self.dir))? {
+            let path = at("list", &self.dir, entry)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let number = name.strip_prefix("segment-").filter(|_| name.ends_with(UNSENT));
+            let Some(number) = number.and_then(|rest| rest.get(..8)?.parse().ok()) else {
+                continue;
+            };
+            let bytes = at("read", &path, std::fs::read(&path))?;
+            let found = scan(&bytes, number, &self.space);
+            for record in found.iter().flat_map(|scan| &scan.records) {
+                let start = record.offset as usize + HEADER_BYTES;
+                let payload = bytes.get(start..start + record.length as usize);
+                if let (Some(payload), false) = (payload, store.has(&record.key)) {
+                    let place = self.append(&record.key, payload)?;
+                    store.added(&record.key, place);
+                }
+            }
+            at("remove", &path, std::fs::remove_file(&path))?;
+        }
+        Ok(())
     }
 
     /// From now on, what is sealed is sent there.

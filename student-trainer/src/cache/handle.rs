@@ -51,7 +51,7 @@ pub(crate) enum Lookup {
 #[derive(Debug)]
 enum Writing {
     /// Not begun: the first answer to keep begins it.
-    Idle(Option<Remote>),
+    Idle(Option<Box<Remote>>),
     /// A thread at work.
     Busy { jobs: SyncSender<Job>, thread: JoinHandle<()> },
     /// Over, or refused.
@@ -76,7 +76,7 @@ impl Cache {
         let Located { place, dir, remote } = located;
         let (manifest, space) = (store.manifest.clone(), store.space);
         let store = Arc::new(Mutex::new(store));
-        let (writer, failed) = (Mutex::new(Writing::Idle(remote)), Arc::default());
+        let (writer, failed) = (Mutex::new(Writing::Idle(remote.map(Box::new))), Arc::default());
         Self { place, dir, manifest, space, store, writer, failed }
     }
 
@@ -94,7 +94,7 @@ impl Cache {
     fn start(&self, mut writer: Writer) -> Result<(), CacheError> {
         let idle = std::mem::replace(&mut *lock(&self.writer), Writing::Ended);
         if let Writing::Idle(Some(remote)) = idle {
-            writer.send_to(remote);
+            writer.send_to(*remote);
         }
         let (jobs, incoming) = sync_channel(QUEUE);
         let shared = Arc::clone(&self.store);
@@ -125,6 +125,12 @@ impl Cache {
     pub(crate) fn holds(&self, row: &Sequence) -> bool {
         let key = self.key(row);
         lock(&self.store).holds(&key)
+    }
+
+    /// Whether there is a whole record about a row.
+    pub(crate) fn has(&self, row: &Sequence) -> bool {
+        let key = self.key(row);
+        lock(&self.store).has(&key)
     }
 
     /// The answer about a row.

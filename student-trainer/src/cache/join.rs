@@ -18,6 +18,7 @@ use super::manifest::{DecoderNames, Manifest, blob_name, in_words};
 use super::place::Located;
 use super::store::Store;
 use crate::asking::{Ask, Terms, Wanted};
+use crate::candidates;
 use crate::config::{Config, SignalConfig, SignalKind};
 use crate::data::RowSet;
 use crate::decoder::{Coded, choose};
@@ -42,6 +43,8 @@ pub(crate) struct Asker<'a> {
     pub(crate) terms: Terms,
     /// Where hidden states are read.
     pub(crate) device: &'a Device,
+    /// Whether a record is read before it counts as there, not looked up only.
+    pub(crate) thorough: bool,
     /// Rows that the alignment is proved on.
     pub(crate) rows: &'a RowSet,
     pub(crate) note: &'a mut dyn FnMut(&str),
@@ -60,7 +63,13 @@ impl Asker<'_> {
     ) -> Result<Option<(Teacher, Ask)>, TrainError> {
         match place {
             Some(place) => join(self, Located::of(place)?, sets),
-            None => join_teacher(self),
+            None => {
+                let joined = join_teacher(self)?;
+                if let Some((teacher, Ask { wanted: Wanted::Candidates { k, .. }, .. })) = &joined {
+                    sets.into_iter().try_for_each(|(_, set)| candidates::fit(set, *k, teacher))?;
+                }
+                Ok(joined)
+            }
         }
     }
 }
@@ -82,7 +91,9 @@ pub(crate) fn of_run(
     let device = &model::device::choose(&config.device)?;
     let signal = &config.signal;
     let terms = Terms::new(config.temperature, config.teacher_window, config.teacher_timeout);
-    let mut asker = Asker { network, reach, who, signal, terms, device, rows, note, stop };
+    let thorough = false;
+    let mut asker =
+        Asker { network, reach, who, signal, terms, device, thorough, rows, note, stop };
     let none = RowSet::default();
     let learned = if config.alpha > 0.0 { rows } else { &none };
     asker.join(config.cache.as_deref(), [("training", learned), ("held-out", held_out)])
@@ -103,7 +114,7 @@ fn join(
     let (urls, access) = asker.reach;
     let facts = asker.who.1;
     let alone = urls.is_empty();
-    let Some(store) = located.open()? else {
+    let Some(mut store) = located.open()? else {
         if alone {
             return Err(CacheError::Absent { place }.into());
         }
@@ -120,7 +131,7 @@ fn join(
             "--cache: {more} more are damaged; `student-trainer cache verify` names all"
         ));
     }
-    let missing = missing(&store, sets);
+    let missing = missing(&mut store, sets, asker.thorough);
     if let Some((what, rows)) = missing {
         if !alone {
             return with_teacher(asker, located);
@@ -249,15 +260,18 @@ fn with_teacher(
     Ok(Some((teacher.remembering(Arc::new(cache)), ask)))
 }
 
-/// The first set with rows that have no answer, and which rows those are.
+/// The first set with rows that have no answer, and which rows those are; each is read where that is
+/// `thorough`.
 fn missing(
-    store: &Store,
+    store: &mut Store,
     sets: [(&'static str, &RowSet); 2],
+    thorough: bool,
 ) -> Option<(&'static str, Vec<usize>)> {
     sets.into_iter().find_map(|(what, set)| {
         let lacks = |&row: &usize| {
             let row = &set.sequences[row];
-            !store.holds(&store.space.key(&row.ids, &row.scored_ranges()))
+            let key = store.space.key(&row.ids, &row.scored_ranges());
+            !(if thorough { store.has(&key) } else { store.holds(&key) })
         };
         let rows: Vec<usize> = (0..set.len()).filter(lacks).collect();
         (!rows.is_empty()).then_some((what, rows))

@@ -26,6 +26,8 @@ use distill::fingerprint::Fingerprint;
 use super::manifest::{BLOB, FILE, Manifest, blob_name};
 use super::store::{index_name, numbers_in, segment_name};
 
+/// How the names of segments end that were to be sent and whose place another machine took.
+pub(super) const UNSENT: &str = ".unsent";
 /// The list of what is in the store.
 const LIST: &str = "segments.json";
 /// Files of 64 MiB over a slow line take minutes.
@@ -139,7 +141,10 @@ impl Remote {
             let path = dir.join(&file.name);
             if !file.is_at(&path, &known) {
                 match self.fetch(file)? {
-                    Ok(bytes) => write(&path, &bytes)?,
+                    Ok(bytes) => {
+                        set_aside(&path, &file.name, &known)?;
+                        write(&path, &bytes)?;
+                    }
                     Err(reason) => {
                         self.lost.push(file.name.clone());
                         // One that is made anew has another index.
@@ -182,11 +187,14 @@ impl Remote {
         let mut list = self.list.clone();
         let mut sent = 0;
         for name in whole_files(dir)? {
-            if list.files.iter().any(|file| file.name == name) && !self.lost.contains(&name) {
+            let path = dir.join(&name);
+            let length = at("look at", &path, fs::metadata(&path))?.len();
+            // One that was sent and has grown since is sent again.
+            let same = |file: &Listed| file.name == name && file.bytes == length;
+            if list.files.iter().any(same) && !self.lost.contains(&name) {
                 continue;
             }
             list.files.retain(|file| file.name != name);
-            let path = dir.join(&name);
             let bytes = at("read", &path, fs::read(&path))?;
             let file = Listed::of(name, &bytes);
             self.put(&file.object(), bytes, PutMode::Overwrite)?;
@@ -196,6 +204,8 @@ impl Remote {
         if sent == 0 {
             return Ok(0);
         }
+        // What nobody can have, and nothing here stands for, is not there.
+        list.files.retain(|file| !self.lost.contains(&file.name) || dir.join(&file.name).exists());
         let manifest = dir.join(FILE);
         let manifest = at("read", &manifest, fs::read(&manifest))?;
         self.put(FILE, manifest, PutMode::Overwrite)?;
@@ -232,6 +242,7 @@ impl Remote {
     fn put(&self, name: &str, bytes: Vec<u8>, mode: PutMode) -> Result<UpdateVersion, CacheError> {
         let path = self.prefix.clone().join(name);
         let bytes = bytes::Bytes::from(bytes);
+        let sent = bytes.clone();
         let conditional = !matches!(mode, PutMode::Overwrite);
         let send = |mode: PutMode| {
             self.attempt(&format!("put {name}"), || {
@@ -251,7 +262,11 @@ impl Remote {
             Ok(put) => Ok(UpdateVersion { e_tag: put.e_tag, version: put.version }),
             Err(Refusal::Store(
                 StoreError::Precondition { .. } | StoreError::AlreadyExists { .. },
-            )) => Err(CacheError::InUse { place: self.place.clone(), holder: None }),
+            )) => match self.get(name)? {
+                // An answer that was lost on its way: what is there is what was to be.
+                Some((found, version)) if found == sent => Ok(version),
+                _ => Err(CacheError::InUse { place: self.place.clone(), holder: None }),
+            },
             Err(refusal) => Err(self.wrong(&format!("put {name}"), refusal)),
         }
     }
@@ -360,9 +375,21 @@ fn is_ours(name: &str) -> bool {
         .is_some_and(|number| name == segment_name(number) || name == index_name(number))
 }
 
+/// Before the store's segment takes the place of one of this machine that the store never had: that one
+/// stays beside it, and the next writer takes its records up.
+fn set_aside(path: &Path, name: &str, known: &List) -> Result<(), CacheError> {
+    let Ok(bytes) = fs::read(path) else { return Ok(()) };
+    let here = Listed::of(name.to_owned(), &bytes);
+    if !name.ends_with(".seg") || known.files.contains(&here) {
+        return Ok(());
+    }
+    let aside = path.with_file_name(format!("{name}.{}{UNSENT}", &here.digest[..16]));
+    at("set aside", path, fs::rename(path, aside))
+}
+
 /// Writes a file so that it is there whole or not at all.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CacheError> {
-    let begun = path.with_extension("part");
+    let begun = path.with_extension(format!("part-{}", std::process::id()));
     let written = fs::File::create(&begun)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     at("write", &begun, written)?;

@@ -25,7 +25,18 @@ pub(crate) fn joined(
     let (network, stop, signal) = (Network::start().unwrap(), Stop::default(), listing(5));
     let terms = Terms::new(f64::from(temperature), 4, 3.0);
     let (network, signal, device, stop) = (&network, &signal, &Device::Cpu, &stop);
-    join_teacher(&mut Asker { network, reach, who, signal, terms, device, rows, note, stop })
+    join_teacher(&mut Asker {
+        network,
+        reach,
+        who,
+        signal,
+        terms,
+        device,
+        thorough: false,
+        rows,
+        note,
+        stop,
+    })
 }
 
 /// The options that ask for the top k.
