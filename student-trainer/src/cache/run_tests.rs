@@ -178,6 +178,20 @@ fn a_damaged_record_is_asked_for_anew_or_ends_the_run_where_nobody_can_be_asked(
     // And is there from then on.
     assert!(bench.run("later", &[with, ("teacher", "")]).unwrap() == first);
     assert_eq!(bench.answered() - before, 1);
+    let verify = || build::verify(&CacheConfig { cache: cache.clone(), json: false }).unwrap();
+    assert_eq!(verify().damaged, Vec::<String>::new(), "mended, and told no more");
+    // A build finds another such record itself.
+    bytes[64 + 56 + 40] ^= 1;
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    assert_eq!(verify().damaged.len(), 1);
+    let (material, before) = (material(&bench.root.path().join("model")), bench.answered());
+    let sets = [&material.rows, &material.held_out];
+    let config = build_config(&bench, &cache);
+    fill(&config, &material.source, sets, &mut Quiet, &Stop::default()).unwrap();
+    assert_eq!(bench.answered() - before, 1 + ROWS[2], "the row, and the proof");
+    assert_eq!(verify().damaged, Vec::<String>::new());
 }
 
 #[test]

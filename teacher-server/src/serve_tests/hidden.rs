@@ -135,6 +135,26 @@ async fn a_code_is_made_once_and_coded_states_are_read_with_it() {
     assert_eq!(decoder(&next).await, facts);
 }
 
+/// A calibration of another version or model is no place for a new one: the client is told which file it
+/// is, and the file stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_calibration_that_cannot_be_used_is_named_and_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(format!("{MODEL}.calibration"));
+    let newer = [&b"LMBKCALI"[..], &9_u32.to_le_bytes(), &[0; 40]].concat();
+    std::fs::write(&path, &newer).unwrap();
+    let server = serve(Some(dir.path().to_owned())).await;
+    let ask_for = async |code| server.client().await.get_decoder(GetDecoderRequest { code }).await;
+    let refused = ask_for(true).await.unwrap_err();
+    for piece in ["version is 9", "reads 1", path.to_str().unwrap(), "remove it"] {
+        assert!(refused.message().contains(piece), "no {piece:?} in {refused}");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), newer);
+    // Hidden states that are in no code are to be had.
+    assert!(ask_for(false).await.is_ok());
+    assert!(ask(&server, Entries::Hidden(HiddenForm::Bf16)).await.is_ok());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_are_fetched_by_their_names_within_their_ends() {
     let server = serve(None).await;
