@@ -286,8 +286,9 @@ impl Manifest {
                 "the signal",
                 signal.to_owned(),
                 wanted.to_owned(),
-                "set --signal and its options (--top-k, --codec, --draws, --exact, --hidden-form) to the \
-                 cache's",
+                "set --signal and its options (--top-k, --codec, --draws, --exact, --hidden-form, \
+                 --signal-bytes, --signal-error) to the cache's; of another code=… the teacher has made a new \
+                 one since, and the cache serves without it (leave out --teacher)",
             ),
             (
                 "--temperature",
