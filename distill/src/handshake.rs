@@ -239,8 +239,8 @@ pub enum Mismatch {
     ZeroTopK,
     /// A k above the teacher's bound.
     #[error(
-        "{student} tokens a position (--top-k; of --signal candidates twice that) are above the teacher's \
-         limit {teacher}: lower --top-k"
+        "{student} tokens a position (--top-k or --exact; of candidates twice --top-k) are above the teacher's \
+         limit {teacher}: ask for fewer"
     )]
     TopKLimit {
         /// The teacher's bound.
@@ -250,8 +250,8 @@ pub enum Mismatch {
     },
     /// A k above the number of classes.
     #[error(
-        "{student} tokens a position (--top-k; of --signal candidates twice that) are above the {classes} \
-         classes both models share: lower --top-k"
+        "{student} tokens a position (--top-k or --exact; of candidates twice --top-k) are above the {classes} \
+         classes both models share: ask for fewer"
     )]
     TopKClasses {
         /// Classes on both sides.

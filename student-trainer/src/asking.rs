@@ -56,6 +56,17 @@ impl Wanted {
         }
     }
 
+    /// Code and step of coded hidden states, in words.
+    pub(crate) fn code(self) -> Option<String> {
+        match self {
+            Self::Hidden { form: HiddenForm::Coded { code, rung }, .. } => {
+                Some(format!("{code} at step {rung}"))
+            }
+            Self::TopK { .. } | Self::Candidates { .. } | Self::Sampled { .. } => None,
+            Self::Hidden { .. } => None,
+        }
+    }
+
     /// What a position takes in memory, about, in bytes.
     pub(crate) fn position_bytes(self) -> usize {
         let next = size_of::<f32>();

@@ -200,7 +200,7 @@ pub(crate) fn choose(code: Code, signal: &SignalConfig) -> Result<Coded, TrainEr
     let ends = rates.first().zip(rates.last());
     let ends = ends.map_or_else(String::new, |(finest, coarsest)| {
         format!(
-            ": its steps take {:.1} to {:.1} bytes a position and are off by {:.1e} to {:.1e} nats",
+            ": its steps take {:.2} to {:.2} bytes a position and are off by {:.1e} to {:.1e} nats",
             coarsest.bytes, finest.bytes, finest.divergence, coarsest.divergence
         )
     });

@@ -16,10 +16,11 @@ const LEGEND: &str = "Angle and norm: of the student's gradient, held against th
 
 /// Measures and shows.
 pub(crate) fn run(config: &SignalsConfig, console: &Console, stop: &Stop) -> anyhow::Result<()> {
-    let found = measure(config, &mut |text| console.tell(text), stop)?;
     let dir = &config.output_dir;
-    let json = serde_json::to_string_pretty(&found)?;
+    // Before anything is measured.
     std::fs::create_dir_all(dir).with_context(|| format!("--output-dir {}", dir.display()))?;
+    let found = measure(config, &mut |text| console.tell(text), stop)?;
+    let json = serde_json::to_string_pretty(&found)?;
     for (name, text) in [("signals.json", &json), ("signals.html", &page(&found).to_html())] {
         let path = dir.join(name);
         std::fs::write(&path, text).with_context(|| path.display().to_string())?;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::asking::Terms;
 use crate::cache::join::Asker;
-use crate::config::{EvalConfig, SignalKind};
+use crate::config::{DivergenceKind, EvalConfig, SignalKind};
 use crate::data::{RowSet, TokenizeOptions};
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
@@ -37,10 +37,14 @@ pub struct Measurement {
     pub teacher_perplexity: Option<f64>,
     /// The same as the mean over rows.
     pub teacher_perplexity_row_mean: Option<f64>,
-    /// Mean KL(teacher ‖ model) of the signal at the temperature, without T².
+    /// Mean divergence of the signal at the temperature, without T²; KL(teacher ‖ model) as a rule.
     pub kl: Option<f64>,
     /// Share of positions where both find the same token most probable.
     pub agreement: Option<f64>,
+    /// Which divergence `kl` is.
+    pub divergence: DivergenceKind,
+    /// Its mixing weight, where it has one.
+    pub beta: Option<f64>,
     /// Temperature of `kl`.
     pub temperature: f64,
     /// What the teacher said.
@@ -125,6 +129,9 @@ fn report(
         teacher_perplexity_row_mean: found.teacher.map(|p| p.row_mean),
         kl: found.kl,
         agreement: found.agreement,
+        divergence: config.divergence,
+        beta: matches!(config.divergence, DivergenceKind::Jsd | DivergenceKind::Mixture)
+            .then_some(config.beta),
         temperature: config.temperature,
         signal: config.signal.kind,
         top_k: config.signal.lists().then_some(config.signal.top_k),

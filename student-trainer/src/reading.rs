@@ -52,7 +52,11 @@ pub enum Said {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadingError {
     /// A file that is gone.
-    #[error("cannot read {}, which the teacher's hidden states are read with: {source}", path.display())]
+    #[error(
+        "cannot read {}, which the teacher's hidden states are read with: {source}; with --teacher it is \
+         fetched again",
+        path.display()
+    )]
     Io {
         /// The file.
         path: PathBuf,
@@ -262,7 +266,11 @@ pub(crate) fn read_code(
 
 /// The bytes of a file that has this digest.
 pub(crate) fn read(path: &Path, wanted: Fingerprint) -> Result<Vec<u8>, ReadingError> {
-    let bytes = std::fs::read(path);
+    // A pipe or a device has no end.
+    let bytes = std::fs::metadata(path).and_then(|found| match found.is_file() {
+        true => std::fs::read(path),
+        false => Err(std::io::Error::other("it is no regular file")),
+    });
     let bytes = bytes.map_err(|source| ReadingError::Io { path: path.to_owned(), source })?;
     match Fingerprint::of(&bytes) {
         found if found == wanted => Ok(bytes),

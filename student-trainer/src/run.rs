@@ -100,7 +100,8 @@ impl Run {
         let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
         let plan = plan(config, rows.len());
         let fingerprint = teacher.as_ref().map(|(t, _)| t.facts().model_fingerprint.to_string());
-        let identity = Identity::new(config, &rows.sequences, fingerprint, plan.total_steps);
+        let said = [fingerprint, teacher.as_ref().and_then(|(_, ask)| ask.wanted.code())];
+        let identity = Identity::new(config, &rows.sequences, said, plan.total_steps);
         let budget = (config.teacher_memory as u64).saturating_mul(1 << 20);
         let sets = [&rows.sequences[..], &held_out_rows.sequences];
         let asked = teacher.as_ref().map(|(_, ask)| (sets, ask.wanted));

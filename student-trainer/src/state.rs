@@ -106,9 +106,15 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of a run with these settings, rows and teacher. Its number of steps belongs to it where the
-    /// learning rate falls towards the last one.
-    pub fn new(config: &Config, rows: &[Sequence], teacher: Option<String>, steps: u64) -> Self {
+    /// Of a run with these settings and rows, a teacher's fingerprint, and the code and step its hidden
+    /// states come in. Its number of steps belongs to it where the learning rate falls towards the last
+    /// one.
+    pub fn new(
+        config: &Config,
+        rows: &[Sequence],
+        [teacher, code]: [Option<String>; 2],
+        steps: u64,
+    ) -> Self {
         let all = serde_json::to_value(config).unwrap_or_default();
         let pick = |key: &&str| ((*key).to_owned(), all[*key].clone());
         let mut values: Map<_, _> = DECISIVE.iter().map(pick).collect();
@@ -121,6 +127,10 @@ impl Identity {
         }
         values.insert("training rows (digest)".to_owned(), digest(rows).into());
         values.insert("teacher (fingerprint)".to_owned(), teacher.into());
+        if let Some(code) = code {
+            let name = "code of the teacher's hidden states (its --calibration-dir keeps it)";
+            values.insert(name.to_owned(), code.into());
+        }
         Self { values }
     }
 
@@ -205,11 +215,26 @@ mod tests {
     use crate::testing::config;
 
     #[test]
+    fn a_run_does_not_go_on_with_another_code() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[("alpha", "0")]);
+        let of = |code: &str| Identity::new(&config, &[], [None, Some(code.to_owned())], 1);
+        save(dir.path(), &Progress::default(), &of("aa at step 2^(-3/16)")).unwrap();
+        assert!(load(dir.path(), &of("aa at step 2^(-3/16)")).is_ok());
+        for other in ["bb at step 2^(-3/16)", "aa at step 2^(-4/16)"] {
+            let said = load(dir.path(), &of(other)).unwrap_err().to_string();
+            for piece in [other, "aa at step 2^(-3/16)", "--calibration-dir"] {
+                assert!(said.contains(piece), "no {piece:?} in {said}");
+            }
+        }
+    }
+
+    #[test]
     fn a_checkpoint_of_a_release_without_an_option_had_its_default() {
         let dir = tempfile::tempdir().unwrap();
         let identity = |codec| {
             let config = config(dir.path(), &[("alpha", "0"), ("codec", codec)]);
-            Identity::new(&config, &[], None, 1)
+            Identity::new(&config, &[], [None, None], 1)
         };
         let mut old = identity("packed");
         assert_eq!(old.values.remove("codec"), Some("packed".into()));

@@ -240,10 +240,15 @@ fn a_cache_of_each_signal_teaches_without_its_teacher() {
     let refused = bench.run(&["train"], &flags);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("is damaged"), "{said}");
+    let verify = || run(&mut trainer(&["cache", "verify", "--cache", &cache]));
+    let found = verify();
+    let said = String::from_utf8_lossy(&[found.stdout, found.stderr].concat()).into_owned();
+    assert!(!found.status.success() && said.contains(".blob"), "{said}");
     // A teacher has what is lacking, and mends it.
     let flags = [coded, &["--cache", &cache]].concat();
     let (_, said) = bench.train("mended", &[&flags[..], &["--teacher", &url]].concat());
     assert!(said.contains("is damaged") && said.contains("the teacher is asked"), "{said}");
+    assert!(verify().status.success());
     let (_, said) = bench.train("alone-again", &flags);
     assert!(said.contains("the teacher is asked for none"), "{said}");
 }

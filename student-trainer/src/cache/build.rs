@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::error::{CacheError, at};
 use super::handle::Cache;
 use super::join::Asker;
-use super::manifest::Manifest;
+use super::manifest::{DecoderNames, Manifest, blob_name};
 use super::payload;
 use super::place::Located;
 use super::store::{Store, describe, numbers_in, segment_name};
@@ -18,6 +18,7 @@ use crate::asking::{Ask, Terms};
 use crate::config::{CacheBuildConfig, CacheConfig};
 use crate::data::{RowSet, TokenizeOptions};
 use crate::error::{TrainError, at_row};
+use crate::reading::read;
 use crate::setup::Source;
 use crate::signals::Signals;
 use crate::stop::Stop;
@@ -136,7 +137,7 @@ pub struct Verified {
 }
 
 /// Reads every record of a cache: its checksum, its payload, and whether it is about what its name
-/// says. What is damaged and was asked for again is no damage any more.
+/// says; and what hidden states are read with. What is damaged and was asked for again is no damage any more.
 ///
 /// # Errors
 /// [`CacheError`] when there is no cache, or files cannot be read. Damage is no error.
@@ -144,6 +145,14 @@ pub fn verify(config: &CacheConfig) -> Result<Verified, CacheError> {
     let mut store = open(&config.cache)?;
     let mut found = Verified::default();
     found.damaged.extend(store.damage.iter().filter(|what| what.starts_with("all of")).cloned());
+    for name in store.manifest.decoder.iter().flat_map(DecoderNames::all) {
+        let path = store.dir.join(blob_name(name));
+        match name.parse().map(|digest| read(&path, digest)) {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => found.damaged.push(error.to_string()),
+            Err(_) => found.damaged.push(format!("cache.json names {name:?}, which is no digest")),
+        }
+    }
     for number in numbers_in(&store.dir)? {
         verify_segment(number, &mut store, &mut found)?;
     }

@@ -121,6 +121,11 @@ impl Cache {
         self.failure().is_none() && matches!(*lock(&self.writer), Writing::Busy { .. })
     }
 
+    /// From now on nothing is kept, for this reason.
+    pub(crate) fn refuse(&self, error: &CacheError) {
+        refuse(&self.failed, error);
+    }
+
     /// Whether there is an answer about a row, as far as the index tells.
     pub(crate) fn holds(&self, row: &Sequence) -> bool {
         let key = self.key(row);

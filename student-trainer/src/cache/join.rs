@@ -253,8 +253,13 @@ fn with_teacher(
         let kept = dir.join(blob_name(&name.to_string()));
         if read(&kept, *name).is_err() {
             let begun = kept.with_extension("part");
-            at("write", &begun, std::fs::copy(path, &begun))?;
-            at("write", &kept, std::fs::rename(&begun, &kept))?;
+            let copied = at("write", &begun, std::fs::copy(path, &begun))
+                .and_then(|_| at("write", &kept, std::fs::rename(&begun, &kept)));
+            if let Err(error) = copied {
+                // What is half written is of no use to anybody.
+                drop(std::fs::remove_file(&begun));
+                cache.refuse(&error);
+            }
         }
     }
     Ok(Some((teacher.remembering(Arc::new(cache)), ask)))

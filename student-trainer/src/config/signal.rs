@@ -48,7 +48,7 @@ impl SignalConfig {
 
     /// Reads the options, and finds fault with those that say nothing of the signal chosen.
     pub(super) fn read(r: &mut Reader<'_>) -> Self {
-        let config = Self {
+        let mut config = Self {
             kind: r.choice("signal"),
             top_k: top_k(r),
             codec: r.choice("codec"),
@@ -59,14 +59,25 @@ impl SignalConfig {
             ),
             exact: r.number("exact", .., "a whole number from 0 to the teacher's limit of top-k"),
             hidden_form: r.choice("hidden-form"),
-            signal_bytes: r.optional_number("signal-bytes", 1.0..=1e6, "a number of bytes from 1"),
+            signal_bytes: r.optional_number(
+                "signal-bytes",
+                1.0..=1e6,
+                "a number of bytes from 1 to 1000000",
+            ),
             signal_error: r.optional_number(
                 "signal-error",
                 1e-9..=10.0,
-                "a number of nats above 0",
+                "a number of nats from 1e-9 to 10",
             ),
             decoder_dir: r.text("decoder-dir").map(PathBuf::from),
         };
+        // A flag is over what a file or the environment says of the other.
+        let flag = |name: &str| r.layers().given(name) == Some(&Origin::Flag);
+        match [flag("signal-bytes"), flag("signal-error")] {
+            [true, false] => config.signal_error = None,
+            [false, true] => config.signal_bytes = None,
+            _ => {}
+        }
         let kind = config.kind;
         let lists = [SignalKind::TopK, SignalKind::Candidates];
         let owners: [(&str, &[SignalKind]); 7] = [

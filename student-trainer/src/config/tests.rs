@@ -228,6 +228,9 @@ fn contradictions_are_refused() {
 fn steps_and_epochs_of_different_places_follow_the_order_of_places() {
     let by_flag = settings(&[("max-steps", "5")], &[], Some("num_train_epochs = 2")).unwrap();
     assert_eq!(by_flag.max_steps, Some(5));
+    let coded = [("signal", "coded"), ("signal-error", "0.02")];
+    let by_flag = settings(&coded, &[("STUDENT_TRAINER_SIGNAL_BYTES", "44")], None).unwrap().signal;
+    assert_eq!((by_flag.signal_bytes, by_flag.signal_error), (None, Some(0.02)));
     let by_file = settings(&[("num-train-epochs", "2")], &[], Some("max_steps = 5")).unwrap();
     assert_eq!((by_file.max_steps, by_file.num_train_epochs), (None, 2));
 }
