@@ -39,4 +39,5 @@ pub mod summary;
 pub mod teacher;
 #[cfg(test)]
 mod testing;
+mod toll;
 pub mod train;

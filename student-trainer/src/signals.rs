@@ -16,6 +16,7 @@ use crate::memory;
 use crate::reading::Reading;
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher, TeacherError};
+use crate::toll::Toll;
 
 /// A teacher's answers about the rows of a set.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub struct Signals {
     cached: Vec<bool>,
     /// Whether the cache keeps what comes, so that no row need be asked for twice.
     keeps: bool,
+    toll: Option<Toll>,
     course: Option<Course>,
 }
 
@@ -62,7 +64,8 @@ impl Signals {
         };
         let kept = vec![None; set.iter().take_while(fits).count()];
         let cached = vec![false; set.len()];
-        Self { teacher, ask, set, kept, cached, keeps: false, course: None }
+        let toll = Toll::of(ask.wanted);
+        Self { teacher, ask, set, kept, cached, keeps: false, toll, course: None }
     }
 
     /// Rows whose answers are kept, of all.
@@ -196,6 +199,9 @@ impl Signals {
             true => self.look_up(row, stop)?,
             false => match &mut self.course {
                 Some(course) => course.feed.next(stop)?.inspect(|answer| {
+                    if let Some(toll) = &mut self.toll {
+                        toll.count(&self.set[row], answer);
+                    }
                     if let Some(cache) = self.teacher.cache() {
                         cache.keep(&self.set, row, answer);
                         self.cached[row] = self.keeps;
@@ -233,6 +239,11 @@ impl Signals {
             cache.keep(&self.set, row, answer);
         }
         Ok(answer)
+    }
+
+    /// What to say, once, of a code that takes far more than was said.
+    pub(crate) fn surprise(&mut self) -> Option<String> {
+        self.toll.as_mut()?.surprise()
     }
 
     /// Time spent waiting for the teacher since the last call of this.

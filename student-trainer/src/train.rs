@@ -106,6 +106,9 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
         report.tokens_per_second = report.tokens as f64 / seconds;
         run.progress.count(&report, seconds, planned.ends_epoch);
         observer.step(&report);
+        if let Some(words) = run.signals.as_mut().and_then(Signals::surprise) {
+            observer.note(&words);
+        }
         if run.evaluation_is_due(&planned) {
             evaluate(run, Moment::During, observer, stop)?;
         }
