@@ -18,7 +18,7 @@ use distill::fingerprint::Fingerprint;
 use distill::signal::{Entries, TopK};
 use model::coding::{Decoder, Encoder, Sample, fit, to_tensor};
 use model::ops::Precision;
-use model::ops::head::{Divergence, LossSettings, Tail, Teaching, head_loss};
+use model::ops::head::{LossSettings, Teaching, head_loss};
 use model::ops::topk::{Wanted, score_head};
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
@@ -91,13 +91,7 @@ fn say(line: String) {
 
 impl Bench {
     fn loss(&self, teaching: Teaching<'_>, temperature: f64) -> Result<Gradient> {
-        let settings = LossSettings {
-            alpha: 1.0,
-            temperature,
-            divergence: Divergence::ForwardKl,
-            tail: Tail::Bucket,
-            precision: Precision::F32,
-        };
+        let settings = LossSettings::divergence_alone(temperature);
         let w = self.student_w.zeros_like()?;
         let (hidden, matrix, scale) =
             (&self.student_hidden, &self.student_w, 1.0 / COMPARED as f64);

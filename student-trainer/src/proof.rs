@@ -12,8 +12,7 @@ use std::sync::Arc;
 use distill::batch::Sequence;
 use distill::codec::Codec;
 use distill::signal::TopK;
-use model::ops::Precision;
-use model::ops::head::{Divergence, LossSettings, Tail, head_loss};
+use model::ops::head::{LossSettings, head_loss};
 
 use crate::asking::{Ask, Wanted};
 use crate::data::RowSet;
@@ -50,7 +49,7 @@ pub fn prove(
     let rows = 0..set.len().min(SAMPLE_ROWS);
     let score = |temperature: f32| -> Result<Vec<Scored>, TeacherError> {
         let ask = Ask { temperature, ..ask };
-        let mut feed = Feed::start(network, teacher, Arc::clone(set), rows.clone(), ask);
+        let mut feed = Feed::start(network.handle(), teacher, Arc::clone(set), rows.clone(), ask);
         let mut answers = Vec::new();
         while let Some(scored) = feed.next(stop)? {
             answers.push(scored);
@@ -92,7 +91,7 @@ pub(crate) fn prove_hidden(
     let set = &rows.sequences;
     let Wanted::Hidden { form, bytes } = ask.wanted else { return Err(ReadingError::Other.into()) };
     let ask = Ask { wanted: Wanted::Hidden { form: teacher.reading().finest(form), bytes }, ..ask };
-    let mut feed = Feed::start(network, teacher, Arc::clone(set), 0..plain.len(), ask);
+    let mut feed = Feed::start(network.handle(), teacher, Arc::clone(set), 0..plain.len(), ask);
     for (row, plain) in plain.iter().enumerate() {
         let came = feed.next(stop).map_err(|e| at_row(e, rows))?.ok_or(TrainError::Stopped)?;
         let Some(Said::Full { hidden, matrix }) = teacher.reading().said(&[came])? else {
@@ -100,13 +99,7 @@ pub(crate) fn prove_hidden(
         };
         let sequence = &set[row];
         let targets: Vec<u32> = sequence.scored().map(|t| sequence.ids[t + 1]).collect();
-        let alone = LossSettings {
-            alpha: 0.0,
-            temperature: 1.0,
-            divergence: Divergence::ForwardKl,
-            tail: Tail::Bucket,
-            precision: Precision::F32,
-        };
+        let alone = LossSettings::cross_entropy_alone();
         let classes = teacher.agreement().classes;
         let loss = head_loss(&hidden, &matrix, classes, &targets, None, &alone, 1.0, None)?;
         if let Some(reason) = followers_disagree(&loss.ce, &plain.next_logprob) {

@@ -17,7 +17,7 @@ use model::config::Qwen3Config;
 use model::ops::Precision;
 use model::ops::draws::{WantedDraws, draw_head};
 use model::ops::embed::gather_rows;
-use model::ops::head::{Divergence, LossSettings, Tail, Teaching};
+use model::ops::head::{LossSettings, Teaching};
 use model::qwen3::Qwen3;
 use model::student::{Student, Training};
 use model::weights::Weights;
@@ -75,13 +75,7 @@ impl Field {
     /// signal.
     fn gradient(&mut self, signal: Signal, temperature: f64) -> (Vec<f64>, f64) {
         self.student.gradients().zero().expect("gradients");
-        let settings = LossSettings {
-            alpha: 1.0,
-            temperature,
-            divergence: Divergence::ForwardKl,
-            tail: Tail::Bucket,
-            precision: Precision::F32,
-        };
+        let settings = LossSettings::divergence_alone(temperature);
         let scale = 1.0 / POSITIONS as f64;
         let mut bytes = 0;
         for rows in self.rows.chunks(BATCH) {

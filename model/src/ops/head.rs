@@ -4,14 +4,15 @@
 //! A first sweep over the blocks sums each position's exponentials; a second one computes the same
 //! logits again and turns them into their gradient in place, from which both gradients of the
 //! output layer are made at once. So every part of the output matrix and of its gradient is read
-//! twice a chunk whatever V is, and logits exist for one block only. The product that is done again
-//! costs a quarter of the layer's arithmetic; keeping its result would cost V numbers a position.
+//! twice a chunk whatever V is, and the student's logits exist for one block only. The product that is done
+//! again costs a quarter of the layer's arithmetic; keeping its result would cost V numbers a position.
 //! Where all classes are one block nothing is done again. A divergence that needs the sums over all
 //! classes before its value can be summed (Jensen-Shannon's, under a teacher that says all) has one more
 //! sweep between the two.
 //!
 //! A teacher that says all gives its hidden states: its logits are made beside the student's, block by
-//! block, and go the same way.
+//! block, and go the same way; those of the first blocks stay for the second sweep, as far as a fixed
+//! room goes.
 //!
 //! The k tokens of a signal are taken out of the row first, set to -inf, and treated in `f64`: what
 //! is summed is then the mass of *all other* tokens, with a scale of its own.
@@ -27,6 +28,7 @@ mod loss;
 mod middle;
 mod position;
 mod row;
+mod settings;
 
 use std::ops::Range;
 
@@ -35,7 +37,7 @@ use distill::signal::{Draws, TopK};
 use rayon::prelude::*;
 
 use super::product::{MatMut, MatRef, Store, Threads, product};
-use super::{Precision, read, tensor, write_f32};
+use super::{read, tensor, write_f32};
 pub(super) use check::{check_classes, check_temperature};
 use check::{check_settings, check_targets, check_teaching};
 pub use distill::reference::{Divergence, Tail};
@@ -44,6 +46,7 @@ use listed::Listed;
 pub use loss::{HeadLoss, TeacherLoss};
 use position::{Listening, Position};
 use row::Row;
+pub use settings::LossSettings;
 
 /// Classes whose logits exist at a time. Fixed: a row's sums must not depend on the rest of the batch.
 pub(super) const BLOCK_CLASSES: usize = 4096;
@@ -52,22 +55,6 @@ const CHUNK_POSITIONS: usize = 2048;
 /// Logits of a teacher that says all which are kept from the first sweep for the next, as far as whole
 /// blocks go: 128 MiB. Its hidden states are wider than the student's, and their product costs most.
 const KEPT_LOGITS: usize = 32 << 20;
-
-/// What the loss of a step is made of: `total = alpha T² D + (1 - alpha) CE`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LossSettings {
-    /// Weight of the divergence from the teacher, 0 to 1.
-    pub alpha: f64,
-    /// Temperature of the divergence, the one the signal was made at; above 0.
-    pub temperature: f64,
-    /// What D is.
-    pub divergence: Divergence,
-    /// What becomes of the mass outside the signal's k tokens. [`Tail::Renormalise`] has a meaning for
-    /// the forward divergence alone.
-    pub tail: Tail,
-    /// Rounding of the operands of the three products.
-    pub precision: Precision,
-}
 
 /// What a teacher says of S positions.
 #[derive(Clone, Copy, Debug)]
@@ -380,6 +367,8 @@ pub(crate) fn logits_elements(positions: usize, classes: usize) -> usize {
     CHUNK_POSITIONS.min(positions) * BLOCK_CLASSES.min(classes)
 }
 
+#[cfg(test)]
+mod cases;
 #[cfg(test)]
 mod divergence_tests;
 #[cfg(test)]

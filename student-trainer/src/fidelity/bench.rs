@@ -8,7 +8,7 @@ use distill::batch::{Sequence, TokenBatch};
 use distill::codec::{Codec, MAX_PACKED_CLASSES};
 use distill::handshake;
 use model::ops::Precision;
-use model::ops::head::{Divergence, LossSettings, Tail};
+use model::ops::head::{LossSettings, Tail};
 use model::student::{Student, Training};
 
 use super::Measured;
@@ -184,15 +184,14 @@ impl<'a> Bench<'a> {
         let ask = Ask { temperature: temperature as f32, ..self.terms.ask(wanted) };
         let begin = Instant::now();
         let set = || Arc::clone(&self.set);
-        let mut scored =
-            self.all(Feed::start(&self.network, &self.teacher, set(), 0..self.set.len(), ask))?;
+        let (network, order) = (self.network.handle(), 0..self.set.len());
+        let mut scored = self.all(Feed::start(network, &self.teacher, set(), order, ask))?;
         if let Wanted::Candidates { .. } = wanted {
             let (model, classes) = (self.student.model(), self.teacher.agreement().classes);
             let own = Own { model, classes, rows_at_once: self.rows_at_once };
             let rows: Vec<_> = self.set.iter().enumerate().collect();
             let asked = own.questions(&rows, &scored, wanted)?.into_iter();
-            let runtime = self.network.handle().clone();
-            let feed = Feed::start_asking(runtime, &self.teacher, set(), asked, ask);
+            let feed = Feed::start(network, &self.teacher, set(), asked, ask);
             let more = self.all(feed)?.into_iter().zip(scored);
             scored = more.map(|(more, first)| more.after(&first)).collect();
         }
@@ -221,13 +220,8 @@ impl<'a> Bench<'a> {
         temperature: f64,
     ) -> Result<Gradient, TrainError> {
         let classes = self.teacher.agreement().classes;
-        let loss = LossSettings {
-            alpha: 1.0,
-            temperature,
-            divergence: Divergence::ForwardKl,
-            tail: candidate.tail,
-            precision: Precision::F32,
-        };
+        let tail = candidate.tail;
+        let loss = LossSettings { tail, ..LossSettings::divergence_alone(temperature) };
         let positions: usize = self.set.iter().map(|row| row.scored().count()).sum();
         let scale = 1.0 / positions as f64;
         self.student.gradients().zero()?;

@@ -5,7 +5,7 @@ use candle_core::DType;
 use distill::reference;
 use proptest::prelude::*;
 
-use super::tests::{Case, DEFAULTS, Random, Shape, relative_error, shape};
+use super::cases::{Case, DEFAULTS, Random, Shape, relative_error, shape};
 use super::*;
 use crate::ops::testing::{device, on_threads, values, wide, zeros};
 

@@ -4,8 +4,8 @@ use candle_core::{DType, Tensor};
 use distill::reference;
 use proptest::prelude::*;
 
+use super::cases::DEFAULTS;
 use super::divergence_tests::{DIVERGENCES, divergence};
-use super::tests::DEFAULTS;
 use crate::ops::head::{
     BLOCK_CLASSES, Divergence, HeadLoss, LossSettings, Teaching, blocks, chunks, head_loss,
 };

@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 
-use super::tests::{Case, DEFAULTS, Shape};
+use super::cases::{Case, DEFAULTS, Shape};
 use super::*;
 use crate::ops::testing::device;
 
