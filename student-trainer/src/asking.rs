@@ -62,8 +62,10 @@ impl Wanted {
             Self::Hidden { form: HiddenForm::Coded { code, rung }, .. } => {
                 Some(format!("{code} at step {rung}"))
             }
-            Self::TopK { .. } | Self::Candidates { .. } | Self::Sampled { .. } => None,
-            Self::Hidden { .. } => None,
+            Self::TopK { .. }
+            | Self::Candidates { .. }
+            | Self::Sampled { .. }
+            | Self::Hidden { .. } => None,
         }
     }
 

@@ -8,7 +8,6 @@
 //! them when it comes to its rows, all of these at once, and nothing of it is kept.
 
 use distill::batch::{Sequence, TokenBatch};
-use distill::signal::Entries;
 use model::qwen3::Qwen3;
 use model::student::likeliest;
 
@@ -17,24 +16,27 @@ use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::feed::{Question, Scored};
 use crate::reading::ReadingError;
-use crate::teacher::Teacher;
 
-/// Bytes of a request beside tokens and candidates, at most.
-const ENVELOPE_BYTES: usize = 1024;
+/// Bytes of a request beside tokens, candidates and ranges, at most.
+const ENVELOPE_BYTES: usize = 128;
 
 /// Entries of a position, k of them the teacher's.
 pub(crate) fn entries(k: usize, classes: usize) -> usize {
     k.saturating_mul(2).min(classes)
 }
 
-/// Whether the ids of the longest row go into a request.
+/// Whether the ids of the longest row go into a request of at most `limit` bytes.
 ///
 /// # Errors
 /// [`TrainError::CandidatesTooMany`] where they do not.
-pub(crate) fn fit(rows: &RowSet, k: usize, teacher: &Teacher) -> Result<(), TrainError> {
-    let width = entries(k, teacher.agreement().classes);
-    let bytes = |row: &Sequence| 4 * (row.len() + row.scored().count() * width) + ENVELOPE_BYTES;
-    let limit = teacher.facts().limits.max_request_bytes;
+pub(crate) fn fit(rows: &RowSet, k: usize, classes: usize, limit: usize) -> Result<(), TrainError> {
+    let width = entries(k, classes);
+    let bytes = |row: &Sequence| {
+        let ids = 4 * (row.len() + row.scored().count() * width);
+        // Two positions below the row's length, with what tells where they are.
+        let range = 4 + 2 * prost::length_delimiter_len(row.len());
+        ids + range * row.scored_ranges().len() + ENVELOPE_BYTES
+    };
     let sizes = rows.sequences.iter().map(bytes).enumerate();
     match sizes.max_by_key(|(_, bytes)| *bytes) {
         Some((row, bytes)) if bytes > limit => {
@@ -66,7 +68,7 @@ impl Own<'_> {
         answers: &[Scored],
         wanted: Wanted,
     ) -> Result<Vec<Question>, TrainError> {
-        let Wanted::Candidates { k, codec } = wanted else {
+        let Wanted::Candidates { k, .. } = wanted else {
             return Err(ReadingError::Other.into());
         };
         let width = entries(k, self.classes);
@@ -84,7 +86,7 @@ impl Own<'_> {
                     let others = own.iter().filter(|id| !theirs.contains(id));
                     ids.extend(others.take(width - theirs.len()));
                 }
-                questions.push(Question { row, asked: (Entries::Named(ids), width, codec) });
+                questions.push(Question { row, named: Some((ids, width)) });
             }
         }
         Ok(questions)
@@ -97,13 +99,46 @@ mod tests {
 
     use candle_core::Device;
     use distill::codec::Codec;
-    use distill::signal::TopK;
+    use distill::queue::Priority;
+    use distill::signal::{Entries, TopK};
     use model::ops::embed::gather_rows;
-    use model::ops::head::{Divergence, LossSettings, Tail, head_loss};
+    use model::ops::head::{LossSettings, head_loss};
     use model::student::{Student, Training};
 
+    use prost::Message as _;
+    use proto::convert::{ScoreJob, score_request};
+
     use super::*;
-    use crate::testing::{CLASSES, rows, tiny_source};
+    use crate::testing::{CLASSES, row_set, rows, tiny_source};
+
+    /// What is counted is what a request takes, and a little; that much goes in, and a byte less does not.
+    #[test]
+    fn a_request_that_just_fits_is_let_through() {
+        // Every other token: as many ranges as there can be.
+        let ids: Vec<u32> = (0..301).map(|t| t % CLASSES as u32).collect();
+        let row = Sequence::new(ids, (0..301).map(|t| t % 2 == 0).collect()).unwrap();
+        let set = row_set("train.jsonl", vec![row.clone()].into());
+        let refused = |limit| fit(&set, 4, CLASSES, limit).err().map(|error| error.to_string());
+        let least = (0..100_000).find(|&limit| refused(limit).is_none()).unwrap();
+        let said = refused(least - 1).unwrap();
+        for piece in ["train.jsonl, line 1", "--top-k 4", "--max-request-bytes", "--max-length"] {
+            assert!(said.contains(piece), "no {piece:?} in {said}");
+        }
+        assert!(said.contains(&least.to_string()) && said.contains(&(least - 1).to_string()));
+        let job = ScoreJob {
+            id: u64::MAX,
+            tokens: row.ids.clone(),
+            ranges: row.scored_ranges(),
+            temperature: 2.0,
+            entries: Entries::Named(vec![u32::MAX; 8 * row.scored().count()]),
+            k: 8,
+            codec: Codec::Raw,
+            classes: 151_936,
+            priority: Priority::Normal,
+        };
+        let taken = score_request(&job).encoded_len();
+        assert!((least * 9 / 10..=least).contains(&taken), "{taken} of {least}");
+    }
 
     /// The ids are the teacher's, then those likeliest to the student beside them: as its losses on each
     /// class in turn say.
@@ -127,9 +162,7 @@ mod tests {
         let questions = own.questions(&sequences, &answers, wanted).unwrap();
         for ((row, sequence), question) in sequences.iter().zip(&questions) {
             assert_eq!(question.row, *row);
-            let (Entries::Named(ids), 6, Codec::Raw) = &question.asked else {
-                panic!("{question:?}")
-            };
+            let Some((ids, 6)) = &question.named else { panic!("{question:?}") };
             let losses = losses_of_each_class(model, sequence);
             for (position, ids) in ids.chunks_exact(6).enumerate() {
                 assert_eq!(ids[..3], theirs(position));
@@ -144,9 +177,7 @@ mod tests {
         // All classes where there are no more.
         let wanted = Wanted::Candidates { k: 20, codec: Codec::Raw };
         let questions = own.questions(&sequences[..1], &answers[..1], wanted).unwrap();
-        let (Entries::Named(ids), CLASSES, _) = &questions[0].asked else {
-            panic!("{questions:?}")
-        };
+        let Some((ids, CLASSES)) = &questions[0].named else { panic!("{questions:?}") };
         assert!(
             ids.chunks_exact(CLASSES)
                 .all(|ids| ids.iter().collect::<BTreeSet<_>>().len() == CLASSES)
@@ -155,13 +186,7 @@ mod tests {
 
     /// What a model loses on each class at each position, were that the next token.
     fn losses_of_each_class(model: &Qwen3, sequence: &Sequence) -> Vec<Vec<f32>> {
-        let alone = LossSettings {
-            alpha: 0.0,
-            temperature: 1.0,
-            divergence: Divergence::ForwardKl,
-            tail: Tail::Bucket,
-            precision: model.precision(),
-        };
+        let alone = LossSettings::cross_entropy_alone();
         let batch = TokenBatch::pack([sequence]);
         let hidden = model.forward_hidden(&batch).unwrap();
         let hidden = gather_rows(&hidden, batch.scored()).unwrap();

@@ -135,7 +135,8 @@ impl Preparing<'_> {
         };
         let rows = self.set.iter().take_while(enough).count();
         let ask = Ask { wanted: Wanted::TopK { k: 1, codec: Codec::Packed }, ..ask };
-        let mut feed = Feed::start(self.network, teacher, Arc::clone(self.set), 0..rows, ask);
+        let mut feed =
+            Feed::start(self.network.handle(), teacher, Arc::clone(self.set), 0..rows, ask);
         while feed.next(self.stop)?.is_some() {}
         match self.stop.requested() {
             true => Err(TrainError::Stopped),

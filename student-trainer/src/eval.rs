@@ -14,11 +14,11 @@ use model::student::{losses, rows_not_finite};
 use crate::asking::Ask;
 use crate::candidates::Own;
 use crate::data::RowSet;
-use crate::error::{TrainError, at_row};
+use crate::error::TrainError;
 use crate::feed::Scored;
 use crate::observer::Perplexity;
 use crate::reading::Said;
-use crate::signals::Signals;
+use crate::signals::{Signals, take};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
 
@@ -110,27 +110,6 @@ pub fn evaluate(
         return Err(TrainError::EvaluationNotFinite { model, count, of, rows: rows.list(&bad) });
     }
     tally.report(begin.elapsed().as_secs_f64())
-}
-
-/// The answers of the next `these` of `rows`, to what a model has a say in where it has; none where no
-/// teacher takes part.
-pub(crate) fn take(
-    signals: Option<&mut Signals>,
-    these: &[usize],
-    rows: &RowSet,
-    own: Own<'_>,
-    stop: &Stop,
-) -> Result<Vec<Scored>, TrainError> {
-    let Some(signals) = signals else { return Ok(Vec::new()) };
-    let answers = signals.take(these, stop).map_err(|error| at_row(error, rows))?;
-    let answers = answers.ok_or(TrainError::Stopped)?;
-    let Some(wanted) = signals.candidates() else { return Ok(answers) };
-    let sequences: Vec<_> = these.iter().map(|&row| (row, &rows.sequences[row])).collect();
-    // A student whose logits are no numbers holds nothing likely: the loss will name its rows.
-    let Ok(questions) = own.questions(&sequences, &answers, wanted) else { return Ok(answers) };
-    let more = signals.ask(questions, stop).map_err(|error| at_row(error, rows))?;
-    let more = more.ok_or(TrainError::Stopped)?.into_iter().zip(answers);
-    Ok(more.map(|(more, first)| more.after(&first)).collect())
 }
 
 /// Sums over positions, in row order.

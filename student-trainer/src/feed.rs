@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 
 use client::Fault;
 use distill::batch::Sequence;
-use distill::codec::Codec;
 use distill::queue::Priority;
 use distill::signal::{Entries, Signal};
 use distill::window::{Command, Event, GiveUp, Window, WindowSettings};
 use proto::convert::{self, Reaction, ReplyError, ScoreJob};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::asking::Ask;
 use crate::link::{Link, Said, Word};
 use crate::stop::Stop;
-use crate::teacher::{Network, Teacher, TeacherError};
+use crate::teacher::{Teacher, TeacherError};
 
 /// What a teacher says of one row.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,48 +46,26 @@ impl Scored {
 pub struct Feed {
     answers: mpsc::UnboundedReceiver<Result<Scored, TeacherError>>,
     room: Arc<Semaphore>,
-    runtime: tokio::runtime::Handle,
+    runtime: Handle,
     task: AbortHandle,
     waited: Duration,
 }
 
 impl Feed {
-    /// Begins to ask `teacher` for the rows of `set` whose indices `order` gives.
-    pub fn start(
-        network: &Network,
+    /// Begins to ask `teacher` on a network about rows of `set`, in this order.
+    pub fn start<Q: Into<Question> + 'static>(
+        network: &Handle,
         teacher: &Teacher,
         set: Arc<[Sequence]>,
-        order: impl Iterator<Item = usize> + Send + 'static,
-        ask: Ask,
-    ) -> Self {
-        Self::start_on(network.handle().clone(), teacher, set, order, ask)
-    }
-
-    /// The same, on a network known by its handle.
-    pub(crate) fn start_on(
-        runtime: tokio::runtime::Handle,
-        teacher: &Teacher,
-        set: Arc<[Sequence]>,
-        order: impl Iterator<Item = usize> + Send + 'static,
-        ask: Ask,
-    ) -> Self {
-        let order = order.map(move |row| Question { row, asked: ask.wanted.job() });
-        Self::start_asking(runtime, teacher, set, order, ask)
-    }
-
-    /// The same, each row with what is asked of it.
-    pub(crate) fn start_asking(
-        runtime: tokio::runtime::Handle,
-        teacher: &Teacher,
-        set: Arc<[Sequence]>,
-        order: impl Iterator<Item = Question> + Send + 'static,
+        order: impl Iterator<Item = Q> + Send + 'static,
         ask: Ask,
     ) -> Self {
         let (sender, answers) = mpsc::unbounded_channel();
         let room = Arc::new(Semaphore::new(ask.window.max(1)));
         let shell = Shell::new(teacher.clone(), set, ask, sender);
-        let task = runtime.spawn(shell.run(order, Arc::clone(&room))).abort_handle();
-        Self { answers, room, runtime, task, waited: Duration::ZERO }
+        let order = order.map(Into::into);
+        let task = network.spawn(shell.run(order, Arc::clone(&room))).abort_handle();
+        Self { answers, room, runtime: network.clone(), task, waited: Duration::ZERO }
     }
 
     /// The next row's answer; none when the order is through or a stop was asked for. Blocks the
@@ -122,11 +100,19 @@ impl Drop for Feed {
     }
 }
 
-/// A row, and what is asked of it: what, how many entries of it, and how they are laid out.
+/// A row, and what is asked of it.
 #[derive(Clone, Debug)]
-pub(crate) struct Question {
-    pub(crate) row: usize,
-    pub(crate) asked: (Entries, usize, Codec),
+pub struct Question {
+    /// Its index in the set.
+    pub row: usize,
+    /// Tokens that are named, so many for each of its positions; none where it is what all rows are asked.
+    pub named: Option<(Vec<u32>, usize)>,
+}
+
+impl From<usize> for Question {
+    fn from(row: usize) -> Self {
+        Self { row, named: None }
+    }
 }
 
 /// A row that was asked for.
@@ -220,12 +206,13 @@ impl Shell {
     }
 
     /// Gives a row a place in the window.
-    fn submit(&mut self, Question { row, asked }: Question) {
+    fn submit(&mut self, Question { row, named }: Question) {
         let sequence = &self.set[row];
         // There is room: as many permits exist as places.
         let Some(id) = self.window.submit(sequence.len()) else { return };
         let agreement = &self.teacher.agreement;
-        let (entries, k, codec) = asked;
+        let (entries, k, codec) = self.ask.wanted.job();
+        let (entries, k) = named.map_or((entries, k), |(ids, k)| (Entries::Named(ids), k));
         let job = ScoreJob {
             id,
             tokens: sequence.ids.clone(),

@@ -8,6 +8,7 @@ use distill::handshake::Mismatch;
 
 use super::*;
 use crate::asking::Wanted;
+use crate::teacher::Network;
 use crate::testing::{CLASSES, FakeTeacher, Served, listing, logits, rows, tiny_source};
 use client::Access;
 use distill::signal::TopK;
@@ -53,7 +54,7 @@ impl Bench {
 
     fn feed(&self, order: Vec<usize>) -> Feed {
         let order = order.into_iter();
-        Feed::start(&self.network, &self.teacher, Arc::clone(&self.set), order, Self::ask())
+        Feed::start(self.network.handle(), &self.teacher, Arc::clone(&self.set), order, Self::ask())
     }
 
     /// Gives the serving teacher another model or tokenizer; returns the fingerprint it had.
@@ -105,8 +106,13 @@ fn every_codec_brings_the_answer_within_its_error_and_proves_the_alignment() {
         let ask = Ask { wanted: Wanted::TopK { k: 5, codec }, ..Bench::ask() };
         let (network, stop) = (&bench.network, Stop::default());
         crate::proof::prove(network, &bench.teacher, &bench.set, ask, &stop).unwrap();
-        let mut feed =
-            Feed::start(network, &bench.teacher, Arc::clone(&bench.set), [3].into_iter(), ask);
+        let mut feed = Feed::start(
+            network.handle(),
+            &bench.teacher,
+            Arc::clone(&bench.set),
+            [3].into_iter(),
+            ask,
+        );
         let found = feed.next(&stop).unwrap().unwrap();
         let wanted = bench.wanted(3, found.wire_bytes);
         bytes.push(found.wire_bytes);

@@ -41,16 +41,7 @@ pub(crate) fn join_teacher(asker: &mut Asker<'_>) -> Result<Option<(Teacher, Ask
     let plain = prove(network, &teacher, set, terms.ask(proved), stop);
     let plain = plain.map_err(|e| at_row(e, rows))?;
     if let Some(Wanted::Sampled { .. }) = listing {
-        let high = match terms.temperature > NOISY_TEMPERATURE {
-            true => {
-                "; at this temperature it is mostly noise: take --temperature 1 or 2, or --signal coded"
-            }
-            false => "",
-        };
-        (asker.note)(&format!(
-            "--signal sampled: the KL that is shown is that of the few draws of a position, and so lies \
-             above the true one; its gradient is right on average{high}"
-        ));
+        (asker.note)(&of_draws(terms.temperature));
     }
     let Some(wanted) = listing else {
         let (signal, device, note) = (asker.signal, asker.device, &mut *asker.note);
@@ -61,6 +52,20 @@ pub(crate) fn join_teacher(asker: &mut Asker<'_>) -> Result<Option<(Teacher, Ask
         return Ok(Some((teacher, ask)));
     };
     Ok(Some((teacher, terms.ask(wanted))))
+}
+
+/// What to expect of draws at this temperature.
+fn of_draws(temperature: f32) -> String {
+    let high = match temperature > NOISY_TEMPERATURE {
+        true => {
+            "; at this temperature it is mostly noise: take --temperature 1 or 2, or --signal coded"
+        }
+        false => "",
+    };
+    format!(
+        "--signal sampled: the KL that is shown is that of the few draws of a position, and so lies above \
+         the true one; its gradient is right on average{high}"
+    )
 }
 
 /// How the loss takes the tokens that are not sent: as wished, or as the teacher's signal allows;
@@ -91,4 +96,15 @@ pub(crate) fn tail(
         ask.temperature
     ));
     Ok(TailKind::Renormalise)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_are_called_noise_where_they_are() {
+        assert!(!of_draws(NOISY_TEMPERATURE).contains("noise"));
+        assert!(of_draws(NOISY_TEMPERATURE.next_up()).contains("noise"));
+    }
 }

@@ -11,6 +11,9 @@ use distill::batch::Sequence;
 
 use crate::asking::{Ask, Wanted};
 use crate::cache::Lookup;
+use crate::candidates::Own;
+use crate::data::RowSet;
+use crate::error::{TrainError, at_row};
 use crate::feed::{Feed, Question, Scored};
 use crate::memory;
 use crate::reading::Reading;
@@ -126,7 +129,7 @@ impl Signals {
             false => !known[row],
         });
         let set = Arc::clone(&self.set);
-        Feed::start_on(runtime.clone(), &self.teacher, set, order, self.ask)
+        Feed::start(runtime, &self.teacher, set, order, self.ask)
     }
 
     /// The answers of the next `rows` of the order followed; none when a stop was asked for. Blocks
@@ -167,9 +170,9 @@ impl Signals {
         stop: &Stop,
     ) -> Result<Option<Vec<Scored>>, TeacherError> {
         let Some(course) = &mut self.course else { return Ok(None) };
-        let (runtime, count) = (course.runtime.clone(), questions.len());
-        let (set, order) = (Arc::clone(&self.set), questions.into_iter());
-        let mut feed = Feed::start_asking(runtime, &self.teacher, set, order, self.ask);
+        let (set, count) = (Arc::clone(&self.set), questions.len());
+        let order = questions.into_iter();
+        let mut feed = Feed::start(&course.runtime, &self.teacher, set, order, self.ask);
         let answers: Result<Vec<_>, _> =
             (0..count).map_while(|_| feed.next(stop).transpose()).collect();
         course.waited += feed.take_waited();
@@ -231,8 +234,8 @@ impl Signals {
         };
         let reason = reason.as_deref().unwrap_or("it is not there any more");
         tracing::warn!("--cache {place}: {reason}; row {row} is asked for again");
-        let (runtime, set) = (course.runtime.clone(), Arc::clone(&self.set));
-        let mut feed = Feed::start_on(runtime, &self.teacher, set, std::iter::once(row), self.ask);
+        let (set, row_alone) = (Arc::clone(&self.set), std::iter::once(row));
+        let mut feed = Feed::start(&course.runtime, &self.teacher, set, row_alone, self.ask);
         let answer = feed.next(stop)?;
         course.waited += feed.take_waited();
         if let Some(answer) = &answer {
@@ -251,6 +254,27 @@ impl Signals {
         let Some(course) = &mut self.course else { return Duration::ZERO };
         course.feed.take_waited() + std::mem::take(&mut course.waited)
     }
+}
+
+/// The answers of the next `these` of `rows`, to what a model has a say in where it has; none where no
+/// teacher takes part.
+pub(crate) fn take(
+    signals: Option<&mut Signals>,
+    these: &[usize],
+    rows: &RowSet,
+    own: Own<'_>,
+    stop: &Stop,
+) -> Result<Vec<Scored>, TrainError> {
+    let Some(signals) = signals else { return Ok(Vec::new()) };
+    let answers = signals.take(these, stop).map_err(|error| at_row(error, rows))?;
+    let answers = answers.ok_or(TrainError::Stopped)?;
+    let Some(wanted) = signals.candidates() else { return Ok(answers) };
+    let sequences: Vec<_> = these.iter().map(|&row| (row, &rows.sequences[row])).collect();
+    // A student whose logits are no numbers holds nothing likely: the loss will name its rows.
+    let Ok(questions) = own.questions(&sequences, &answers, wanted) else { return Ok(answers) };
+    let more = signals.ask(questions, stop).map_err(|error| at_row(error, rows))?;
+    let more = more.ok_or(TrainError::Stopped)?.into_iter().zip(answers);
+    Ok(more.map(|(more, first)| more.after(&first)).collect())
 }
 
 /// The memory that is free, in bytes, less what a teacher's answers about these sets will take of it.

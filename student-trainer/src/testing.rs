@@ -100,7 +100,7 @@ impl FakeTeacher {
             tokenizer_size: source.tokenizer.size(),
             hidden_size: 0,
             limits: Limits { max_top_k: CLASSES, ..proto::limits::DEFAULT_LIMITS },
-            signals: vec![SignalKind::TopK],
+            signals: vec![SignalKind::TopK, SignalKind::Candidates],
             codecs: Codec::ALL.to_vec(),
             protocol_version: PROTOCOL_VERSION,
             server_version: "test".to_owned(),
@@ -157,9 +157,13 @@ impl FakeTeacher {
     fn answer(&self, job: &ScoreJob) -> (TopK, Vec<f32>) {
         let shift = self.mischief.shift.load(Ordering::Relaxed);
         let (mut signal, mut next_logprob) = (TopK::new(job.k), Vec::new());
-        for position in job.positions() {
+        for (row, position) in job.positions().enumerate() {
             let logits = logits(job.tokens[position as usize], job.classes);
-            signal.push_exact(&logits, f64::from(job.temperature));
+            let temperature = f64::from(job.temperature);
+            match job.entries.named_at(row, job.k) {
+                Some(ids) => signal.push_exact_named(ids, &logits, temperature),
+                None => signal.push_exact(&logits, temperature),
+            }
             let next = job.tokens.get(position as usize + 1 + shift).or(job.tokens.first());
             let last = position as usize + 1 == job.tokens.len();
             let log_z = log_sum_exp(logits.iter().copied());

@@ -85,7 +85,9 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
         };
-        assert_eq!(said(100, 30), Vec::<String>::new());
+        // Twice 40 and 32, and a thousand positions.
+        assert_eq!(said(112, 30), Vec::<String>::new());
+        assert_eq!(said(113, 10).len(), 1);
         assert_eq!(said(300, 9), Vec::<String>::new());
         let told = said(300, 30);
         assert!(

@@ -15,13 +15,12 @@ use crate::candidates::Own;
 use crate::config::Config;
 use crate::data::RowSet;
 use crate::error::TrainError;
-use crate::eval::take;
 use crate::feed::Scored;
 use crate::observer::{EvalReport, Moment, Observer, StepReport};
 use crate::plan::PlannedStep;
 use crate::reading::Said;
 use crate::run::Run;
-use crate::signals::Signals;
+use crate::signals::{Signals, take};
 use crate::stop::Stop;
 use crate::summary::Summary;
 

@@ -103,6 +103,25 @@ fn a_loss_that_is_no_number_stops_before_the_update_and_names_the_rows() {
     assert!(root.path().join(format!("out/checkpoints/step-{last:06}")).is_dir());
 }
 
+/// Such a student holds no token likely: what it is to be asked about is not known, and the rows are
+/// named all the same.
+#[test]
+fn candidates_of_a_student_that_is_no_number_are_no_other_error() {
+    let root = tempfile::tempdir().unwrap();
+    let served = serve(root.path());
+    let mut told = Recorder::default();
+    let common = [("signal", "candidates"), ("top-k", "5"), ("learning-rate", "1e38")];
+    let options = [&common[..], &[("max-steps", "20"), ("shuffle", "false")]].concat();
+    let error = run(root.path(), "out", &served.url, &options, &mut told, &Stop::default());
+    let error = error.unwrap_err();
+    assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
+    assert!(!told.steps.is_empty() && told.steps[0].teacher_mass.is_some());
+    let options = [&common[..], &[("eval-file", "-"), ("eval-steps", "1")]].concat();
+    let error = run(root.path(), "eval", &served.url, &options, &mut told, &Stop::default());
+    let error = error.unwrap_err();
+    assert!(matches!(error, TrainError::EvaluationNotFinite { of: 4, .. }), "{error}");
+}
+
 #[test]
 fn a_teacher_lost_for_good_ends_the_run_with_its_address_and_a_checkpoint() {
     let root = tempfile::tempdir().unwrap();

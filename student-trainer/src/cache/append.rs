@@ -85,7 +85,8 @@ impl Writer {
         Ok((writer, store))
     }
 
-    /// Appends what segments hold that were set aside, and removes these.
+    /// Appends what segments hold that were set aside, and removes these once it is on the disk. One that
+    /// cannot be read stays.
     fn take_in(&mut self, store: &mut Store) -> Result<(), CacheError> {
         for entry in at("list", &self.dir, std::fs::read_dir(&self.dir))? {
             let path = at("list", &self.dir, entry)?.path();
@@ -95,14 +96,17 @@ impl Writer {
                 continue;
             };
             let bytes = at("read", &path, std::fs::read(&path))?;
-            let found = scan(&bytes, number, &self.space);
-            for record in found.iter().flat_map(|scan| &scan.records) {
+            let Ok(found) = scan(&bytes, number, &self.space) else { continue };
+            for record in &found.records {
                 let start = record.offset as usize + HEADER_BYTES;
                 let payload = bytes.get(start..start + record.length as usize);
                 if let (Some(payload), false) = (payload, store.has(&record.key)) {
                     let place = self.append(&record.key, payload)?;
                     store.added(&record.key, place);
                 }
+            }
+            if let Some(active) = &self.active {
+                at("sync", &self.dir.join(segment_name(active.number)), active.file.sync_all())?;
             }
             at("remove", &path, std::fs::remove_file(&path))?;
         }

@@ -66,7 +66,11 @@ impl Asker<'_> {
             None => {
                 let joined = join_teacher(self)?;
                 if let Some((teacher, Ask { wanted: Wanted::Candidates { k, .. }, .. })) = &joined {
-                    sets.into_iter().try_for_each(|(_, set)| candidates::fit(set, *k, teacher))?;
+                    let classes = teacher.agreement().classes;
+                    let limit = teacher.facts().limits.max_request_bytes;
+                    for (_, set) in sets {
+                        candidates::fit(set, *k, classes, limit)?;
+                    }
                 }
                 Ok(joined)
             }

@@ -189,7 +189,7 @@ type RowSetOf = Arc<[distill::batch::Sequence]>;
 
 /// Every row's answer, in order.
 fn all(network: &Network, teacher: &Teacher, set: &RowSetOf, ask: Ask) -> Vec<crate::feed::Scored> {
-    let mut feed = Feed::start(network, teacher, Arc::clone(set), 0..set.len(), ask);
+    let mut feed = Feed::start(network.handle(), teacher, Arc::clone(set), 0..set.len(), ask);
     let next = || feed.next(&Stop::default()).unwrap();
     std::iter::from_fn(next).collect()
 }
@@ -280,7 +280,7 @@ fn a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_named() {
     assert_eq!(all(&network, &teacher, &set, ask(1.0, 5)).len(), 9);
     assert!(begin.elapsed() >= Duration::from_secs(1), "{:?}", begin.elapsed());
     theirs.manners.max_logprobs.store(3, Relaxed);
-    let mut feed = Feed::start(&network, &teacher, Arc::clone(&set), 0..1, ask(1.0, 5));
+    let mut feed = Feed::start(network.handle(), &teacher, Arc::clone(&set), 0..1, ask(1.0, 5));
     let error = feed.next(&Stop::default()).unwrap_err().to_string();
     for piece in [theirs.url().as_str(), "row 0", "400", "max allowed: 20", "--max-logprobs"] {
         assert!(error.contains(piece), "no {piece:?} in {error}");
@@ -292,7 +292,7 @@ fn another_model_behind_the_address_stops_the_run() {
     let theirs = StandIn::serve(None);
     let (network, teacher, set, _) = join(&theirs.url(), &Access::default(), ask(1.0, 5)).unwrap();
     *theirs.manners.model.lock().unwrap() = "other";
-    let mut feed = Feed::start(&network, &teacher, set, 0..9, ask(1.0, 5));
+    let mut feed = Feed::start(network.handle(), &teacher, set, 0..9, ask(1.0, 5));
     let error = feed.next(&Stop::default()).unwrap_err().to_string();
     assert!(error.contains("now serves another model"), "{error}");
 }
