@@ -2,12 +2,13 @@
 //!
 //! Reading order: `manifest` (what all answers of a cache have in common), `payload` (an answer as bytes:
 //! the one place that knows signals), `store` (a directory of segments, read), `append` (the same,
-//! written), `remote` (the same in an object store) and `place` (which of them is meant), `handle` (what
-//! a run holds: lookups, and a thread that writes), `join` (which of teacher and cache a run needs),
-//! [`build`] and [`table`] (the commands). The formats are [`distill::cache`]'s and stand in
-//! docs/cache.md.
+//! written), `remote` (the same in an object store, over the calls of `bucket`) and `place` (which of them
+//! is meant), `handle` (what a run holds: lookups, and a thread that writes), `join` (which of teacher and
+//! cache a run needs), [`build`] and [`table`] (the commands). The formats are [`distill::cache`]'s and
+//! stand in docs/cache.md.
 
 pub(crate) mod append;
+mod bucket;
 pub mod build;
 mod error;
 pub(crate) mod handle;

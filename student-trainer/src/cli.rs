@@ -38,6 +38,25 @@ pub(crate) enum Asked {
     MakeModels(PathBuf),
 }
 
+impl Asked {
+    /// Whether there are steps between which it can be told to stop, with something to finish.
+    pub(crate) fn has_steps(&self) -> bool {
+        match self {
+            Self::Train(_)
+            | Self::Eval(_)
+            | Self::CacheBuild(_)
+            | Self::Signals(_)
+            | Self::Demo(_)
+            | Self::MakeModels(_) => true,
+            Self::CacheVerify(_)
+            | Self::CacheInfo(_)
+            | Self::CacheExport(_)
+            | Self::CacheImport(_)
+            | Self::DemoData(_) => false,
+        }
+    }
+}
+
 /// Why nothing was done.
 #[derive(Debug)]
 pub(crate) enum Refusal {

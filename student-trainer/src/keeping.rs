@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use student_trainer::cache::CacheError;
-use student_trainer::cache::build::{self, Watcher};
+use student_trainer::cache::build::{self, Step, Watcher};
 use student_trainer::cache::table;
 use student_trainer::config::{
     CacheBuildConfig, CacheConfig, CacheExportConfig, CacheImportConfig,
@@ -83,7 +83,7 @@ pub(crate) fn info(config: &CacheConfig, console: &Console) -> anyhow::Result<()
     }
     let m = &info.manifest;
     let temperature = m.temperature.map_or_else(|| "any".to_owned(), |t| t.to_string());
-    let lines = [
+    let mut lines = vec![
         ("model", format!("{} {}", m.model, m.revision).trim().to_owned()),
         ("fingerprint", m.model_fingerprint.clone()),
         ("tokenizer", m.tokenizer_fingerprint.clone()),
@@ -95,6 +95,16 @@ pub(crate) fn info(config: &CacheConfig, console: &Console) -> anyhow::Result<()
         ("bytes", short(info.bytes)),
         ("index in memory", format!("{} bytes", grouped(info.index_bytes as i64))),
     ];
+    if let Some(step) = info.step {
+        let Step { bytes, divergence } = step;
+        let said = format!("about {bytes:.1} bytes a position, off by {divergence:.1e} nats");
+        lines.insert(5, ("step", said));
+    }
+    if info.blobs > 0 {
+        let beside =
+            format!("{} in {} files, to read hidden states", short(info.blob_bytes), info.blobs);
+        lines.push(("beside them", beside));
+    }
     let text: String = lines.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect();
     console.result(&text)
 }

@@ -112,8 +112,11 @@ fn listen_to_logs(console: &Console) {
 
 fn carry_out(asked: Asked, console: &Console) -> anyhow::Result<ExitCode> {
     let stop = Stop::default();
-    let teller = console.clone();
-    stop.on_signals(move |text| teller.tell(text)).context("listening for signals")?;
+    // What has nothing to finish ends at once, as any program does.
+    if asked.has_steps() {
+        let teller = console.clone();
+        stop.on_signals(move |text| teller.tell(text)).context("listening for signals")?;
+    }
     match asked {
         Asked::Train(config) => return train(&config, console, &stop),
         Asked::Eval(config) => evaluate(&config, console, &stop)?,

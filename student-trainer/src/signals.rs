@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distill::batch::Sequence;
+use model::ops::head::TEACHER_LOGITS_BYTES;
 
 use crate::asking::{Ask, Wanted};
 use crate::cache::Lookup;
@@ -277,11 +278,14 @@ pub(crate) fn take(
     Ok(more.map(|(more, first)| more.after(&first)).collect())
 }
 
-/// The memory that is free, in bytes, less what a teacher's answers about these sets will take of it.
+/// The memory that is free, in bytes, less what a teacher's answers about these sets will take of it, and
+/// the logits of one that says all.
 pub(crate) fn free_beside(asked: Option<([&[Sequence]; 2], Wanted)>, budget: u64) -> Option<u64> {
     let sets = asked.into_iter().flat_map(|(sets, wanted)| sets.map(|set| (set, wanted)));
     let answers = sets.map(|(set, wanted)| bytes_to_keep(set, wanted, budget));
-    Some(memory::available()?.saturating_sub(answers.fold(0, u64::saturating_add)))
+    let says_all = matches!(asked, Some((_, Wanted::Hidden { .. })));
+    let logits = if says_all { TEACHER_LOGITS_BYTES } else { 0 };
+    Some(memory::available()?.saturating_sub(answers.fold(logits, u64::saturating_add)))
 }
 
 /// Memory that the answers about a set will take once all that may be kept are there, in bytes.

@@ -11,7 +11,7 @@ use distill::batch::{Sequence, TokenBatch};
 use distill::coded::Rate;
 use distill::fingerprint::Fingerprint;
 use hub::tokenizer::Tokenizer;
-use model::coding::{CalibrationError, Encoder, Sample, fit, least_positions};
+use model::coding::{CalibrationError, Encoder, Sample, enough_positions, fit, least_positions};
 use model::qwen3::Qwen3;
 
 use crate::qwen3_scorer::{ModelSource, Opened};
@@ -30,6 +30,8 @@ const LEAST_DIFFERENT: usize = 64;
 pub struct Calibrated {
     /// Where it is kept.
     pub path: PathBuf,
+    /// Where another is now that was there.
+    pub before: Option<PathBuf>,
     /// Tokens it was made from and measured on.
     pub tokens: usize,
     /// What its steps take and cost, the finest first.
@@ -43,7 +45,7 @@ pub struct Calibrated {
 pub fn calibrate(
     source: ModelSource,
     data: &Path,
-    most_tokens: usize,
+    most_tokens: Option<usize>,
     dir: &Path,
 ) -> anyhow::Result<Calibrated> {
     let texts = read_texts(data)?;
@@ -51,7 +53,14 @@ pub fn calibrate(
         source.open().map_err(|error| anyhow::anyhow!(error))?;
     let width = network.config().hidden_size;
     let longest = SEQUENCE_TOKENS.min(facts.max_positions as usize);
-    let most = most_tokens.max(least_positions(width));
+    let least = least_positions(width);
+    if let Some(few) = most_tokens.filter(|&most| most < least) {
+        bail!(
+            "--tokens {few}: hidden states of {width} numbers take at least {least} tokens; give as many or \
+             more, or leave it out"
+        );
+    }
+    let most = most_tokens.unwrap_or_else(|| enough_positions(width));
     let sequences = encode(&texts, &tokenizer, longest, most)?;
     let tokens = sequences.iter().map(Vec::len).sum();
     let named = || format!("--data {}", data.display());
@@ -61,8 +70,8 @@ pub fn calibrate(
     let encoder =
         from_sequences(&network, &sequences, facts.model_fingerprint).with_context(named)?;
     let path = dir.join(format!("{}.calibration", facts.model_fingerprint));
-    encoder.save(&path)?;
-    Ok(Calibrated { path, tokens, rates: encoder.code().rates().to_vec() })
+    let before = encoder.save(&path, facts.tokenizer_fingerprint)?;
+    Ok(Calibrated { path, before, tokens, rates: encoder.code().rates().to_vec() })
 }
 
 /// Refuses text that is too little, or says the same over and over.

@@ -100,6 +100,9 @@ pub struct ServeArgs {
     /// Where codes of hidden states are kept.
     #[command(flatten)]
     pub kept: CalibrationDir,
+    /// What a code of hidden states is made of where none is kept.
+    #[arg(long, env = "TEACHER_SERVER_AUTO_CALIBRATION", default_value = "traffic")]
+    pub auto_calibration: AutoCalibration,
 }
 
 /// Flags of `calibrate`.
@@ -114,10 +117,11 @@ pub struct CalibrateArgs {
     /// Text: a .jsonl file, of whose rows all strings are taken, or a file that is text.
     #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_CALIBRATION_DATA")]
     pub data: PathBuf,
-    /// Tokens of the text that are used at most; at least two for each number of a hidden state.
+    /// Tokens of the text that are used at most; at least two for each number of a hidden state
+    /// [default: 8192, of hidden states wider than 3,840 numbers as many as that takes].
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_CALIBRATION_TOKENS")]
-    #[arg(default_value_t = 8192, value_parser = at_least_1)]
-    pub tokens: u32,
+    #[arg(value_parser = at_least_1)]
+    pub tokens: Option<u32>,
     /// Where codes are kept.
     #[command(flatten)]
     pub kept: CalibrationDir,
@@ -186,6 +190,18 @@ pub enum Dtype {
     Bf16,
     /// float16 operands, 32-bit sums.
     F16,
+}
+
+/// What a code of hidden states is made of, when a client asks for one and none is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AutoCalibration {
+    /// The first tokens that clients sent, with the text built in where these are too few.
+    #[default]
+    Traffic,
+    /// The text built in: for teachers whose clients do not trust each other.
+    BuiltIn,
+    /// Nothing: only `teacher-server calibrate` makes codes.
+    Off,
 }
 
 /// Why the flags, each fine by itself, cannot be followed.

@@ -42,7 +42,8 @@ fn the_flags_of_serve_are_frozen() {
          max-queued-tokens max-in-flight-per-stream max-reply-bytes max-request-bytes \
          max-text-bytes batch-wait max-streams-per-connection max-held-bytes-per-stream max-held-bytes \
          max-unfinished-bytes max-http-body-bytes max-encoding-texts stream-timeout stream-idle-timeout \
-         message-timeout reader-timeout max-connections idle-timeout drain-timeout calibration-dir help"
+         message-timeout reader-timeout max-connections idle-timeout drain-timeout calibration-dir \
+         auto-calibration help"
     );
     for argument in serve.get_arguments().filter(|arg| arg.get_id() != "help") {
         let flag = argument.get_long().unwrap();
@@ -62,7 +63,10 @@ fn the_flags_of_calibrate_are_frozen() {
     assert_eq!(flags.join(" "), wanted);
     let line = "teacher-server calibrate --model m --data d --calibration-dir k";
     let Command::Calibrate(args) = read(line).unwrap().command else { panic!("{line}") };
-    assert_eq!((args.kept.dir(), args.tokens), (Ok("k".into()), 8192));
+    assert_eq!((args.kept.dir(), args.tokens), (Ok("k".into()), None));
+    let line = format!("{line} --tokens 9000");
+    let Command::Calibrate(args) = read(&line).unwrap().command else { panic!("{line}") };
+    assert_eq!(args.tokens, Some(9000));
     assert_eq!(read("teacher-server calibrate --model m").unwrap_err().exit_code(), 2);
 }
 

@@ -2,8 +2,8 @@
 //! as bytes, and the code of coded ones.
 //!
 //! A code is made from the first tokens that clients sent ([`Calibration`]), or of a text built in where
-//! these are too few; it is kept on disk under the model's fingerprint, so that a teacher that starts
-//! again has the same one.
+//! these are too few or are not to be trusted; it is kept on disk under the model's fingerprint, so that
+//! a teacher that starts again has the same one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use model::qwen3::Qwen3;
 use proto::convert::{BlobFacts, DecoderFacts};
 
 use crate::calibrate::from_sequences;
+use crate::config::AutoCalibration;
 use crate::scorer::{ScorerError, TextCodec};
 
 /// Longest sequence the text built in is cut into, in tokens.
@@ -76,16 +77,34 @@ impl Decoder {
     }
 }
 
+/// Whose codes a [`Calibration`] makes.
+#[derive(Clone)]
+pub struct CalibrationSubject {
+    /// The model.
+    pub model: Fingerprint,
+    /// Numbers of a hidden state.
+    pub width: usize,
+    /// The tokenizer's fingerprint.
+    pub tokenizer: Fingerprint,
+    /// The tokenizer, for the text built in.
+    pub text: Arc<dyn TextCodec>,
+}
+
+/// Where codes are kept, and of what one is made where there is none.
+#[derive(Clone, Debug, Default)]
+pub struct Calibrating {
+    /// The directory; none where there is no place for them.
+    pub dir: Option<PathBuf>,
+    /// Of what.
+    pub auto: AutoCalibration,
+}
+
 /// A model's code, and what it is made of.
 pub struct Calibration {
-    /// The model.
-    model: Fingerprint,
+    of: CalibrationSubject,
+    how: Calibrating,
     /// Tokens it takes of clients.
     enough: usize,
-    /// Its tokenizer, for the text built in.
-    text: Arc<dyn TextCodec>,
-    /// Where codes are kept; none where there is no place for them.
-    dir: Option<PathBuf>,
     /// The first tokens clients sent.
     traffic: Vec<Vec<u32>>,
     /// Why the file that is kept cannot be used: nothing is written over it.
@@ -95,16 +114,15 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Of a model with hidden states of `width` numbers, with the code that is kept in `dir`, where there
-    /// is one.
-    pub fn new(
-        (model, width): (Fingerprint, usize),
-        text: Arc<dyn TextCodec>,
-        dir: Option<PathBuf>,
-    ) -> Self {
-        let (enough, traffic) = (enough_positions(width), Vec::new());
+    /// Of this model, with the code that is kept, where there is one.
+    pub fn new(of: CalibrationSubject, how: Calibrating) -> Self {
+        let enough = match how.auto {
+            AutoCalibration::Traffic => enough_positions(of.width),
+            AutoCalibration::BuiltIn | AutoCalibration::Off => 0,
+        };
+        let (traffic, refused) = (Vec::new(), None);
         let mut calibration =
-            Self { model, enough, text, dir, traffic, refused: None, encoder: None, matrix: None };
+            Self { of, how, enough, traffic, refused, encoder: None, matrix: None };
         match calibration.kept() {
             Ok(encoder) => calibration.encoder = encoder,
             Err(error) => {
@@ -143,10 +161,18 @@ impl Calibration {
             }
         };
         if let (true, Some(error)) = (code, &self.refused) {
-            return Err(failed(error.to_string()));
+            return Err(ScorerError::NoCode(error.to_string()));
         }
         if code && self.encoder.is_none() {
-            let made = self.make(network).map_err(|error| failed(error.to_string()))?;
+            if self.how.auto == AutoCalibration::Off {
+                return Err(ScorerError::NoCode(NONE_MADE.to_owned()));
+            }
+            let made = self.make(network).map_err(|error| {
+                match matches!(error, CalibrationError::Tensor(_)) {
+                    true => failed(error.to_string()),
+                    false => ScorerError::NoCode(error.to_string()),
+                }
+            })?;
             self.encoder = Some(made);
             self.traffic.clear();
         }
@@ -156,27 +182,30 @@ impl Calibration {
             (Blob { fingerprint, bytes }, Arc::clone(code))
         });
         let hidden_size = network.config().hidden_size;
-        Ok(Arc::new(Decoder { model: self.model, hidden_size, matrix, code }))
+        Ok(Arc::new(Decoder { model: self.of.model, hidden_size, matrix, code }))
     }
 
     /// Makes a code and keeps it.
     fn make(&self, network: &Qwen3) -> Result<Encoder, CalibrationError> {
         let began = std::time::Instant::now();
-        let made = from_sequences(network, &self.traffic, self.model);
+        let made = from_sequences(network, &self.traffic, self.of.model);
         let (encoder, of) = match made {
             Ok(encoder) => (encoder, "what clients sent"),
             // Too few of theirs, or too much alike.
             Err(CalibrationError::TooShort { .. } | CalibrationError::Monotonous { .. }) => {
                 let sequences = self.with_text_built_in(network)?;
-                let made = from_sequences(network, &sequences, self.model)?;
-                (made, "what clients sent and a text built in")
+                let made = from_sequences(network, &sequences, self.of.model)?;
+                match self.traffic.is_empty() {
+                    true => (made, "a text built in"),
+                    false => (made, "what clients sent and a text built in"),
+                }
             }
             Err(error) => return Err(error),
         };
         let seconds = began.elapsed().as_secs_f64();
-        match self.path().map(|path| (encoder.save(&path), path)) {
+        match self.path().map(|path| (encoder.save(&path, self.of.tokenizer), path)) {
             None => tracing::warn!("made a code of {of} ({seconds:.1} s); {NOT_KEPT}"),
-            Some((Ok(()), path)) => {
+            Some((Ok(_), path)) => {
                 tracing::info!(path = %path.display(), seconds, "made a code of {of}");
             }
             Some((Err(error), _)) => tracing::warn!("made a code of {of}; {error}; {NOT_KEPT}"),
@@ -186,9 +215,9 @@ impl Calibration {
 
     fn with_text_built_in(&self, network: &Qwen3) -> Result<Vec<Vec<u32>>, CalibrationError> {
         let mut sequences = self.traffic.clone();
-        let mut left = self.enough;
+        let mut left = enough_positions(self.of.width);
         for text in BUILT_IN {
-            let ids = self.text.encode(text);
+            let ids = self.of.text.encode(text);
             let ids = ids.map_err(|error| CalibrationError::Degenerate(error.to_string()))?;
             for part in ids.chunks(SEQUENCE_TOKENS.min(network.config().max_position_embeddings)) {
                 let part = &part[..part.len().min(left)];
@@ -200,14 +229,18 @@ impl Calibration {
     }
 
     fn path(&self) -> Option<PathBuf> {
-        Some(self.dir.as_ref()?.join(format!("{}.calibration", self.model)))
+        Some(self.how.dir.as_ref()?.join(format!("{}.calibration", self.of.model)))
     }
 
     fn kept(&self) -> Result<Option<Encoder>, CalibrationFileError> {
-        self.path().map_or(Ok(None), |path| Encoder::load(&path, self.model))
+        self.path()
+            .map_or(Ok(None), |path| Encoder::load(&path, [self.of.model, self.of.tokenizer]))
     }
 }
 
+/// Why there is no code where none is to be made.
+const NONE_MADE: &str = "none is kept under its fingerprint, and it was told to make none \
+                         (--auto-calibration off): run teacher-server calibrate --data FILE, and start it again";
 /// What a code that is not on disk means.
 const NOT_KEPT: &str = "a teacher that starts again will make another one, and runs that use this one \
                         will have to begin anew: give --calibration-dir a place that can be written";
@@ -228,21 +261,28 @@ mod tests {
     use super::*;
     use crate::testing::FakeText;
 
-    /// A wide model's code takes more tokens than a narrow one's, and traffic alone can be enough.
+    /// A wide model's code takes more tokens than a narrow one's, and traffic alone can be enough; nobody is
+    /// heard where clients are not to be trusted.
     #[test]
     fn as_much_is_heard_as_a_code_takes() {
-        let heard = |width: usize| {
+        let heard = |width: usize, auto| {
+            let (model, tokenizer) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
             let text = Arc::new(FakeText { vocab_size: 90 });
-            let mut calibration = Calibration::new((Fingerprint([1; 32]), width), text, None);
+            let of = CalibrationSubject { model, width, tokenizer, text };
+            let mut calibration = Calibration::new(of, Calibrating { dir: None, auto });
             for _ in 0..40 {
                 calibration.hear(&[7; 1000]);
             }
             calibration.traffic.iter().map(Vec::len).sum::<usize>()
         };
-        assert_eq!(heard(64), 8192);
+        assert_eq!(heard(64, AutoCalibration::Traffic), 8192);
+        for auto in [AutoCalibration::BuiltIn, AutoCalibration::Off] {
+            assert_eq!(heard(64, auto), 0);
+        }
         // Qwen3-8B and the widest Qwen3.
         for width in [4096, 5120] {
-            assert!(heard(width) > 8192 && heard(width) >= least_positions(width), "{width}");
+            let heard = heard(width, AutoCalibration::Traffic);
+            assert!(heard > 8192 && heard >= least_positions(width), "{width}");
         }
     }
 }

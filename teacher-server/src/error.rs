@@ -33,6 +33,9 @@ pub enum TeacherError {
         /// The teacher's.
         held: Option<Fingerprint>,
     },
+    /// This teacher makes no code of its hidden states.
+    #[error("no coded hidden states are to be had of this teacher: {0}")]
+    NoCode(String),
     /// Hidden states of a teacher that gives none.
     #[error("this teacher offers no hidden states: ask for top-k, candidates or draws")]
     NoDecoder,
@@ -263,7 +266,7 @@ impl TeacherError {
             | Self::Unfinished { .. }
             | Self::Held { .. }
             | Self::OutOfMemory { .. } => Code::ResourceExhausted,
-            Self::OtherCode { .. } => Code::FailedPrecondition,
+            Self::OtherCode { .. } | Self::NoCode(_) => Code::FailedPrecondition,
             Self::NoDecoder => Code::Unimplemented,
             Self::NoBlob { .. } => Code::NotFound,
             Self::BlobOffset { .. } => Code::OutOfRange,
@@ -293,7 +296,7 @@ impl TeacherError {
             | Self::NoDecoder
             | Self::NoBlob { .. }
             | Self::BlobOffset { .. } => "invalid",
-            Self::OtherCode { .. } => "code",
+            Self::OtherCode { .. } | Self::NoCode(_) => "code",
             Self::Full { full: QueueFull::Sequences { .. }, .. } => "queued_sequences",
             Self::Full { full: QueueFull::Tokens { .. }, .. } => "queued_tokens",
             Self::Encoding { .. } => "encoding_texts",

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use teacher_server::calibrate::{calibrate, table};
 use teacher_server::config::{CalibrateArgs, Cli, Command, HealthArgs, ServeArgs};
+use teacher_server::decoder::Calibrating;
 use teacher_server::qwen3_scorer::ModelSource;
 use teacher_server::telemetry::{self, TelemetryError};
 use teacher_server::{Guard, Listeners, ServeError, banner, health, output, serve, shutdown};
@@ -117,7 +118,7 @@ async fn serve_model(
         revision: args.revision,
         device: args.device,
         dtype: args.dtype,
-        calibration_dir: args.kept.dir().ok(),
+        calibrating: Calibrating { dir: args.kept.dir().ok(), auto: args.auto_calibration },
     };
     let ready = |facts: &_| {
         banner::log(facts, began.elapsed());
@@ -137,8 +138,16 @@ fn make_code(args: CalibrateArgs) -> anyhow::Result<()> {
     };
     let dir = args.kept.dir()?;
     let CalibrateArgs { model, revision, device, dtype, .. } = args;
-    let source = ModelSource { model, revision, device, dtype, calibration_dir: None };
-    let made = calibrate(source, &args.data, args.tokens as usize, &dir)?;
+    let calibrating = Calibrating::default();
+    let source = ModelSource { model, revision, device, dtype, calibrating };
+    let made = calibrate(source, &args.data, args.tokens.map(|tokens| tokens as usize), &dir)?;
+    if let Some(before) = &made.before {
+        tracing::warn!(
+            "what was kept until now is {}: caches and checkpoints of coded hidden states that began with it \
+             need it, and go on when it is put back in place of the new one",
+            before.display()
+        );
+    }
     output::line(&table(&made.rates));
     output::line(&format!("calibration of {} tokens: {}", made.tokens, made.path.display()));
     telemetry.end(LAST_SPANS);

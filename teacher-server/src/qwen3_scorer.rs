@@ -22,7 +22,7 @@ use model::weights::Weights;
 use proto::convert::ScoreJob;
 
 use crate::config::Dtype;
-use crate::decoder::{Calibration, Decoder};
+use crate::decoder::{Calibrating, Calibration, CalibrationSubject, Decoder};
 use crate::scorer::{Facts, LoadError, Loaded, Scorer, ScorerError, TextCodec};
 use answer::{Answering, JobScores, Placed};
 
@@ -37,8 +37,8 @@ pub struct ModelSource {
     pub device: String,
     /// Arithmetic.
     pub dtype: Dtype,
-    /// Where codes of hidden states are kept; none where there is no place for them.
-    pub calibration_dir: Option<PathBuf>,
+    /// Where codes of hidden states are kept, and what they are made of.
+    pub calibrating: Calibrating,
 }
 
 /// A model, its tokenizer, and what they are.
@@ -57,14 +57,16 @@ impl ModelSource {
     /// # Errors
     /// Those of [`Self::open`].
     pub fn load(self) -> Result<Loaded, LoadError> {
-        let dir = self.calibration_dir.clone();
+        let how = self.calibrating.clone();
         let Opened { network, tokenizer, facts } = self.open()?;
         let text: Arc<dyn TextCodec> = Arc::new(tokenizer);
-        let calibration = Calibration::new(
-            (facts.model_fingerprint, network.config().hidden_size),
-            Arc::clone(&text),
-            dir,
-        );
+        let of = CalibrationSubject {
+            model: facts.model_fingerprint,
+            width: network.config().hidden_size,
+            tokenizer: facts.tokenizer_fingerprint,
+            text: Arc::clone(&text),
+        };
+        let calibration = Calibration::new(of, how);
         let scorer = Box::new(Qwen3Scorer::new(network).with_calibration(calibration));
         Ok(Loaded { scorer, text, facts })
     }

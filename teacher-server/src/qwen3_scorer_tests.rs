@@ -210,7 +210,7 @@ fn numbers_that_are_not_finite_are_the_fault_of_one_sequence() {
 fn source(model: &Path) -> ModelSource {
     let model = model.to_str().unwrap().to_owned();
     let (device, dtype) = ("cpu".into(), Dtype::Auto);
-    ModelSource { model, revision: None, device, dtype, calibration_dir: None }
+    ModelSource { model, revision: None, device, dtype, calibrating: Calibrating::default() }
 }
 
 fn refusal(source: ModelSource) -> String {

@@ -103,6 +103,9 @@ pub enum ScorerError {
     /// The device's memory did not suffice; a smaller batch may do.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
+    /// There is no code of hidden states, and asking again makes none.
+    #[error("{0}")]
+    NoCode(String),
     /// Anything else.
     #[error("{0}")]
     Failed(String),

@@ -4,7 +4,10 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
 
 use tests::{Teacher, root, run, trainer};
 
@@ -37,11 +40,21 @@ impl Bench {
         self.path(name).display().to_string()
     }
 
-    /// Runs `student-trainer` in a home of its own; gives status, output and complaint.
-    pub(crate) fn go(&self, arguments: &[&str]) -> (i32, String, String) {
+    /// `student-trainer` in a home of its own.
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = trainer(arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let output = run(command.env("XDG_CACHE_HOME", self.path("home")));
+        command.env("XDG_CACHE_HOME", self.path("home"));
+        command
+    }
+
+    /// Runs `student-trainer`; gives status, output and complaint.
+    pub(crate) fn go(&self, arguments: &[&str]) -> (i32, String, String) {
+        self.run(self.command(arguments))
+    }
+
+    fn run(&self, mut command: Command) -> (i32, String, String) {
+        let output = run(&mut command);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let complaint = text(&output.stderr);
         assert!(!complaint.contains("panicked"), "{complaint}");
@@ -49,8 +62,14 @@ impl Bench {
     }
 
     pub(crate) fn build(&self, teacher: &Teacher, cache: &str) -> (i32, String) {
+        let (status, _, complaint) = self.run(self.building(teacher, cache));
+        (status, complaint)
+    }
+
+    /// The command that fills a cache.
+    fn building(&self, teacher: &Teacher, cache: &str) -> Command {
         let (url, student, rows) = (teacher.url(), student(), self.text("rows.jsonl"));
-        let (status, _, complaint) = self.go(&[
+        self.command(&[
             "cache",
             "build",
             "--teacher",
@@ -63,12 +82,16 @@ impl Bench {
             cache,
             "--progress",
             "none",
-        ]);
-        (status, complaint)
+        ])
     }
 
     /// Two epochs; without an address nobody is asked.
     pub(crate) fn train(&self, teacher: Option<&Teacher>, cache: &str, out: &str) -> (i32, String) {
+        let (status, _, complaint) = self.run(self.training(teacher, cache, out));
+        (status, complaint)
+    }
+
+    fn training(&self, teacher: Option<&Teacher>, cache: &str, out: &str) -> Command {
         let (student, rows, out) = (student(), self.text("rows.jsonl"), self.text(out));
         let mut flags = vec![
             "train",
@@ -89,8 +112,7 @@ impl Bench {
         if teacher.is_some() {
             flags.extend(["--teacher", &url]);
         }
-        let (status, _, complaint) = self.go(&flags);
-        (status, complaint)
+        self.command(&flags)
     }
 }
 
@@ -170,6 +192,106 @@ fn segment(cache: &Path) -> PathBuf {
         fs::read_dir(cache).expect("a cache").map(|entry| entry.expect("an entry").path());
     let mut segments = entries.filter(|path| path.extension().is_some_and(|end| end == "seg"));
     segments.next().expect("a segment")
+}
+
+/// A build killed at any moment leaves nothing that is wrong, and goes on to the very bytes of one that
+/// was let be. `LIMBECK_KILLS` says how often (20 when absent).
+#[test]
+fn a_build_that_is_killed_goes_on_and_comes_to_the_same_cache() {
+    let kills = std::env::var("LIMBECK_KILLS").ok().and_then(|text| text.parse().ok());
+    let kills: u32 = kills.unwrap_or(20);
+    let bench = Bench::new();
+    let row = |n: usize| format!("{{\"text\": \"{n} and {n} are {}.\"}}\n", 2 * n);
+    fs::write(bench.path("rows.jsonl"), (0..400).map(row).collect::<String>()).expect("rows");
+    let (teacher, whole, killed) = (start(), bench.text("whole"), bench.text("killed"));
+    let begin = Instant::now();
+    let (status, complaint) = bench.build(&teacher, &whole);
+    assert_eq!(status, 0, "{complaint}");
+    let takes = begin.elapsed();
+    let records = || match Path::new(&killed).join("cache.json").exists() {
+        false => 0,
+        true => {
+            let (status, shown, complaint) = bench.go(&["cache", "verify", "--cache", &killed]);
+            assert_eq!(status, 0, "{shown}{complaint}");
+            let line = shown.lines().last().and_then(|line| line.strip_suffix(" records whole"));
+            line.and_then(|count| count.replace(',', "").parse().ok()).expect("a count")
+        }
+    };
+    let (mut there, mut grown): (u32, u32) = (0, 0);
+    for kill in 0..kills {
+        // Each moment of what is left of it, the beginning too.
+        let mut child = bench.building(&teacher, &killed).spawn().expect("the trainer starts");
+        std::thread::sleep(takes.mul_f64(rand::random::<f64>() / 2.0));
+        child.kill().expect("it is killed");
+        child.wait().expect("it ends");
+        let now = records();
+        assert!(now >= there, "kill {kill}: {there} records, then {now}");
+        grown += u32::from(now > there);
+        there = now;
+    }
+    assert!(grown > 0, "killed before anything was written");
+    let (status, complaint) = bench.build(&teacher, &killed);
+    assert_eq!((status, records()), (0, 400), "{complaint}");
+    let segment = |cache: &str| fs::read(segment(Path::new(cache))).expect("a segment");
+    assert!(segment(&whole) == segment(&killed), "other bytes than undisturbed");
+}
+
+/// A cache that may only be read is read, and a teacher is asked for what it lacks; nothing is kept.
+#[test]
+fn a_cache_that_may_only_be_read_is_read_beside_a_teacher() {
+    let bench = Bench::new();
+    let (teacher, cache) = (start(), bench.text("cache"));
+    let rows = fs::read_to_string(bench.path("rows.jsonl")).expect("rows");
+    assert_eq!(bench.build(&teacher, &cache).0, 0);
+    let more = "{\"text\": \"A row that is not there yet.\"}\n";
+    fs::write(bench.path("rows.jsonl"), rows + more).expect("rows");
+    let mode = |of: u32| fs::set_permissions(&cache, fs::Permissions::from_mode(of));
+    for entry in fs::read_dir(&cache).expect("a cache") {
+        let path = entry.expect("an entry").path();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o444)).expect("a mode");
+    }
+    mode(0o555).expect("a mode");
+    let training = bench.training(Some(&teacher), &cache, "out");
+    // The system's own administrator may write anywhere, unless that is given up.
+    let mut bound = Command::new("setpriv");
+    bound.arg("--bounding-set=-dac_override,-dac_read_search");
+    bound.arg(training.get_program()).args(training.get_args());
+    bound.envs(training.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let before = admitted(&teacher);
+    let (status, _, complaint) = bench.run(bound);
+    mode(0o755).expect("a mode");
+    assert_eq!(status, 0, "{complaint}");
+    assert!(complaint.contains("no more answers are kept in the cache"), "{complaint}");
+    // The new row, in each of two epochs, and the rows of the alignment's proof.
+    let asked = admitted(&teacher) - before;
+    assert!((1..=7).contains(&asked), "{asked}");
+    let (_, shown, _) = bench.go(&["cache", "verify", "--cache", &cache]);
+    assert!(shown.contains("12 records whole"), "{shown}");
+}
+
+/// A copy that has gone bad on this machine costs nothing while the store has it whole.
+#[test]
+fn a_copy_that_is_damaged_is_fetched_again_from_its_store() {
+    let bench = Bench::new();
+    let (teacher, cache) = (start(), format!("file://{}", bench.text("store")));
+    let (status, complaint) = bench.build(&teacher, &cache);
+    assert_eq!(status, 0, "{complaint}");
+    drop(teacher);
+    let copies = fs::read_dir(bench.path("home/limbeck/answers")).expect("copies");
+    let copy = copies.map(|entry| entry.expect("a copy").path()).next().expect("one");
+    let spoil = || {
+        let path = segment(&copy);
+        let mut bytes = fs::read(&path).expect("a segment");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).expect("a segment");
+    };
+    spoil();
+    let (status, complaint) = bench.train(None, &cache, "out");
+    assert!(status == 0 && complaint.contains("its segment was fetched again"), "{complaint}");
+    spoil();
+    let (status, shown, complaint) = bench.go(&["cache", "verify", "--cache", &cache]);
+    assert!(status == 0 && shown.contains("12 records whole"), "{shown}{complaint}");
 }
 
 /// What a store refuses makes a build fail, and is sent by the next one without asking anybody again.

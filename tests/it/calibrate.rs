@@ -6,14 +6,15 @@ use std::str::FromStr as _;
 
 use distill::coded::Rung;
 use distill::fingerprint::Fingerprint;
+use hub::tokenizer::Tokenizer;
 use model::coding::Encoder;
 use tests::{binary, root, run};
 
 /// Runs `calibrate` on the demonstration's teacher; gives status, output and complaint.
-fn calibrate(dir: &Path, data: &Path) -> (i32, String, String) {
+fn calibrate(dir: &Path, data: &Path, more: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(binary("teacher-server"));
     command.arg("calibrate").arg("--model").arg(root().join("student-trainer/demo/teacher"));
-    command.arg("--data").arg(data).arg("--calibration-dir").arg(dir);
+    command.arg("--data").arg(data).arg("--calibration-dir").arg(dir).args(more);
     let output = run(&mut command);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let status = output.status.code().expect("no signal");
@@ -24,12 +25,15 @@ fn calibrate(dir: &Path, data: &Path) -> (i32, String, String) {
 fn a_code_is_made_kept_under_the_models_fingerprint_and_shown() {
     let dir = tempfile::tempdir().expect("a folder");
     let kept = dir.path().join("codes");
-    let (status, shown, complaint) = calibrate(&kept, &root().join("docs/wire.md"));
+    let (status, shown, complaint) = calibrate(&kept, &root().join("docs/wire.md"), &[]);
     assert_eq!(status, 0, "{complaint}");
     let path = shown.lines().last().and_then(|line| line.rsplit(' ').next()).expect("a path");
     let name = Path::new(path).file_stem().and_then(|name| name.to_str()).expect("a name");
     let model = Fingerprint::from_str(name).expect("a fingerprint");
-    let encoder = Encoder::load(Path::new(path), model).expect("a file").expect("a code");
+    let tokenizer = Tokenizer::load(&root().join("student-trainer/demo/teacher"));
+    let tokenizer = Fingerprint(tokenizer.expect("a tokenizer").fingerprint());
+    let encoder = Encoder::load(Path::new(path), [model, tokenizer]);
+    let encoder = encoder.expect("a file").expect("a code");
     let code = encoder.code();
     assert_eq!((code.width(), code.directions(), code.model()), (128, 128, model));
     // Each line of the table is a step the code knows, at that price.
@@ -44,10 +48,18 @@ fn a_code_is_made_kept_under_the_models_fingerprint_and_shown() {
     }
     // The same text makes the same code.
     let again = dir.path().join("again");
-    assert_eq!(calibrate(&again, &root().join("docs/wire.md")).0, 0);
+    assert_eq!(calibrate(&again, &root().join("docs/wire.md"), &[]).0, 0);
     let bytes =
         |dir: &Path| std::fs::read(dir.join(format!("{name}.calibration"))).expect("a file");
     assert!(bytes(&kept) == bytes(&again));
+
+    // Another one takes its place, and it can be put back.
+    let first = bytes(&kept);
+    let (status, _, said) = calibrate(&kept, &root().join("docs/wire.md"), &["--tokens", "4000"]);
+    assert_eq!(status, 0, "{said}");
+    assert!(bytes(&kept) != first);
+    let before = said.split_whitespace().find(|word| word.contains(".before")).expect("a path");
+    assert!(std::fs::read(before.trim_end_matches(':')).expect("a file") == first);
 }
 
 #[test]
@@ -67,9 +79,12 @@ fn text_that_makes_no_code_is_refused_and_nothing_is_left() {
         (dir.path().join("nowhere.txt"), "nowhere.txt"),
     ];
     for (data, piece) in cases {
-        let (status, shown, complaint) = calibrate(&kept, &data);
+        let (status, shown, complaint) = calibrate(&kept, &data, &[]);
         assert_eq!((status, shown.as_str()), (1, ""), "{complaint}");
         assert!(complaint.contains(piece) && !complaint.contains("panicked"), "{complaint}");
     }
+    let (status, _, complaint) =
+        calibrate(&kept, &root().join("docs/wire.md"), &["--tokens", "100"]);
+    assert!(status == 1 && complaint.contains("--tokens 100: "), "{complaint}");
     assert!(!kept.exists());
 }

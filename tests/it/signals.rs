@@ -217,8 +217,11 @@ fn a_cache_of_each_signal_teaches_without_its_teacher() {
             bench.train(&format!("{name}-other"), &other);
         }
     }
-    // Another step than the cache's is refused, with both.
     let cache = bench.path("coded-cache");
+    let told = run(&mut trainer(&["cache", "info", "--cache", &cache]));
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains("bytes a position, off by") && told.contains("in 2 files"), "{told}");
+    // Another step than the cache's is refused, with both.
     let output = bench.path("refused");
     let flags = ["--output-dir", &output, "--cache", &cache, "--signal", "coded"];
     let refused = bench.run(&["train"], &[&flags[..], &["--signal-bytes", "12"]].concat());
@@ -253,7 +256,8 @@ fn a_cache_of_each_signal_teaches_without_its_teacher() {
     assert!(said.contains("the teacher is asked for none"), "{said}");
 }
 
-/// A teacher that starts again has the code it made before.
+/// A teacher that starts again has the code it made before; one that cannot read it says so, and a run
+/// does not wait for it.
 #[test]
 fn a_code_outlives_its_teacher() {
     let mut bench = Bench::new();
@@ -264,6 +268,21 @@ fn a_code_outlives_its_teacher() {
     let url = bench.server.url();
     let (_, said) = bench.train("again", &["--signal", "coded", "--teacher", &url]);
     assert!(!said.contains("makes a code"), "{said}");
+    let codes = std::fs::read_dir(bench.path("codes")).expect("codes");
+    let code = codes.map(|entry| entry.expect("an entry").path()).next().expect("a code");
+    let mut bytes = std::fs::read(&code).expect("a code");
+    bytes[8] = 9;
+    std::fs::write(&code, bytes).expect("a code");
+    bench.server = Teacher::start(&model, &["--calibration-dir", &bench.path("codes")]);
+    let (url, output) = (bench.server.url(), bench.path("refused"));
+    let flags = ["--output-dir", &output, "--teacher", &url, "--signal", "coded"];
+    let refused = bench.run(&["train"], &flags);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{said}");
+    let name = code.display().to_string();
+    for piece in ["version is 9", &name, "remove it", "FailedPrecondition"] {
+        assert!(said.contains(piece), "no {piece:?} in {said}");
+    }
 }
 
 /// The table of signals on rows of one's own: everything is exact, what is coded finer is nearer, and a

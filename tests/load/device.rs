@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use distill::signal::TopK;
 use proto::convert::ScoreJob;
+use teacher_server::decoder::Calibrating;
 use teacher_server::qwen3_scorer::ModelSource;
 use teacher_server::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, ScorerError, Scores};
 use teacher_server::settings::Settings;
@@ -92,7 +93,8 @@ impl Scorer for Mock {
 pub(crate) fn load(model: String) -> Result<Loaded, LoadError> {
     let dtype = teacher_server::config::Dtype::F32;
     let device = "cpu".to_owned();
-    ModelSource { model, revision: None, device, dtype, calibration_dir: None }.load()
+    let calibrating = Calibrating::default();
+    ModelSource { model, revision: None, device, dtype, calibrating }.load()
 }
 
 impl Server {

@@ -103,25 +103,39 @@ fn a_calibration_is_kept_and_damage_is_found() {
     let (encoder, ..) = fitted();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("deep/model.code");
-    let model = Fingerprint([3; 32]);
-    assert!(Encoder::load(&path, model).unwrap().is_none());
-    encoder.save(&path).unwrap();
-    assert_eq!(Encoder::load(&path, model).unwrap(), Some(encoder));
-    assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-    let refused = Encoder::load(&path, Fingerprint([4; 32])).unwrap_err().to_string();
-    assert!(refused.contains("0303") && refused.contains("0404"), "{refused}");
+    let files = || std::fs::read_dir(path.parent().unwrap()).unwrap().count();
+    let [model, tokenizer, other] = [3, 5, 4].map(|byte| Fingerprint([byte; 32]));
+    let of = [model, tokenizer];
+    assert!(Encoder::load(&path, of).unwrap().is_none());
+    // What is the same takes nobody's place.
+    for _ in 0..2 {
+        assert_eq!(encoder.save(&path, tokenizer).unwrap(), None);
+    }
+    assert_eq!(Encoder::load(&path, of).unwrap().as_ref(), Some(&encoder));
+    assert_eq!(files(), 1);
+    let refused = |of| Encoder::load(&path, of).unwrap_err().to_string();
+    let error = refused([other, tokenizer]);
+    assert!(error.contains("model 0303") && error.contains("model 0404"), "{error}");
+    let error = refused([model, other]);
+    assert!(error.contains("tokenizer 0505") && error.contains("tokenizer 0404"), "{error}");
     let bytes = std::fs::read(&path).unwrap();
-    for (at, what) in [(0, "LMBKCALI"), (8, "version is 0"), (100, "checksum")] {
+    for (at, what) in [(0, "LMBKCALI"), (8, "version is 3"), (20, "checksum"), (100, "checksum")] {
         let mut spoilt = bytes.clone();
         spoilt[at] ^= 1;
         std::fs::write(&path, &spoilt).unwrap();
-        let refused = Encoder::load(&path, model).unwrap_err().to_string();
-        assert!(refused.contains(what) && refused.contains("made anew"), "{refused}");
+        let error = refused(of);
+        assert!(error.contains(what) && error.contains("made anew"), "{error}");
     }
-    for length in [0, 10, 27, bytes.len() / 2, bytes.len() - 1] {
+    for length in [0, 10, 51, 59, bytes.len() / 2, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..length]).unwrap();
-        assert!(Encoder::load(&path, model).is_err(), "{length}");
+        assert!(Encoder::load(&path, of).is_err(), "{length}");
     }
+    // What another has made is kept beside it, to be put back.
+    std::fs::write(&path, &bytes).unwrap();
+    let aside = encoder.save(&path, other).unwrap().unwrap();
+    assert_eq!(std::fs::read(&aside).unwrap(), bytes);
+    assert!(Encoder::load(&path, [model, other]).unwrap().is_some());
+    assert_eq!(files(), 2);
 }
 
 #[test]

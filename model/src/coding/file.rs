@@ -1,7 +1,7 @@
 //! A calibration on disk: the code, and the matrix only its teacher needs.
 //!
-//! Little-endian: `magic "LMBKCALI" | version u32 | code's length u64 | code | matrix f32[directions * width] |
-//! XXH3-64 of all before`.
+//! Little-endian: `magic "LMBKCALI" | version u32 | tokenizer's fingerprint [32] | code's length u64 | code |
+//! matrix f32[directions * width] | XXH3-64 of all before`. The model's fingerprint is in the code.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use distill::fingerprint::{Fingerprint, payload_checksum};
 use super::Encoder;
 
 const MAGIC: &[u8; 8] = b"LMBKCALI";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 20;
+const VERSION: u32 = 2;
+const HEADER_BYTES: usize = 52;
 const CHECKSUM_BYTES: usize = 8;
 
 /// Why a calibration cannot be read or written.
@@ -39,28 +39,36 @@ pub enum CalibrationFileError {
         /// What is wrong.
         reason: String,
     },
-    /// Another model's.
+    /// Another model's, or of text in another tokenizer's ids.
     #[error(
-        "{} is a calibration of the model {found}, this is the model {wanted}: remove it and start again, \
+        "{} is a calibration of the {what} {found}, this is the {what} {wanted}: remove it and start again, \
          and one is made anew",
         path.display()
     )]
-    OtherModel {
+    Other {
         /// Which file.
         path: PathBuf,
-        /// The model it was made for.
+        /// `model` or `tokenizer`.
+        what: &'static str,
+        /// The one it was made for.
         found: Fingerprint,
-        /// The model that is served.
+        /// The one that is served.
         wanted: Fingerprint,
     },
 }
 
 impl Encoder {
-    /// Writes it so that the file is there as a whole or not at all.
+    /// Writes it so that the file is there as a whole or not at all; `tokenizer` made the ids that it was
+    /// made from. A file that is there and says anything else is what caches and checkpoints may depend
+    /// on: it is set aside, under a name that is given back.
     ///
     /// # Errors
     /// [`CalibrationFileError::Io`]
-    pub fn save(&self, path: &Path) -> Result<(), CalibrationFileError> {
+    pub fn save(
+        &self,
+        path: &Path,
+        tokenizer: Fingerprint,
+    ) -> Result<Option<PathBuf>, CalibrationFileError> {
         let failed = |action| {
             let path = path.to_owned();
             move |source| CalibrationFileError::Io { action, path, source }
@@ -68,6 +76,7 @@ impl Encoder {
         let code = self.code.to_bytes();
         let mut bytes = MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(tokenizer.0);
         bytes.extend((code.len() as u64).to_le_bytes());
         bytes.extend(code);
         bytes.extend(float_bytes(&self.matrix));
@@ -76,6 +85,7 @@ impl Encoder {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(failed("make the directory of"))?;
         }
+        let before = set_aside(path, &bytes).map_err(failed("set aside"))?;
         let beside = path.with_extension(format!("part-{}", std::process::id()));
         let write = || -> std::io::Result<()> {
             let mut file = std::fs::File::create(&beside)?;
@@ -87,14 +97,18 @@ impl Encoder {
             // What is half written is of no use to anybody.
             let _ = std::fs::remove_file(&beside);
             failed("write")(source)
-        })
+        })?;
+        Ok(before)
     }
 
-    /// Reads the calibration of `model`; none where there is no file.
+    /// Reads the calibration of `model` and `tokenizer`; none where there is no file.
     ///
     /// # Errors
     /// [`CalibrationFileError`]
-    pub fn load(path: &Path, model: Fingerprint) -> Result<Option<Self>, CalibrationFileError> {
+    pub fn load(
+        path: &Path,
+        [model, tokenizer]: [Fingerprint; 2],
+    ) -> Result<Option<Self>, CalibrationFileError> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -104,17 +118,34 @@ impl Encoder {
             }
         };
         let unusable = |reason| CalibrationFileError::Unusable { path: path.to_owned(), reason };
-        let encoder = parse(&bytes).map_err(unusable)?;
-        let found = encoder.code.model();
-        if found != model {
-            let (path, wanted) = (path.to_owned(), model);
-            return Err(CalibrationFileError::OtherModel { path, found, wanted });
+        let (encoder, of) = parse(&bytes).map_err(unusable)?;
+        let found = [("model", encoder.code.model(), model), ("tokenizer", of, tokenizer)];
+        match found.into_iter().find(|(_, found, wanted)| found != wanted) {
+            None => Ok(Some(encoder)),
+            Some((what, found, wanted)) => {
+                Err(CalibrationFileError::Other { path: path.to_owned(), what, found, wanted })
+            }
         }
-        Ok(Some(encoder))
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Encoder, String> {
+/// Renames the file at `path` to a name of its own, unless it is these bytes or is not there.
+fn set_aside(path: &Path, bytes: &[u8]) -> std::io::Result<Option<PathBuf>> {
+    let there = match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        there => there?,
+    };
+    if there == bytes {
+        return Ok(None);
+    }
+    let name = payload_checksum(&[&there]);
+    let aside = path.with_extension(format!("{name:016x}.before"));
+    std::fs::rename(path, &aside)?;
+    Ok(Some(aside))
+}
+
+/// The encoder, and the tokenizer it was made with.
+fn parse(bytes: &[u8]) -> Result<(Encoder, Fingerprint), String> {
     let cut = || "it is cut off".to_owned();
     let (header, rest) = bytes.split_at_checked(HEADER_BYTES).ok_or_else(cut)?;
     if header[..8] != *MAGIC {
@@ -131,12 +162,15 @@ fn parse(bytes: &[u8]) -> Result<Encoder, String> {
     if rest[end..] != checksum.to_le_bytes() {
         return Err("its checksum is wrong".to_owned());
     }
-    let length = usize::try_from(number(12, 8)).map_err(|e| e.to_string())?;
+    let mut tokenizer = Fingerprint([0; 32]);
+    tokenizer.0.copy_from_slice(&header[12..44]);
+    let length = usize::try_from(number(44, 8)).map_err(|e| e.to_string())?;
     let (code, matrix) = rest[..end].split_at_checked(length).ok_or_else(cut)?;
     let code = Code::from_bytes(code).map_err(|error: CodedError| error.to_string())?;
     let matrix = floats_from_bytes(matrix).ok_or_else(cut)?;
     if matrix.iter().any(|x| !x.is_finite()) {
         return Err("its matrix is not finite".to_owned());
     }
-    Encoder::new(Arc::new(code), matrix).map_err(|error| error.to_string())
+    let encoder = Encoder::new(Arc::new(code), matrix).map_err(|error| error.to_string())?;
+    Ok((encoder, tokenizer))
 }

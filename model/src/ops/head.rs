@@ -55,6 +55,8 @@ const CHUNK_POSITIONS: usize = 2048;
 /// Logits of a teacher that says all which are kept from the first sweep for the next, as far as whole
 /// blocks go: 128 MiB. Its hidden states are wider than the student's, and their product costs most.
 const KEPT_LOGITS: usize = 32 << 20;
+/// Memory for the logits of a teacher that says all, at most, in bytes: what is kept, and a block.
+pub const TEACHER_LOGITS_BYTES: u64 = 4 * (KEPT_LOGITS + CHUNK_POSITIONS * BLOCK_CLASSES) as u64;
 
 /// What a teacher says of S positions.
 #[derive(Clone, Copy, Debug)]

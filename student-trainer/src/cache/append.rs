@@ -23,6 +23,9 @@ pub(crate) const SEGMENT_BYTES: u32 = 64 << 20;
 
 /// The file whose lock says that a program writes.
 const LOCK: &str = "LOCK";
+/// The file whose lock says that a program brings here what a store has. It is taken before [`LOCK`], which
+/// nobody else can get meanwhile.
+const PULL: &str = "PULL";
 
 /// The one writer of a cache.
 #[derive(Debug)]
@@ -50,7 +53,7 @@ struct Active {
 
 impl Writer {
     /// Opens the cache in `dir` for writing, and makes one of this description where there is none.
-    /// Segments are sealed at `limit` bytes.
+    /// Segments are sealed at `limit` bytes, and sent where `dir` is the copy of a store's cache.
     ///
     /// # Errors
     /// [`CacheError::InUse`] when another writer is at work; those of [`Store::open`].
@@ -58,10 +61,21 @@ impl Writer {
         dir: &Path,
         manifest: &Manifest,
         limit: u32,
+        mut remote: Option<Remote>,
     ) -> Result<(Self, Store), CacheError> {
         at("create", dir, std::fs::create_dir_all(dir))?;
         refuse_foreign(dir)?;
+        let pulling = remote.is_some().then(|| pulling(dir)).transpose()?;
         let lock = lock(dir)?;
+        // Nobody can have the segments renumbered that are written from now on.
+        match remote.as_mut().map(|remote| remote.pull(dir, false)) {
+            // It answered when the cache was opened for reading, and may again when there is something to send.
+            Some(Err(error @ CacheError::Remote { .. })) if Manifest::read(dir)?.is_some() => {
+                tracing::warn!("{error}: going on with what was brought here before");
+            }
+            pulled => drop(pulled.transpose()?),
+        }
+        drop(pulling);
         let mut store = match Store::open(dir)? {
             Some(store) => store,
             None => {
@@ -77,7 +91,7 @@ impl Writer {
             active: None,
             next: store.segments.last().map_or(0, |last| last.number + 1),
             buffer: Vec::new(),
-            remote: None,
+            remote,
             _lock: lock,
         };
         writer.take_up(&store)?;
@@ -111,11 +125,6 @@ impl Writer {
             at("remove", &path, std::fs::remove_file(&path))?;
         }
         Ok(())
-    }
-
-    /// From now on, what is sealed is sent there.
-    pub(crate) fn send_to(&mut self, remote: Remote) {
-        self.remote = Some(remote);
     }
 
     /// Seals what was left unsealed, and goes on with the last segment.
@@ -208,9 +217,13 @@ impl Writer {
         let path = self.dir.join(segment_name(active.number));
         at("sync", &path, active.file.sync_all())?;
         self.write_index(active.number, u64::from(active.bytes), &active.records)?;
-        match &mut self.remote {
-            Some(remote) => remote.push(&self.dir).map(drop),
-            None => Ok(()),
+        match self.remote.as_mut().map(|remote| remote.push(&self.dir)) {
+            // A store that is away for a minute costs nothing: what is here is sent with the next.
+            Some(Err(error @ CacheError::Remote { .. })) => {
+                tracing::warn!("{error}: what could not be sent is kept here and sent later");
+                Ok(())
+            }
+            sent => sent.transpose().map(drop),
         }
     }
 
@@ -221,7 +234,7 @@ impl Writer {
     pub(crate) fn finish(mut self) -> Result<(), CacheError> {
         if self.remote.is_some() {
             self.seal()?;
-            // What an earlier writer sealed and could not send.
+            // What could not be sent before.
             if let Some(remote) = &mut self.remote {
                 remote.push(&self.dir)?;
             }
@@ -261,17 +274,46 @@ fn refuse_foreign(dir: &Path) -> Result<(), CacheError> {
     for entry in at("list", dir, std::fs::read_dir(dir))? {
         let found = at("list", dir, entry)?.file_name().to_string_lossy().into_owned();
         // What a writer leaves that was killed before it had described the cache.
-        if found != LOCK && found != format!("{FILE}.part") {
+        if ![LOCK, PULL].contains(&&*found) && found != format!("{FILE}.part") {
             return Err(CacheError::Foreign { dir: dir.to_owned(), found });
         }
     }
     Ok(())
 }
 
+/// Waits until no other program brings files here, and keeps others from it until it is dropped.
+pub(super) fn pulling(dir: &Path) -> Result<File, CacheError> {
+    let file = lock_file(dir, PULL)?;
+    let locked = match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            tracing::info!(dir = %dir.display(), "waiting for another program that fetches this cache");
+            file.lock()
+        }
+        Err(TryLockError::Error(e)) => Err(e),
+        Ok(()) => Ok(()),
+    };
+    match locked {
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(file),
+        locked => at("lock", &dir.join(PULL), locked).map(|()| file),
+    }
+}
+
+/// Whether a program writes here. To be asked by who holds [`pulling`], so that no writer is taken for
+/// another by being asked.
+pub(super) fn is_written(dir: &Path) -> Result<bool, CacheError> {
+    let file = lock_file(dir, LOCK)?;
+    Ok(matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+fn lock_file(dir: &Path, name: &str) -> Result<File, CacheError> {
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).write(true).create(true).truncate(false).open(dir.join(name));
+    at("write to", dir, opened)
+}
+
 fn lock(dir: &Path) -> Result<File, CacheError> {
     let path = dir.join(LOCK);
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = at("write to", dir, opened)?;
+    let mut file = lock_file(dir, LOCK)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

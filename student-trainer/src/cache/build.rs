@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use distill::cache::{HEADER_BYTES, Key, Place, Space, scan};
+use distill::hidden::HiddenForm;
 use serde::Serialize;
 
 use super::error::{CacheError, at};
@@ -18,7 +19,7 @@ use crate::asking::{Ask, Terms};
 use crate::config::{CacheBuildConfig, CacheConfig};
 use crate::data::{RowSet, TokenizeOptions};
 use crate::error::{TrainError, at_row};
-use crate::reading::read;
+use crate::reading::{read, read_code};
 use crate::setup::Source;
 use crate::signals::Signals;
 use crate::stop::Stop;
@@ -137,12 +138,13 @@ pub struct Verified {
 }
 
 /// Reads every record of a cache: its checksum, its payload, and whether it is about what its name
-/// says; and what hidden states are read with. What is damaged and was asked for again is no damage any more.
+/// says; and what hidden states are read with. What is damaged and was asked for again is no damage any more,
+/// nor what a store has whole: that is brought here again.
 ///
 /// # Errors
 /// [`CacheError`] when there is no cache, or files cannot be read. Damage is no error.
 pub fn verify(config: &CacheConfig) -> Result<Verified, CacheError> {
-    let mut store = open(&config.cache)?;
+    let mut store = open(&config.cache, true)?;
     let mut found = Verified::default();
     found.damaged.extend(store.damage.iter().filter(|what| what.starts_with("all of")).cloned());
     for name in store.manifest.decoder.iter().flat_map(DecoderNames::all) {
@@ -219,8 +221,36 @@ pub struct Info {
     pub segments: usize,
     /// Bytes of them.
     pub bytes: u64,
+    /// What its step of a code takes and costs; absent where hidden states are not coded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<Step>,
+    /// Files that hidden states are read with.
+    pub blobs: usize,
+    /// Bytes of them.
+    pub blob_bytes: u64,
     /// Memory that its index takes, in bytes.
     pub index_bytes: usize,
+}
+
+/// What a step of a code takes and costs, as it was measured when the code was made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Step {
+    /// Bytes a position.
+    pub bytes: f32,
+    /// Mean KL divergence of what is decoded from what the teacher says, at temperature 1, in nats.
+    pub divergence: f32,
+}
+
+impl Step {
+    /// That of a cache of coded hidden states; none where the code cannot be read.
+    fn of(store: &Store) -> Option<Self> {
+        let HiddenForm::Coded { code, rung } = store.manifest.form()? else { return None };
+        let path = store.dir.join(blob_name(&code.to_string()));
+        let [model, _] = store.manifest.fingerprints();
+        let code = read_code(&path, code, model).ok()?;
+        let rate = code.rates().iter().find(|rate| rate.rung == rung)?;
+        Some(Self { bytes: rate.bytes, divergence: rate.divergence })
+    }
 }
 
 /// Describes a cache. Its records are not read.
@@ -228,8 +258,16 @@ pub struct Info {
 /// # Errors
 /// [`CacheError`] when there is none, or it cannot be read.
 pub fn info(config: &CacheConfig) -> Result<Info, CacheError> {
-    let store = open(&config.cache)?;
+    let store = open(&config.cache, false)?;
+    let blobs = store.manifest.decoder.iter().flat_map(DecoderNames::all);
+    let blobs: Vec<u64> = blobs
+        .filter_map(|name| std::fs::metadata(store.dir.join(blob_name(name))).ok())
+        .map(|meta| meta.len())
+        .collect();
     Ok(Info {
+        step: Step::of(&store),
+        blobs: blobs.len(),
+        blob_bytes: blobs.iter().sum(),
         cache: config.cache.clone(),
         records: store.len(),
         segments: store.segments.len(),
@@ -239,10 +277,10 @@ pub fn info(config: &CacheConfig) -> Result<Info, CacheError> {
     })
 }
 
-/// The cache of this name, for reading.
-pub(super) fn open(place: &str) -> Result<Store, CacheError> {
+/// The cache of this name, for reading; `thorough` as [`Located::open`] has it.
+pub(super) fn open(place: &str, thorough: bool) -> Result<Store, CacheError> {
     let absent = || CacheError::Absent { place: place.to_owned() };
-    Located::of(place)?.open()?.ok_or_else(absent)
+    Located::of(place)?.open(thorough)?.ok_or_else(absent)
 }
 
 /// Every newest whole record: its tokens and its answer.

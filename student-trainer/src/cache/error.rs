@@ -158,6 +158,15 @@ pub enum CacheError {
     },
 }
 
+impl CacheError {
+    /// Whether this is a place that may be read and not written to.
+    pub(super) fn is_read_only(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        matches!(self, Self::Io { source, .. }
+            if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
+    }
+}
+
 /// A result with what was attempted, and on what.
 pub(super) fn at<T>(
     action: &'static str,

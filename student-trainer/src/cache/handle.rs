@@ -17,7 +17,7 @@ use super::manifest::Manifest;
 use super::payload;
 use super::place::Located;
 use super::remote::Remote;
-use super::store::{Found, Store};
+use super::store::{Found, Store, segment_name};
 use crate::feed::Scored;
 
 /// Answers on their way to the disk, at most; a slower disk than that slows the training.
@@ -80,22 +80,30 @@ impl Cache {
         Self { place, dir, manifest, space, store, writer, failed }
     }
 
-    /// A cache that is written to from now on.
+    /// A cache that is written to from now on; of one that this program may only read, what is there is
+    /// used and nothing is kept.
     ///
     /// # Errors
     /// Those of [`Writer::open`].
-    pub(crate) fn writing(located: Located, manifest: &Manifest) -> Result<Self, CacheError> {
-        let (writer, store) = located.write(manifest, SEGMENT_BYTES)?;
-        let cache = Self::reading(located, store);
-        cache.start(writer)?;
-        Ok(cache)
+    pub(crate) fn writing(mut located: Located, manifest: &Manifest) -> Result<Self, CacheError> {
+        let remote = located.remote.take();
+        match Writer::open(&located.dir, manifest, SEGMENT_BYTES, remote) {
+            Ok((writer, store)) => {
+                let cache = Self::reading(located, store);
+                cache.start(writer)?;
+                Ok(cache)
+            }
+            Err(error) if error.is_read_only() => {
+                let Some(store) = Store::open(&located.dir)? else { return Err(error) };
+                let cache = Self::reading(located, store);
+                cache.refuse(&error);
+                Ok(cache)
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    fn start(&self, mut writer: Writer) -> Result<(), CacheError> {
-        let idle = std::mem::replace(&mut *lock(&self.writer), Writing::Ended);
-        if let Writing::Idle(Some(remote)) = idle {
-            writer.send_to(*remote);
-        }
+    fn start(&self, writer: Writer) -> Result<(), CacheError> {
         let (jobs, incoming) = sync_channel(QUEUE);
         let shared = Arc::clone(&self.store);
         let (failed, classes) = (Arc::clone(&self.failed), self.manifest.classes);
@@ -142,17 +150,42 @@ impl Cache {
     pub(crate) fn read(&self, row: &Sequence) -> Lookup {
         let key = self.key(row);
         let mut found = lock(&self.store).read(&key);
-        // It may still be on its way to the disk.
-        if found == Found::Nothing && self.flush() {
+        // It may still be on its way to the disk, or be whole in the store.
+        let again = match &found {
+            Found::Nothing => self.flush(),
+            Found::Damaged(segment, what) => self.restore(*segment, what),
+            Found::Payload(_) => false,
+        };
+        if again {
             found = lock(&self.store).read(&key);
         }
         match found {
             Found::Nothing => Lookup::Nothing,
-            Found::Damaged(what) => Lookup::Damaged(what),
+            Found::Damaged(_, what) => Lookup::Damaged(what),
             Found::Payload(payload) => match payload::read(&payload, row, self.manifest.about()) {
                 Ok(scored) => Lookup::Answer(scored),
                 Err(reason) => Lookup::Damaged(format!("record {key}: {reason}")),
             },
+        }
+    }
+
+    /// Brings a segment of a store's cache again, of which a record is damaged here; false where that
+    /// changes nothing.
+    fn restore(&self, segment: u32, what: &str) -> bool {
+        let writing = lock(&self.writer);
+        let Writing::Idle(Some(remote)) = &*writing else { return false };
+        match remote.restore(&self.dir, &segment_name(segment)) {
+            Ok(restored) => {
+                if restored {
+                    tracing::warn!("--cache: damaged: {what}; its segment was fetched again");
+                    lock(&self.store).replaced(segment);
+                }
+                restored
+            }
+            Err(error) => {
+                tracing::warn!("--cache: damaged: {what}; {error}");
+                false
+            }
         }
     }
 
@@ -173,10 +206,12 @@ impl Cache {
 
     /// Begins to write, where that was not begun.
     fn become_writer(&self) {
-        if !matches!(*lock(&self.writer), Writing::Idle(_)) {
-            return;
-        }
-        let opened = Writer::open(&self.dir, &self.manifest, SEGMENT_BYTES);
+        let remote = {
+            let mut writing = lock(&self.writer);
+            let Writing::Idle(remote) = &mut *writing else { return };
+            remote.take().map(|remote| *remote)
+        };
+        let opened = Writer::open(&self.dir, &self.manifest, SEGMENT_BYTES, remote);
         let started = opened.and_then(|(writer, store)| {
             *lock(&self.store) = store;
             self.start(writer)

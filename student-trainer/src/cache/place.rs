@@ -10,9 +10,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Name;
 use object_store::{ClientOptions, RetryConfig};
 
-use super::append::Writer;
-use super::error::CacheError;
-use super::manifest::Manifest;
+use super::append::{is_written, pulling};
+use super::error::{CacheError, at};
 use super::remote::Remote;
 use super::store::Store;
 
@@ -73,32 +72,26 @@ impl Located {
     }
 
     /// Opens the cache for reading; none where there is none. What a store does not have as it lists it
-    /// is added to the damage.
+    /// is added to the damage. Where that is `thorough`, what is here of a store's cache is compared with
+    /// what the store has, and brought again where it differs.
     ///
     /// # Errors
     /// Those of [`Store::open`] and [`Remote::pull`].
-    pub(crate) fn open(&mut self) -> Result<Option<Store>, CacheError> {
-        let lost = match &mut self.remote {
-            Some(remote) => remote.pull(&self.dir)?,
-            None => Vec::new(),
-        };
+    pub(crate) fn open(&mut self, thorough: bool) -> Result<Option<Store>, CacheError> {
+        let mut lost = Vec::new();
+        if let Some(remote) = &mut self.remote {
+            at("create", &self.dir, std::fs::create_dir_all(&self.dir))?;
+            let _pulling = pulling(&self.dir)?;
+            // A program that writes here brought what there was, and has what the store does not have yet.
+            if !is_written(&self.dir)? {
+                lost = remote.pull(&self.dir, thorough)?;
+            }
+        }
         let mut store = Store::open(&self.dir)?;
         if let Some(store) = &mut store {
             store.damage.extend(lost.into_iter().map(|what| format!("all of {what}")));
         }
         Ok(store)
-    }
-
-    /// Opens the cache for writing, and makes one of this description where there is none.
-    ///
-    /// # Errors
-    /// Those of [`Writer::open`].
-    pub(crate) fn write(
-        &self,
-        manifest: &Manifest,
-        limit: u32,
-    ) -> Result<(Writer, Store), CacheError> {
-        Writer::open(&self.dir, manifest, limit)
     }
 }
 

@@ -138,10 +138,7 @@ fn remote(store: &Arc<Faulty>) -> Remote {
 
 /// Writes the records that are not in the copy in `dir`, and sends them.
 fn fill(store: &Arc<Faulty>, dir: &Path, records: std::ops::Range<u32>) -> Result<(), CacheError> {
-    let mut remote = remote(store);
-    remote.pull(dir)?;
-    let (mut writer, mut opened) = Writer::open(dir, &manifest(), 500)?;
-    writer.send_to(remote);
+    let (mut writer, mut opened) = Writer::open(dir, &manifest(), 500, Some(remote(store)))?;
     for i in records {
         if !opened.has(&key(i)) {
             let place = writer.append(&key(i), &[i as u8; 50])?;
@@ -151,6 +148,12 @@ fn fill(store: &Arc<Faulty>, dir: &Path, records: std::ops::Range<u32>) -> Resul
     writer.finish()
 }
 
+/// Brings what the store has to `dir`, for reading.
+fn pull(store: &Arc<Faulty>, dir: &Path) -> Result<Vec<String>, CacheError> {
+    fs::create_dir_all(dir).unwrap();
+    remote(store).pull(dir, false)
+}
+
 fn readable(dir: &Path) -> usize {
     let mut store = Store::open(dir).unwrap().unwrap();
     let whole = |i: &u32| match store.read(&key(*i)) {
@@ -158,7 +161,7 @@ fn readable(dir: &Path) -> usize {
             assert_eq!(bytes, [*i as u8; 50]);
             true
         }
-        Found::Nothing | Found::Damaged(_) => false,
+        Found::Nothing | Found::Damaged(..) => false,
     };
     (0..RECORDS).filter(whole).count()
 }
@@ -184,16 +187,16 @@ fn another_machine_finds_everything_and_nobody_asks_for_a_listing() {
     let root = tempfile::tempdir().unwrap();
     let [here, there] = ["here", "there"].map(|name| root.path().join(name));
     fill(&store, &here, 0..RECORDS).unwrap();
-    assert!(remote(&store).pull(&there).unwrap().is_empty());
+    assert!(pull(&store, &there).unwrap().is_empty());
     assert_eq!(readable(&there), RECORDS as usize);
     assert_eq!(Manifest::read(&there).unwrap().unwrap(), manifest());
     // What is here already is not fetched again: the description, the list.
     let before = store.calls.load(Relaxed);
-    remote(&store).pull(&there).unwrap();
+    pull(&store, &there).unwrap();
     assert_eq!(store.calls.load(Relaxed) - before, 2);
     // And goes on where the first ended.
     fill(&store, &there, 0..RECORDS + 3).unwrap();
-    assert!(remote(&store).pull(&here).unwrap().is_empty());
+    assert!(pull(&store, &here).unwrap().is_empty());
     assert_eq!(Store::open(&here).unwrap().unwrap().len(), RECORDS as usize + 3);
     assert_eq!(store.lists.load(Relaxed), 0);
 }
@@ -204,31 +207,118 @@ fn a_store_that_fails_is_tried_again_and_then_named() {
     let root = tempfile::tempdir().unwrap();
     store.fail.store(3, Relaxed);
     fill(&store, &root.path().join("a"), 0..RECORDS).unwrap();
+    let dir = root.path().join("a");
+    let (mut writer, _) = Writer::open(&dir, &manifest(), 500, Some(remote(&store))).unwrap();
     store.fail.store(usize::MAX, Relaxed);
-    let error = remote(&store).pull(&root.path().join("b")).unwrap_err().to_string();
+    let error = pull(&store, &root.path().join("b")).unwrap_err().to_string();
     for piece in ["s3://bucket/runs/one", "cache.json", "503 Slow Down"] {
         assert!(error.contains(piece), "no {piece:?} in {error}");
     }
-    // What could not be sent is kept here, and sent by the next writer.
-    let dir = root.path().join("a");
-    let (mut writer, _) = Writer::open(&dir, &manifest(), 500).unwrap();
-    writer.send_to(remote(&store));
-    writer.append(&key(99), &[9]).unwrap();
+    // What could not be sent is kept here: the writer goes on, and its end says so.
+    for i in 100..110 {
+        writer.append(&key(i), &[9; 100]).unwrap();
+    }
     assert!(matches!(writer.finish(), Err(CacheError::Remote { .. })));
+    // So does one that begins while the store is away; the next one sends it all.
+    let (mut writer, _) = Writer::open(&dir, &manifest(), 500, Some(remote(&store))).unwrap();
+    writer.append(&key(99), &[9]).unwrap();
+    assert!(writer.finish().is_err());
     store.fail.store(0, Relaxed);
     fill(&store, &dir, 0..0).unwrap();
     let fresh = root.path().join("fresh");
-    remote(&store).pull(&fresh).unwrap();
-    assert_eq!(Store::open(&fresh).unwrap().unwrap().len(), RECORDS as usize + 1);
+    pull(&store, &fresh).unwrap();
+    assert_eq!(Store::open(&fresh).unwrap().unwrap().len(), RECORDS as usize + 11);
+    // A store that is back in time costs nothing at all.
+    let (mut writer, _) = Writer::open(&dir, &manifest(), 500, Some(remote(&store))).unwrap();
+    store.fail.store(5, Relaxed);
+    for i in 200..210 {
+        writer.append(&key(i), &[9; 100]).unwrap();
+    }
+    writer.finish().unwrap();
+    pull(&store, &fresh).unwrap();
+    assert_eq!(Store::open(&fresh).unwrap().unwrap().len(), RECORDS as usize + 21);
+}
+
+/// A copy that has gone bad on this machine is the store's again, by segment and all of it.
+#[test]
+fn what_is_damaged_here_and_whole_in_the_store_is_brought_again() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("a");
+    fill(&store, &dir, 0..RECORDS).unwrap();
+    let spoil = || {
+        let path = dir.join(segment_name(1));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[150] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert!(readable(&dir) < RECORDS as usize);
+    };
+    spoil();
+    let mut known = remote(&store);
+    // One look at names and lengths believes it.
+    known.pull(&dir, false).unwrap();
+    assert!(readable(&dir) < RECORDS as usize);
+    for (name, brought) in [(segment_name(0), false), (segment_name(1), true)] {
+        assert_eq!(known.restore(&dir, &name).unwrap(), brought, "{name}");
+    }
+    assert_eq!(readable(&dir), RECORDS as usize);
+    spoil();
+    assert!(known.pull(&dir, true).unwrap().is_empty());
+    assert_eq!(readable(&dir), RECORDS as usize);
+    // Nothing was taken for answers that the store never had.
+    let names = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.to_string_lossy().contains("unsent")));
+    // Where a writer is at work its files are let be.
+    let (_writer, _) = Writer::open(&dir, &manifest(), 500, None).unwrap();
+    spoil();
+    assert!(!known.restore(&dir, &segment_name(1)).unwrap());
+}
+
+/// While a program brings files nobody becomes a writer there, and while one writes nothing is brought.
+#[test]
+fn programs_that_share_a_copy_wait_for_each_other() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("a");
+    fill(&store, &dir, 0..4).unwrap();
+    let pulling = super::append::pulling(&dir).unwrap();
+    let (began, (place, of)) = (Instant::now(), (dir.clone(), Arc::clone(&store)));
+    let writer = std::thread::spawn(move || {
+        let opened = Writer::open(&place, &manifest(), 500, Some(remote(&of)));
+        (Instant::now(), opened.unwrap().0)
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!super::append::is_written(&dir).unwrap());
+    drop(pulling);
+    let (opened, writer) = writer.join().unwrap();
+    assert!(opened - began >= Duration::from_millis(300), "it did not wait");
+    assert!(super::append::is_written(&dir).unwrap());
+    drop(writer);
+    assert!(!super::append::is_written(&dir).unwrap());
+}
+
+/// A store that holds another cache than it did: the copy is named, not the store alone.
+#[test]
+fn a_copy_of_another_cache_is_named() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("a");
+    fill(&store, &dir, 0..4).unwrap();
+    let other = Manifest { model_fingerprint: "77".repeat(32), ..manifest() };
+    block(store.inner.put(&name("cache.json"), other.text().into())).unwrap();
+    let error = pull(&store, &dir).unwrap_err().to_string();
+    for piece in [dir.to_str().unwrap(), "s3://bucket/runs/one", "7777", "remove that directory"] {
+        assert!(error.contains(piece), "no {piece:?} in {error}");
+    }
 }
 
 #[test]
 fn a_bucket_that_is_not_there_is_named_and_no_empty_cache() {
     let store = Arc::new(Faulty::default());
     let root = tempfile::tempdir().unwrap();
-    assert!(remote(&store).pull(&root.path().join("a")).unwrap().is_empty());
+    assert!(pull(&store, &root.path().join("a")).unwrap().is_empty());
     store.no_bucket.store(1, Relaxed);
-    let error = remote(&store).pull(&root.path().join("b")).unwrap_err().to_string();
+    let error = pull(&store, &root.path().join("b")).unwrap_err().to_string();
     assert!(error.contains("NoSuchBucket") && !error.contains('\n'), "{error}");
 }
 
@@ -240,7 +330,7 @@ fn a_store_that_stalls_is_given_up_in_bounded_time() {
     fill(&store, &root.path().join("a"), 0..RECORDS).unwrap();
     store.stall.store(usize::MAX, Relaxed);
     let begin = Instant::now();
-    let error = remote(&store).pull(&root.path().join("b")).unwrap_err().to_string();
+    let error = pull(&store, &root.path().join("b")).unwrap_err().to_string();
     assert!(error.contains("no answer within 0.2 s"), "{error}");
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
 }
@@ -258,7 +348,7 @@ fn what_is_not_as_listed_counts_as_not_there_and_is_named() {
     spoilt[150] ^= 1;
     block(store.inner.put(&second, spoilt.into())).unwrap();
     let dir = root.path().join("b");
-    let lost = remote(&store).pull(&dir).unwrap();
+    let lost = pull(&store, &dir).unwrap();
     assert_eq!(lost.len(), 2, "{lost:?}");
     assert!(lost[0].contains(&segment_name(0)) && lost[0].contains("not there"), "{lost:?}");
     assert!(lost[1].contains(&segment_name(1)) && lost[1].contains("digest"), "{lost:?}");
@@ -267,7 +357,7 @@ fn what_is_not_as_listed_counts_as_not_there_and_is_named() {
     // Made again under other numbers or the same, nothing is missing any more.
     fill(&store, &dir, 0..RECORDS).unwrap();
     let fresh = root.path().join("fresh");
-    assert_eq!(remote(&store).pull(&fresh).unwrap(), Vec::<String>::new());
+    assert_eq!(pull(&store, &fresh).unwrap(), Vec::<String>::new());
     assert_eq!(readable(&fresh), RECORDS as usize);
 }
 
@@ -285,7 +375,7 @@ fn a_segment_that_was_sent_and_has_grown_is_sent_again() {
     assert_eq!(super::store::numbers_in(&dir).unwrap(), [0]);
     for place in ["fresh", "a"] {
         let place = root.path().join(place);
-        assert!(remote(&store).pull(&place).unwrap().is_empty());
+        assert!(pull(&store, &place).unwrap().is_empty());
         assert_eq!(readable(&place), 4);
     }
 }
@@ -302,7 +392,7 @@ fn an_answer_that_is_lost_on_its_way_stops_no_writer() {
         assert_eq!(store.mute.load(Relaxed), 0);
     }
     let fresh = root.path().join("fresh");
-    remote(&store).pull(&fresh).unwrap();
+    pull(&store, &fresh).unwrap();
     assert_eq!(Store::open(&fresh).unwrap().unwrap().len(), 9);
 }
 
@@ -315,7 +405,7 @@ fn a_list_that_leads_elsewhere_is_refused() {
         let list =
             format!("{{\"files\": [{{\"name\": \"{wrong}\", \"bytes\": 1, \"digest\": \"00\"}}]}}");
         block(store.inner.put(&name("segments.json"), list.into())).unwrap();
-        let error = remote(&store).pull(&root.path().join("b")).unwrap_err().to_string();
+        let error = pull(&store, &root.path().join("b")).unwrap_err().to_string();
         assert!(error.contains(wrong), "{error}");
     }
 }
@@ -326,13 +416,7 @@ fn of_two_machines_that_write_at_a_time_the_second_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let [a, b] = ["a", "b"].map(|name| root.path().join(name));
     fill(&store, &a, 0..4).unwrap();
-    let open = |dir: &Path| {
-        let mut remote = remote(&store);
-        remote.pull(dir).unwrap();
-        let (mut writer, _) = Writer::open(dir, &manifest(), 500).unwrap();
-        writer.send_to(remote);
-        writer
-    };
+    let open = |dir: &Path| Writer::open(dir, &manifest(), 500, Some(remote(&store))).unwrap().0;
     let (mut first, mut second) = (open(&a), open(&b));
     first.append(&key(10), &[10; 50]).unwrap();
     second.append(&key(11), &[11; 50]).unwrap();
@@ -341,7 +425,7 @@ fn of_two_machines_that_write_at_a_time_the_second_is_refused() {
     assert!(matches!(refused, CacheError::InUse { .. }), "{refused}");
     let fresh = root.path().join("fresh");
     assert!(fs::exists(a.join(index_name(1))).unwrap());
-    assert!(remote(&store).pull(&fresh).unwrap().is_empty());
+    assert!(pull(&store, &fresh).unwrap().is_empty());
     assert_eq!(Store::open(&fresh).unwrap().unwrap().len(), 5);
     // Tried again, the second goes on behind the first, and still has what it could not send.
     fill(&store, &b, 0..0).unwrap();
@@ -349,7 +433,7 @@ fn of_two_machines_that_write_at_a_time_the_second_is_refused() {
         entry.unwrap().file_name().to_string_lossy().ends_with("unsent")
     };
     assert!(!fs::read_dir(&b).unwrap().any(unsent));
-    assert!(remote(&store).pull(&fresh).unwrap().is_empty());
+    assert!(pull(&store, &fresh).unwrap().is_empty());
     let mut opened = Store::open(&fresh).unwrap().unwrap();
     assert!([0, 1, 2, 3, 10, 11].iter().all(|&i| opened.has(&key(i))));
 }

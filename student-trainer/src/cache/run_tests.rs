@@ -156,7 +156,7 @@ fn a_damaged_record_is_asked_for_anew_or_ends_the_run_where_nobody_can_be_asked(
     // Sealed, so that the damage is not seen when the cache is opened.
     let dir = Path::new(&cache);
     let manifest = Manifest::read(dir).unwrap().unwrap();
-    let (mut writer, _) = Writer::open(dir, &manifest, 1 << 20).unwrap();
+    let (mut writer, _) = Writer::open(dir, &manifest, 1 << 20, None).unwrap();
     writer.seal().unwrap();
     writer.finish().unwrap();
     let segment = dir.join(segment_name(0));
@@ -282,7 +282,7 @@ fn a_cache_that_is_being_written_serves_those_who_need_no_more_of_it() {
     let with = ("cache", cache.as_str());
     bench.run("first", &[with]).unwrap();
     let manifest = Manifest::read(Path::new(&cache)).unwrap().unwrap();
-    let (writer, _) = Writer::open(Path::new(&cache), &manifest, 1 << 20).unwrap();
+    let (writer, _) = Writer::open(Path::new(&cache), &manifest, 1 << 20, None).unwrap();
     bench.run("second", &[with]).unwrap();
     std::fs::remove_file(Path::new(&cache).join(segment_name(0))).unwrap();
     let error = bench.run("third", &[with]).unwrap_err();

@@ -110,7 +110,7 @@ pub fn throughput(
     drop(cache);
     let mut located = Located::of(&place)?;
     let absent = || CacheError::Absent { place: place.clone() };
-    let store = located.open()?.ok_or_else(absent)?;
+    let store = located.open(false)?.ok_or_else(absent)?;
     let bytes: u64 = store.segments.iter().map(|segment| segment.bytes).sum();
     let cache = Cache::reading(located, store);
     let begin = Instant::now();
@@ -138,7 +138,7 @@ pub fn throughput(
 /// Those of the cache.
 pub fn opening(dir: &Path, records: usize) -> Result<Opening, CacheError> {
     let manifest = manifest(64);
-    let (writer, store) = Writer::open(dir, &manifest, SEGMENT_BYTES)?;
+    let (writer, store) = Writer::open(dir, &manifest, SEGMENT_BYTES, None)?;
     let space = store.space;
     drop((writer, store));
     // Of answers of 150 positions, a segment holds so many.

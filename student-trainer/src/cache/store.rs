@@ -60,8 +60,8 @@ pub(crate) enum Found {
     Payload(Vec<u8>),
     /// Nothing of that name.
     Nothing,
-    /// A damaged record, in words.
-    Damaged(String),
+    /// A damaged record: the number of its segment, and what is wrong in words.
+    Damaged(u32, String),
 }
 
 /// The name of a segment's file.
@@ -153,10 +153,18 @@ impl Store {
                 Ok((header, payload)) if header.key == *key => return Found::Payload(payload),
                 // Another record whose name begins alike.
                 Ok(_) => {}
-                Err(reason) => damaged = Some(describe(&self.dir, place, Some(key), &reason)),
+                Err(reason) => {
+                    let what = describe(&self.dir, place, Some(key), &reason);
+                    damaged = Some((place.segment, what));
+                }
             }
         }
-        damaged.map_or(Found::Nothing, Found::Damaged)
+        damaged.map_or(Found::Nothing, |(segment, what)| Found::Damaged(segment, what))
+    }
+
+    /// Takes note that the file of a segment is another one now.
+    pub(crate) fn replaced(&mut self, number: u32) {
+        self.open.remove(&number);
     }
 
     fn read_at(&mut self, place: Place) -> Result<(Header, Vec<u8>), String> {
@@ -238,7 +246,12 @@ enum Opened {
 impl Opened {
     fn read(dir: &Path, number: u32, space: &Space) -> Result<Self, CacheError> {
         let path = dir.join(segment_name(number));
-        let file_bytes = at("read", &path, std::fs::metadata(&path))?.len();
+        let file = at("read", &path, std::fs::metadata(&path))?;
+        if !file.is_file() {
+            // A pipe would be waited for.
+            at("read", &path, Err(std::io::Error::other("it is no file")))?;
+        }
+        let file_bytes = file.len();
         if let Ok(bytes) = std::fs::read(dir.join(index_name(number)))
             && let Ok(indexed) = read_index(&bytes, number, space)
             && indexed.segment_bytes == file_bytes

@@ -27,7 +27,7 @@ const RECORDS: u32 = 23;
 
 /// Appends what is not there yet, in order, as a build does.
 fn fill(dir: &Path) -> usize {
-    let (mut writer, mut store) = Writer::open(dir, &manifest(), LIMIT).unwrap();
+    let (mut writer, mut store) = Writer::open(dir, &manifest(), LIMIT, None).unwrap();
     let mut appended = 0;
     for i in (0..RECORDS).filter(|&i| !store.has(&key(i))).collect::<Vec<_>>() {
         let place = writer.append(&key(i), &payload(i)).unwrap();
@@ -46,7 +46,7 @@ fn readable(dir: &Path) -> Vec<u32> {
             assert_eq!(bytes, payload(*i), "record {i} is wrong");
             true
         }
-        Found::Nothing | Found::Damaged(_) => false,
+        Found::Nothing | Found::Damaged(..) => false,
     };
     (0..RECORDS).filter(whole).collect()
 }
@@ -160,7 +160,7 @@ fn a_flipped_bit_is_named_with_its_record_and_mended_by_the_next_writer() {
     for (at, i) in [(64 + 56 + 3, 0u32), (64 + 56 + 30 + 9, 1)] {
         flip(&first, at);
         let mut store = Store::open(dir.path()).unwrap().unwrap();
-        let Found::Damaged(what) = store.read(&key(i)) else { panic!("record {i} was taken") };
+        let Found::Damaged(_, what) = store.read(&key(i)) else { panic!("record {i} was taken") };
         for piece in [key(i).to_string(), segment_name(0), "damaged".to_owned()] {
             // The header says nothing any more; the name is the one asked for.
             assert!(what.contains(&piece) || what.contains("checksum"), "no {piece:?} in {what}");
@@ -210,8 +210,8 @@ fn a_segment_whose_header_is_damaged_is_passed_over_and_not_written_to() {
 #[test]
 fn a_second_writer_is_refused_and_readers_are_not() {
     let dir = filled();
-    let (writer, _) = Writer::open(dir.path(), &manifest(), LIMIT).unwrap();
-    let refused = Writer::open(dir.path(), &manifest(), LIMIT).unwrap_err();
+    let (writer, _) = Writer::open(dir.path(), &manifest(), LIMIT, None).unwrap();
+    let refused = Writer::open(dir.path(), &manifest(), LIMIT, None).unwrap_err();
     let CacheError::InUse { holder, .. } = &refused else { panic!("{refused}") };
     assert_eq!(*holder, Some(std::process::id()));
     let place = dir.path().display().to_string();
@@ -220,7 +220,7 @@ fn a_second_writer_is_refused_and_readers_are_not() {
     }
     assert_eq!(readable(dir.path()).len(), RECORDS as usize);
     writer.finish().unwrap();
-    Writer::open(dir.path(), &manifest(), LIMIT).unwrap();
+    Writer::open(dir.path(), &manifest(), LIMIT, None).unwrap();
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn what_is_no_cache_of_this_format_is_refused_with_both_values() {
 fn a_directory_of_something_else_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("thesis.txt"), "words").unwrap();
-    let refused = Writer::open(dir.path(), &manifest(), LIMIT).unwrap_err();
+    let refused = Writer::open(dir.path(), &manifest(), LIMIT, None).unwrap_err();
     assert!(matches!(&refused, CacheError::Foreign { found, .. } if found == "thesis.txt"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     assert!(Store::open(dir.path()).unwrap().is_none());

@@ -13,6 +13,7 @@ mod rows;
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 
 use distill::fingerprint::Fingerprint;
 use parquet::arrow::ArrowWriter;
@@ -42,7 +43,7 @@ const BATCH: usize = 64;
 /// # Errors
 /// [`CacheError`] when there is no cache, or the file cannot be written.
 pub fn export(config: &CacheExportConfig) -> Result<usize, CacheError> {
-    let store = open(&config.cache)?;
+    let store = open(&config.cache, false)?;
     let path = &config.parquet;
     let wrong = |reason: String| CacheError::Table { path: path.clone(), reason };
     if store.manifest.k().is_none() {
@@ -51,7 +52,12 @@ pub fn export(config: &CacheExportConfig) -> Result<usize, CacheError> {
             "the cache keeps `{signal}`: such a table holds top-k answers only"
         )));
     }
-    let file = File::create(path).map_err(|e| wrong(format!("cannot be written: {e}")))?;
+    let unwritten = |e: std::io::Error| wrong(format!("cannot be written: {e}"));
+    // What stands there stays until the new one is whole.
+    let mut begun = path.clone().into_os_string();
+    begun.push(".part");
+    let begun = PathBuf::from(begun);
+    let file = File::create(&begun).map_err(unwritten)?;
     let described = KeyValue::new(METADATA.to_owned(), store.manifest.text());
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -73,6 +79,7 @@ pub fn export(config: &CacheExportConfig) -> Result<usize, CacheError> {
     })?;
     put(&mut columns)?;
     writer.close().map_err(|e| wrong(e.to_string()))?;
+    std::fs::rename(&begun, path).map_err(unwritten)?;
     Ok(count)
 }
 
@@ -187,11 +194,8 @@ struct Filled {
 impl Filled {
     fn open(place: &str, manifest: &Manifest) -> Result<Self, CacheError> {
         let mut located = Located::of(place)?;
-        located.open()?;
-        let (mut writer, store) = located.write(manifest, SEGMENT_BYTES)?;
-        if let Some(remote) = located.remote {
-            writer.send_to(remote);
-        }
+        located.open(false)?;
+        let (writer, store) = Writer::open(&located.dir, manifest, SEGMENT_BYTES, located.remote)?;
         // Another cache may have been there.
         store.manifest.same(place, manifest)?;
         Ok(Self { writer, store })

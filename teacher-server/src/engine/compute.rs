@@ -53,7 +53,12 @@ pub(super) fn answer_errand(scorer: &mut dyn Scorer, errand: Errand, shared: &Sh
     let made = match made {
         Some(decoder) => Ok(decoder),
         None => match catch_unwind(AssertUnwindSafe(|| scorer.decoder(code))) {
-            Ok(made) => made.map_err(|error| TeacherError::Scorer(error.to_string())),
+            Ok(made) => made.map_err(|error| match error {
+                ScorerError::NoCode(reason) => TeacherError::NoCode(reason),
+                ScorerError::OutOfMemory(_) | ScorerError::Failed(_) => {
+                    TeacherError::Scorer(error.to_string())
+                }
+            }),
             Err(panic) => {
                 shared.metrics.panics.inc();
                 Err(TeacherError::Panicked(panic_text(panic.as_ref())))
@@ -93,7 +98,9 @@ fn attempt(
             let pause = pause(inner.queue.tokens() + tokens, inner.rate);
             Err(TeacherError::OutOfMemory { tokens, reason, pause })
         }
-        Ok(Err(ScorerError::Failed(reason))) => Err(TeacherError::Scorer(reason)),
+        Ok(Err(ScorerError::Failed(reason) | ScorerError::NoCode(reason))) => {
+            Err(TeacherError::Scorer(reason))
+        }
         Err(panic) => {
             shared.metrics.panics.inc();
             Err(TeacherError::Panicked(panic_text(panic.as_ref())))

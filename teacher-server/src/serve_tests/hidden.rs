@@ -14,18 +14,21 @@ use proto::v1::{FetchRequest, GetDecoderRequest};
 use tonic::Code as Status;
 
 use super::harness::{Server, assembler_of};
-use crate::decoder::Calibration;
+use crate::config::AutoCalibration;
+use crate::decoder::{Calibrating, Calibration, CalibrationSubject};
 use crate::qwen3_scorer::tests::{CLASSES, HIDDEN, head, jobs, scorer};
-use crate::scorer::{Facts, LoadError, Loaded, Scorer, TextCodec};
+use crate::scorer::{Facts, LoadError, Loaded, Scorer, TextCodec, all_positions};
 use crate::settings::Settings;
 use crate::testing::FakeText;
 
 const MODEL: Fingerprint = Fingerprint([0xA5; 32]);
 
-/// The small model, with its codes kept in `dir`.
-fn loaded(dir: Option<std::path::PathBuf>) -> Result<Loaded, LoadError> {
+/// The small model, with its codes kept and made in this way.
+fn loaded(how: Calibrating) -> Result<Loaded, LoadError> {
     let text: Arc<dyn TextCodec> = Arc::new(FakeText { vocab_size: 90 });
-    let calibration = Calibration::new((MODEL, HIDDEN), Arc::clone(&text), dir);
+    let (model, tokenizer, width) = (MODEL, Fingerprint([0x70; 32]), HIDDEN);
+    let of = CalibrationSubject { model, width, tokenizer, text: Arc::clone(&text) };
+    let calibration = Calibration::new(of, how);
     let facts = crate::testing::facts(CLASSES as u32);
     let hidden_size = HIDDEN as u32;
     let facts = Facts { tokenizer_size: 90, max_positions: 64, hidden_size, ..facts };
@@ -33,7 +36,11 @@ fn loaded(dir: Option<std::path::PathBuf>) -> Result<Loaded, LoadError> {
 }
 
 async fn serve(dir: Option<std::path::PathBuf>) -> Server {
-    let mut server = Server::start_loading(move || loaded(dir), Settings::DEFAULT).await;
+    serve_so(Calibrating { dir, ..Calibrating::default() }).await
+}
+
+async fn serve_so(how: Calibrating) -> Server {
+    let mut server = Server::start_loading(move || loaded(how), Settings::DEFAULT).await;
     server.ready().await;
     server
 }
@@ -146,13 +153,37 @@ async fn a_calibration_that_cannot_be_used_is_named_and_not_written_over() {
     let server = serve(Some(dir.path().to_owned())).await;
     let ask_for = async |code| server.client().await.get_decoder(GetDecoderRequest { code }).await;
     let refused = ask_for(true).await.unwrap_err();
-    for piece in ["version is 9", "reads 1", path.to_str().unwrap(), "remove it"] {
+    assert_eq!(refused.code(), Status::FailedPrecondition);
+    for piece in ["version is 9", "reads 2", path.to_str().unwrap(), "remove it"] {
         assert!(refused.message().contains(piece), "no {piece:?} in {refused}");
     }
     assert_eq!(std::fs::read(&path).unwrap(), newer);
     // Hidden states that are in no code are to be had.
     assert!(ask_for(false).await.is_ok());
     assert!(ask(&server, Entries::Hidden(HiddenForm::Bf16)).await.is_ok());
+}
+
+/// Where clients are not to be trusted they have no part in the code, or there is none until the operator
+/// makes one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_is_made_of_clients_tokens_only_where_that_is_allowed() {
+    let code_of = async |auto, first: &[u32]| {
+        let server = serve_so(Calibrating { dir: None, auto }).await;
+        let mut stream = server.score().await;
+        let job = ScoreJob { tokens: first.to_vec(), ranges: all_positions(4), ..jobs().remove(2) };
+        stream.send(score_request(&job)).await;
+        stream.next().await;
+        let reply = server.client().await.get_decoder(GetDecoderRequest { code: true }).await;
+        reply.map(|reply| decoder_facts(reply.get_ref()).unwrap().code)
+    };
+    let (one, other) = ([1, 2, 3, 4], [4, 3, 2, 1]);
+    let traffic = AutoCalibration::Traffic;
+    assert_ne!(code_of(traffic, &one).await.unwrap(), code_of(traffic, &other).await.unwrap());
+    let built_in = AutoCalibration::BuiltIn;
+    assert_eq!(code_of(built_in, &one).await.unwrap(), code_of(built_in, &other).await.unwrap());
+    let refused = code_of(AutoCalibration::Off, &one).await.unwrap_err();
+    assert_eq!(refused.code(), Status::FailedPrecondition);
+    assert!(refused.message().contains("teacher-server calibrate"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
