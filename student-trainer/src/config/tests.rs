@@ -181,6 +181,19 @@ fn what_is_missing_is_named() {
     assert!(settings(&[("teacher", "-"), ("alpha", "0")], &[], None).unwrap().teacher.is_empty());
 }
 
+/// Two ways to say one thing in two places are no contradiction: the flag says it.
+#[test]
+fn a_flag_for_the_step_is_over_a_file_that_says_it_the_other_way() {
+    for (flag, of_file, wanted) in [
+        (("signal-error", "0.1"), "signal_bytes = 40", (None, Some(0.1))),
+        (("signal-bytes", "40"), "signal_error = 0.1", (Some(40.0), None)),
+    ] {
+        let file = format!("signal = \"coded\"\n{of_file}\n");
+        let c = settings(&[flag], &[], Some(&file)).unwrap();
+        assert_eq!((c.signal.signal_bytes, c.signal.signal_error), wanted);
+    }
+}
+
 #[test]
 fn contradictions_are_refused() {
     for (flags, piece) in [
