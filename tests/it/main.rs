@@ -10,6 +10,7 @@ mod hub;
 mod job;
 mod memory;
 mod peers;
+mod peers_signals;
 mod precision;
 mod s3;
 mod secrets;

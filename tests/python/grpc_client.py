@@ -1,5 +1,5 @@
 """Calls a teacher's Score and ScoreText with stock grpcio, each twice: by the client generated from
-the proto that clients/python/score.py makes, and by reflection, knowing nothing but what the server
+the proto that clients/python/teacher.py makes, and by reflection, knowing nothing but what the server
 says of itself. Compares all four, read as that example reads them, with what transformers computes
 in float32.
 
@@ -20,7 +20,8 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "clients/python"))
-import score as example
+import signals
+import teacher as example
 
 TEXTS = ["Natalia sold clips to 48 of her friends in April.", "12 + 30 = 42. So there are 42 apples."]
 T, K, TOLERANCE = 2.0, 16, 1e-3
@@ -107,7 +108,8 @@ def check_score(score, request, teacher, codec, expected, worst):
         assert (reply.first_position, reply.rows, reply.last, reply.codec) == (0, rows, True, codec)
         assert reply.temperature == T and reply.model_fingerprint.hex() == teacher.model_fingerprint[:32]
         assert reply.tokenizer_fingerprint.hex() == teacher.tokenizer_fingerprint[:32]
-        log_z, log_rest, top, values = example.unpack(reply.signal, reply.rows, K, reply.codec)
+        log_z, log_rest, top, values = signals.read_top_k(
+            reply.signal, reply.rows, K, reply.codec, teacher.vocab_size)
         logprobs = values - log_z[:, None].astype(np.float64)
         if codec == 4:  # values of 8 bits: the bound that docs/wire.md states
             bound = TOLERANCE + (values[:, :1] - values[:, -1:]) / 510
