@@ -88,7 +88,8 @@ pub enum Error {
         source: DecoderError,
     },
     /// What was fetched cannot be kept.
-    #[error("cannot keep what the teacher's hidden states are read with: {}: {source}", path.display())]
+    #[error("cannot keep what the teacher's hidden states are read with: {}: {source}; another place for it may be \
+         named (--decoder-dir)", path.display())]
     Keep {
         /// Where it was to be.
         path: PathBuf,

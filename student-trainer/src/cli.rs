@@ -333,8 +333,9 @@ Examples:
   student-trainer cache verify --cache answers
   student-trainer cache export --cache answers --parquet answers.parquet
 
-A cache holds the answers of one model about ids of one tokenizer, for one --top-k and --temperature.
-A run of anything else is refused. train and eval fill a cache as they go, too (--cache).";
+A cache holds the answers of one model about ids of one tokenizer, for one --signal
+and its parameters, and one --temperature where the signal depends on it. A run of anything else is refused.
+train and eval fill a cache as they go, too (--cache).";
 
 const DEMO_ABOUT: &str =
     "Distil a small student from a real teacher server on this machine, in about a minute";

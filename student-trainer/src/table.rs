@@ -113,11 +113,14 @@ pub(crate) fn short(count: u64) -> String {
     }
 }
 
-/// A teacher's size, type and device; the device alone where it does not state the others.
+/// A teacher's size, type and device; the device alone where it does not state the others, and none where
+/// only its answers are there.
 pub(crate) fn machine(teacher: &TeacherLine) -> String {
-    match teacher.parameters {
-        0 => teacher.device.clone(),
-        size => format!("{} parameters, {} on {}", short(size), teacher.dtype, teacher.device),
+    let TeacherLine { parameters, dtype, device, .. } = teacher;
+    match (parameters, device.as_str()) {
+        (0, device) => device.to_owned(),
+        (&size, "") => format!("{} parameters, {dtype}", short(size)),
+        (&size, device) => format!("{} parameters, {dtype} on {device}", short(size)),
     }
 }
 

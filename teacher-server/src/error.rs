@@ -23,8 +23,9 @@ pub enum TeacherError {
     Draining,
     /// Hidden states are to be coded by a code this teacher does not have.
     #[error(
-        "hidden states were asked for by the code {wanted}, this teacher's is {}: ask GetDecoder for it and \
-         begin with that one; what was coded by another cannot be mixed with it",
+        "hidden states were asked for by the code {wanted}, this teacher's is {}: start it with the calibration \
+         of that code (--calibration-dir; one that was replaced is there under a name that ends in .before), or \
+         begin anew with the code that GetDecoder names; what was coded by another cannot be mixed with it",
         held.map_or_else(|| "not made yet".to_owned(), |held| held.to_string())
     )]
     OtherCode {

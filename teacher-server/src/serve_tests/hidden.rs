@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use distill::coded::{Code, Rung};
-use distill::fingerprint::Fingerprint;
+use distill::fingerprint::{Fingerprint, payload_checksum};
 use distill::hidden::{self, HiddenForm};
 use distill::matrix::OutputMatrix;
 use distill::signal::{Computed, Entries, Signal};
@@ -142,25 +142,40 @@ async fn a_code_is_made_once_and_coded_states_are_read_with_it() {
     assert_eq!(decoder(&next).await, facts);
 }
 
-/// A calibration of another version or model is no place for a new one: the client is told which file it
-/// is, and the file stays.
+/// A calibration of another version, model or tokenizer is no place for a new one: the client is told which
+/// file it is, and the file stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_calibration_that_cannot_be_used_is_named_and_not_written_over() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(format!("{MODEL}.calibration"));
+    let ask_for = async |server: &Server, code| {
+        server.client().await.get_decoder(GetDecoderRequest { code }).await
+    };
+    let maker = serve(Some(dir.path().to_owned())).await;
+    ask_for(&maker, true).await.unwrap();
     let newer = [&b"LMBKCALI"[..], &9_u32.to_le_bytes(), &[0; 40]].concat();
-    std::fs::write(&path, &newer).unwrap();
-    let server = serve(Some(dir.path().to_owned())).await;
-    let ask_for = async |code| server.client().await.get_decoder(GetDecoderRequest { code }).await;
-    let refused = ask_for(true).await.unwrap_err();
-    assert_eq!(refused.code(), Status::FailedPrecondition);
-    for piece in ["version is 9", "reads 2", path.to_str().unwrap(), "remove it"] {
-        assert!(refused.message().contains(piece), "no {piece:?} in {refused}");
+    // The tokenizer stands behind magic and version, the checksum at the end.
+    let mut other = std::fs::read(&path).unwrap();
+    other[12..44].fill(0x71);
+    let end = other.len() - 8;
+    let checksum = payload_checksum(&[&other[..end]]);
+    other[end..].copy_from_slice(&checksum.to_le_bytes());
+    for (bytes, pieces) in [
+        (newer, ["version is 9", "reads 2"]),
+        (other, ["of the tokenizer 7171", "the tokenizer 7070"]),
+    ] {
+        std::fs::write(&path, &bytes).unwrap();
+        let server = serve(Some(dir.path().to_owned())).await;
+        let refused = ask_for(&server, true).await.unwrap_err();
+        assert_eq!(refused.code(), Status::FailedPrecondition);
+        for piece in pieces.into_iter().chain([path.to_str().unwrap(), "remove it"]) {
+            assert!(refused.message().contains(piece), "no {piece:?} in {refused}");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        // Hidden states that are in no code are to be had.
+        assert!(ask_for(&server, false).await.is_ok());
+        assert!(ask(&server, Entries::Hidden(HiddenForm::Bf16)).await.is_ok());
     }
-    assert_eq!(std::fs::read(&path).unwrap(), newer);
-    // Hidden states that are in no code are to be had.
-    assert!(ask_for(false).await.is_ok());
-    assert!(ask(&server, Entries::Hidden(HiddenForm::Bf16)).await.is_ok());
 }
 
 /// Where clients are not to be trusted they have no part in the code, or there is none until the operator
