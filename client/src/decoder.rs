@@ -41,8 +41,12 @@ impl Address {
     /// [`Failure`], by what trying again would do; [`Error::Keep`] when the disk refuses.
     pub async fn fetch(&self, blob: BlobFacts, dir: &Path) -> Result<PathBuf, Failure> {
         let path = dir.join(blob.fingerprint.to_string());
+        let keep = |source| Failure::from(Error::Keep { path: path.clone(), source });
+        // A pipe would be waited for.
+        if std::fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+            return Err(keep(std::io::Error::other("it is no file")));
+        }
         if let Ok(mut file) = File::open(&path) {
-            let keep = |source| Failure::from(Error::Keep { path: path.clone(), source });
             if digest(&mut file).map_err(keep)? == blob.fingerprint.0 {
                 return Ok(path);
             }

@@ -2,7 +2,7 @@
 //!
 //! Reading order: `manifest` (what all answers of a cache have in common), `payload` (an answer as bytes:
 //! the one place that knows signals), `store` (a directory of segments, read), `append` (the same,
-//! written), `remote` (the same in an object store, over the calls of `bucket`) and `place` (which of them
+//! written), `remote` (the same in an object store, over the calls of `bucket`, sent by `sender`) and `place` (which of them
 //! is meant), `handle` (what a run holds: lookups, and a thread that writes), `join` (which of teacher and
 //! cache a run needs), [`build`] and [`table`] (the commands). The formats are [`distill::cache`]'s and
 //! stand in docs/cache.md.
@@ -17,6 +17,7 @@ pub(crate) mod manifest;
 pub(crate) mod payload;
 pub(crate) mod place;
 mod remote;
+mod sender;
 pub mod speed;
 pub(crate) mod store;
 pub mod table;

@@ -202,7 +202,8 @@ impl Config {
         };
         let config = Self { max_steps: steps_or_epochs(&mut r, config.max_steps), ..config };
         comparison(&mut r, config.divergence, config.tail);
-        config.signal.carries(&mut r, config.divergence, config.tail);
+        let comparison = (config.divergence, config.tail);
+        config.signal.carries(&mut r, comparison, config.temperature);
         config.signal.is_kept(&mut r, config.cache.is_some());
         contradictions(&mut r, &config);
         r.finish(config)
@@ -242,7 +243,8 @@ impl EvalConfig {
             json: r.switch("json"),
         };
         comparison(&mut r, config.divergence, config.tail);
-        config.signal.carries(&mut r, config.divergence, config.tail);
+        let comparison = (config.divergence, config.tail);
+        config.signal.carries(&mut r, comparison, config.temperature);
         config.signal.is_kept(&mut r, config.cache.is_some());
         r.finish(config)
     }

@@ -61,9 +61,9 @@ pub fn calibrate(
         );
     }
     let most = most_tokens.unwrap_or_else(|| enough_positions(width));
-    let sequences = encode(&texts, &tokenizer, longest, most)?;
-    let tokens = sequences.iter().map(Vec::len).sum();
     let named = || format!("--data {}", data.display());
+    let sequences = encode(&texts, &tokenizer, longest, most).with_context(named)?;
+    let tokens = sequences.iter().map(Vec::len).sum();
     check(&network, &sequences).with_context(named)?;
     // A large model takes minutes: that there is no room for the result is better known before.
     std::fs::create_dir_all(dir).with_context(|| format!("--calibration-dir {}", dir.display()))?;
@@ -125,6 +125,10 @@ pub(crate) fn from_sequences(
 fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
     let named = || format!("--data {}", path.display());
     let mut bytes = Vec::new();
+    // A pipe would be waited for.
+    if !std::fs::metadata(path).with_context(named)?.is_file() {
+        bail!("--data {} is no file", path.display());
+    }
     let file = std::fs::File::open(path).with_context(named)?;
     file.take(MOST_BYTES).read_to_end(&mut bytes).with_context(named)?;
     let cut_off = bytes.len() as u64 == MOST_BYTES;

@@ -107,8 +107,6 @@ pub struct Calibration {
     enough: usize,
     /// The first tokens clients sent.
     traffic: Vec<Vec<u32>>,
-    /// Why the file that is kept cannot be used: nothing is written over it.
-    refused: Option<CalibrationFileError>,
     encoder: Option<Encoder>,
     matrix: Option<Blob>,
 }
@@ -120,14 +118,12 @@ impl Calibration {
             AutoCalibration::Traffic => enough_positions(of.width),
             AutoCalibration::BuiltIn | AutoCalibration::Off => 0,
         };
-        let (traffic, refused) = (Vec::new(), None);
         let mut calibration =
-            Self { of, how, enough, traffic, refused, encoder: None, matrix: None };
+            Self { of, how, enough, traffic: Vec::new(), encoder: None, matrix: None };
         match calibration.kept() {
             Ok(encoder) => calibration.encoder = encoder,
             Err(error) => {
                 tracing::warn!("{error}; until then no coded hidden states are to be had");
-                calibration.refused = Some(error);
             }
         }
         calibration
@@ -160,8 +156,10 @@ impl Calibration {
                 self.matrix.insert(made).clone()
             }
         };
-        if let (true, Some(error)) = (code, &self.refused) {
-            return Err(ScorerError::NoCode(error.to_string()));
+        if code && self.encoder.is_none() {
+            // An operator, or another server, may have made one since this one began. Nothing takes the
+            // place of one that cannot be used.
+            self.encoder = self.kept().map_err(|error| ScorerError::NoCode(error.to_string()))?;
         }
         if code && self.encoder.is_none() {
             if self.how.auto == AutoCalibration::Off {
@@ -202,10 +200,17 @@ impl Calibration {
             }
             Err(error) => return Err(error),
         };
+        // Of two that are made at a time the first is everybody's.
+        if let Ok(Some(kept)) = self.kept() {
+            return Ok(kept);
+        }
         let seconds = began.elapsed().as_secs_f64();
         match self.path().map(|path| (encoder.save(&path, self.of.tokenizer), path)) {
             None => tracing::warn!("made a code of {of} ({seconds:.1} s); {NOT_KEPT}"),
-            Some((Ok(_), path)) => {
+            Some((Ok(before), path)) => {
+                if let Some(before) = before {
+                    tracing::warn!(before = %before.display(), "another code was there: it is set aside");
+                }
                 tracing::info!(path = %path.display(), seconds, "made a code of {of}");
             }
             Some((Err(error), _)) => tracing::warn!("made a code of {of}; {error}; {NOT_KEPT}"),

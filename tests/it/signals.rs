@@ -280,7 +280,7 @@ fn a_code_outlives_its_teacher() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success(), "{said}");
     let name = code.display().to_string();
-    for piece in ["version is 9", &name, "remove it", "FailedPrecondition"] {
+    for piece in ["version is 9", &name, "move it away", "FailedPrecondition"] {
         assert!(said.contains(piece), "no {piece:?} in {said}");
     }
 }

@@ -124,7 +124,7 @@ fn a_calibration_is_kept_and_damage_is_found() {
         spoilt[at] ^= 1;
         std::fs::write(&path, &spoilt).unwrap();
         let error = refused(of);
-        assert!(error.contains(what) && error.contains("made anew"), "{error}");
+        assert!(error.contains(what) && error.contains("move it away"), "{error}");
     }
     for length in [0, 10, 51, 59, bytes.len() / 2, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..length]).unwrap();

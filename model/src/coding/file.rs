@@ -32,7 +32,11 @@ pub enum CalibrationFileError {
         source: std::io::Error,
     },
     /// Not such a file, or damaged.
-    #[error("{} is no calibration this program can use ({reason}): remove it and start again, and one is made anew", path.display())]
+    #[error(
+        "{} is no calibration this program can use ({reason}): move it away and start again, and another is \
+         made, or make one with teacher-server calibrate, which sets it aside",
+        path.display()
+    )]
     Unusable {
         /// Which file.
         path: PathBuf,
@@ -41,8 +45,9 @@ pub enum CalibrationFileError {
     },
     /// Another model's, or of text in another tokenizer's ids.
     #[error(
-        "{} is a calibration of the {what} {found}, this is the {what} {wanted}: remove it and start again, \
-         and one is made anew",
+        "{} is a calibration of the {what} {found}, this is the {what} {wanted}: move it away (caches and \
+         checkpoints that began with it need it) and start again, and another is made, or make one with \
+         teacher-server calibrate, which sets it aside",
         path.display()
     )]
     Other {
@@ -85,20 +90,21 @@ impl Encoder {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(failed("make the directory of"))?;
         }
-        let before = set_aside(path, &bytes).map_err(failed("set aside"))?;
         let beside = path.with_extension(format!("part-{}", std::process::id()));
-        let write = || -> std::io::Result<()> {
+        let write = || -> std::io::Result<Option<PathBuf>> {
             let mut file = std::fs::File::create(&beside)?;
             file.write_all(&bytes)?;
             file.sync_all()?;
-            std::fs::rename(&beside, path)
+            // Not before the new one is whole: a full disk leaves things as they were.
+            let before = set_aside(path, &bytes)?;
+            std::fs::rename(&beside, path)?;
+            Ok(before)
         };
         write().map_err(|source| {
             // What is half written is of no use to anybody.
             let _ = std::fs::remove_file(&beside);
             failed("write")(source)
-        })?;
-        Ok(before)
+        })
     }
 
     /// Reads the calibration of `model` and `tokenizer`; none where there is no file.
@@ -109,7 +115,7 @@ impl Encoder {
         path: &Path,
         [model, tokenizer]: [Fingerprint; 2],
     ) -> Result<Option<Self>, CalibrationFileError> {
-        let bytes = match std::fs::read(path) {
+        let bytes = match read_file(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => {
@@ -129,9 +135,17 @@ impl Encoder {
     }
 }
 
-/// Renames the file at `path` to a name of its own, unless it is these bytes or is not there.
+/// The bytes of a file. What is none, as a pipe, would be waited for.
+fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    match std::fs::metadata(path)?.is_file() {
+        true => std::fs::read(path),
+        false => Err(std::io::Error::other("it is no file")),
+    }
+}
+
+/// Gives the file at `path` another name beside its own, unless it is these bytes or is not there.
 fn set_aside(path: &Path, bytes: &[u8]) -> std::io::Result<Option<PathBuf>> {
-    let there = match std::fs::read(path) {
+    let there = match read_file(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         there => there?,
     };
@@ -140,7 +154,12 @@ fn set_aside(path: &Path, bytes: &[u8]) -> std::io::Result<Option<PathBuf>> {
     }
     let name = payload_checksum(&[&there]);
     let aside = path.with_extension(format!("{name:016x}.before"));
-    std::fs::rename(path, &aside)?;
+    match std::fs::hard_link(path, &aside) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        // Not every file system gives a file two names.
+        Err(_) => drop(std::fs::copy(path, &aside)?),
+    }
     Ok(Some(aside))
 }
 

@@ -7,6 +7,8 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use distill::cache::{
     HEADER_BYTES, Key, Place, SEGMENT_HEADER_BYTES, Space, scan, segment_header, write_index,
@@ -16,7 +18,9 @@ use distill::cache::{
 use super::error::{CacheError, at};
 use super::manifest::{FILE, Manifest};
 use super::remote::{Remote, UNSENT};
-use super::store::{Store, index_name, segment_name};
+use super::sender::Sender;
+use super::store::{Store, index_name, orphans_in, segment_name};
+use crate::stop::Stop;
 
 /// Bytes of a segment after which the next is begun.
 pub(crate) const SEGMENT_BYTES: u32 = 64 << 20;
@@ -26,6 +30,8 @@ const LOCK: &str = "LOCK";
 /// The file whose lock says that a program brings here what a store has. It is taken before [`LOCK`], which
 /// nobody else can get meanwhile.
 const PULL: &str = "PULL";
+/// Between two looks at it.
+const PULL_LOOK: Duration = Duration::from_millis(100);
 
 /// The one writer of a cache.
 #[derive(Debug)]
@@ -37,9 +43,9 @@ pub(crate) struct Writer {
     next: u32,
     /// A record's bytes on the way to the file.
     buffer: Vec<u8>,
-    /// Where sealed segments are sent.
-    remote: Option<Remote>,
-    _lock: File,
+    /// What sends sealed segments to a store.
+    sender: Option<Sender>,
+    _lock: Arc<File>,
 }
 
 /// The segment that is being appended to.
@@ -65,13 +71,13 @@ impl Writer {
     ) -> Result<(Self, Store), CacheError> {
         at("create", dir, std::fs::create_dir_all(dir))?;
         refuse_foreign(dir)?;
-        let pulling = remote.is_some().then(|| pulling(dir)).transpose()?;
-        let lock = lock(dir)?;
+        let pulling = remote.is_some().then(|| pulling(dir, None)).transpose()?;
+        let lock = Arc::new(lock(dir)?);
         // Nobody can have the segments renumbered that are written from now on.
-        match remote.as_mut().map(|remote| remote.pull(dir, false)) {
-            // It answered when the cache was opened for reading, and may again when there is something to send.
+        match remote.as_mut().map(|remote| remote.pull(dir, false, None)) {
+            // What is there now is not known, so nothing can be sent; but it can be kept here.
             Some(Err(error @ CacheError::Remote { .. })) if Manifest::read(dir)?.is_some() => {
-                tracing::warn!("{error}: going on with what was brought here before");
+                tracing::warn!("{error}: what comes is kept here, and sent by the next run");
             }
             pulled => drop(pulled.transpose()?),
         }
@@ -91,11 +97,14 @@ impl Writer {
             active: None,
             next: store.segments.last().map_or(0, |last| last.number + 1),
             buffer: Vec::new(),
-            remote,
-            _lock: lock,
+            sender: None,
+            _lock: Arc::clone(&lock),
         };
         writer.take_up(&store)?;
         writer.take_in(&mut store)?;
+        if let Some(remote) = remote {
+            writer.sender = Some(Sender::start(remote, dir.to_owned(), lock)?);
+        }
         Ok((writer, store))
     }
 
@@ -127,18 +136,32 @@ impl Writer {
         Ok(())
     }
 
-    /// Seals what was left unsealed, and goes on with the last segment.
+    /// Seals what was left unsealed, and goes on with the last segment. What nobody can read is set aside.
     fn take_up(&mut self, store: &Store) -> Result<(), CacheError> {
+        let numbers: Vec<u32> = store.segments.iter().map(|segment| segment.number).collect();
+        for gone in orphans_in(&self.dir, &numbers)? {
+            let path = self.dir.join(index_name(gone));
+            at("remove", &path, std::fs::remove_file(&path))?;
+        }
         let last = store.segments.len().saturating_sub(1);
         for (i, segment) in store.segments.iter().enumerate() {
             let Some(scanned) = &segment.scanned else { continue };
+            if !scanned.usable {
+                // Its rows are asked for again; whoever can read more of it has it still.
+                let path = self.dir.join(segment_name(segment.number));
+                let aside = path.with_extension("damaged");
+                tracing::warn!("{} cannot be read: it is {} now", path.display(), aside.display());
+                at("set aside", &path, std::fs::rename(&path, &aside))?;
+                drop(std::fs::remove_file(self.dir.join(index_name(segment.number))));
+                continue;
+            }
             if i < last {
                 if scanned.end == segment.bytes {
                     self.write_index(segment.number, segment.bytes, &scanned.records)?;
                 }
                 continue;
             }
-            if let (true, Ok(end)) = (scanned.usable, u32::try_from(scanned.end)) {
+            if let Ok(end) = u32::try_from(scanned.end) {
                 self.active = Some(self.reopen(segment.number, end, &scanned.records)?);
             }
         }
@@ -217,14 +240,10 @@ impl Writer {
         let path = self.dir.join(segment_name(active.number));
         at("sync", &path, active.file.sync_all())?;
         self.write_index(active.number, u64::from(active.bytes), &active.records)?;
-        match self.remote.as_mut().map(|remote| remote.push(&self.dir)) {
-            // A store that is away for a minute costs nothing: what is here is sent with the next.
-            Some(Err(error @ CacheError::Remote { .. })) => {
-                tracing::warn!("{error}: what could not be sent is kept here and sent later");
-                Ok(())
-            }
-            sent => sent.transpose().map(drop),
+        if let Some(sender) = &self.sender {
+            sender.more();
         }
+        Ok(())
     }
 
     /// Leaves the last segment as it is, on the disk; where segments are sent, it is sealed and sent.
@@ -232,17 +251,15 @@ impl Writer {
     /// # Errors
     /// [`CacheError::Io`] when the disk refuses, [`CacheError::Remote`] when the store does.
     pub(crate) fn finish(mut self) -> Result<(), CacheError> {
-        if self.remote.is_some() {
+        if self.sender.is_some() {
             self.seal()?;
-            // What could not be sent before.
-            if let Some(remote) = &mut self.remote {
-                remote.push(&self.dir)?;
-            }
         }
+        let sent = self.sender.take().map_or(Ok(()), Sender::finish);
         if let Some(active) = &self.active {
             at("sync", &self.dir.join(segment_name(active.number)), active.file.sync_all())?;
         }
-        at("sync", &self.dir, File::open(&self.dir).and_then(|dir| dir.sync_all()))
+        at("sync", &self.dir, File::open(&self.dir).and_then(|dir| dir.sync_all()))?;
+        sent
     }
 
     fn write_index(
@@ -266,6 +283,16 @@ impl Writer {
     }
 }
 
+/// Whether answers of another turn of this copy wait to be taken in.
+pub(super) fn has_unsent(dir: &Path) -> Result<bool, CacheError> {
+    for entry in at("list", dir, std::fs::read_dir(dir))? {
+        if at("list", dir, entry)?.file_name().to_string_lossy().ends_with(UNSENT) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Refuses a directory that holds files, and no cache.
 fn refuse_foreign(dir: &Path) -> Result<(), CacheError> {
     if dir.join(FILE).exists() {
@@ -282,19 +309,30 @@ fn refuse_foreign(dir: &Path) -> Result<(), CacheError> {
 }
 
 /// Waits until no other program brings files here, and keeps others from it until it is dropped.
-pub(super) fn pulling(dir: &Path) -> Result<File, CacheError> {
+///
+/// # Errors
+/// [`CacheError::Stopped`] when a stop was asked for meanwhile.
+pub(super) fn pulling(dir: &Path, stop: Option<&Stop>) -> Result<File, CacheError> {
     let file = lock_file(dir, PULL)?;
-    let locked = match file.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            tracing::info!(dir = %dir.display(), "waiting for another program that fetches this cache");
-            file.lock()
+    let mut told = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if stop.is_some_and(Stop::requested) => {
+                return Err(CacheError::Stopped { place: dir.display().to_string() });
+            }
+            Err(TryLockError::WouldBlock) => {
+                if !std::mem::replace(&mut told, true) {
+                    let dir = dir.display();
+                    tracing::warn!("another program fetches the cache {dir}: waiting for it");
+                }
+                std::thread::sleep(PULL_LOOK);
+            }
+            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+                return Ok(file);
+            }
+            Err(TryLockError::Error(e)) => at("lock", &dir.join(PULL), Err(e))?,
         }
-        Err(TryLockError::Error(e)) => Err(e),
-        Ok(()) => Ok(()),
-    };
-    match locked {
-        Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(file),
-        locked => at("lock", &dir.join(PULL), locked).map(|()| file),
     }
 }
 

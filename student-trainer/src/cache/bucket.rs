@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use object_store::path::Path as Name;
 use object_store::{
-    Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, UpdateVersion,
+    Error as StoreError, MultipartUpload as _, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutOptions, PutResult, UpdateVersion,
 };
 use tokio::runtime::{Builder, Runtime};
 
 use super::error::CacheError;
+use crate::stop::Stop;
 
-/// Files of 64 MiB over a slow line take minutes.
+/// Bytes of a call at most: longer objects go in parts, and wait for each.
+const PART: usize = 64 << 20;
+/// A part over a slow line takes minutes.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a call is tried.
 const ATTEMPTS: u32 = 4;
@@ -27,6 +31,8 @@ pub(super) struct Bucket {
     pub(super) place: String,
     runtime: Runtime,
     patience: Duration,
+    /// [`PART`].
+    pub(super) part: usize,
 }
 
 impl Bucket {
@@ -40,21 +46,63 @@ impl Bucket {
         let place = place.to_owned();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| remote(&place, e.to_string()))?;
-        Ok(Self { store, prefix, place, runtime, patience: patience.unwrap_or(PATIENCE) })
+        let patience = patience.unwrap_or(PATIENCE);
+        Ok(Self { store, prefix, place, runtime, patience, part: PART })
     }
 
     /// An object; none where there is none.
     ///
     /// # Errors
-    /// [`CacheError::Remote`] where the store refuses, or there is no such bucket.
-    pub(super) fn get(&self, name: &str) -> Result<Option<(Vec<u8>, UpdateVersion)>, CacheError> {
+    /// [`CacheError::Remote`] where the store refuses, or there is no such bucket;
+    /// [`CacheError::Stopped`] when a stop was asked for meanwhile.
+    pub(super) fn get(
+        &self,
+        name: &str,
+        stop: Option<&Stop>,
+    ) -> Result<Option<(Vec<u8>, UpdateVersion)>, CacheError> {
         let path = self.prefix.clone().join(name);
-        let got = self.attempt(&format!("get {name}"), || async {
+        let got = self.attempt(&format!("get {name}"), (1, stop), || async {
             let found = self.store.get(&path).await?;
             let meta = found.meta.clone();
             let version = UpdateVersion { e_tag: meta.e_tag, version: meta.version };
             Ok((found.bytes().await?.to_vec(), version))
         });
+        self.there_or_not(name, got)
+    }
+
+    /// An object of so many bytes, in parts; none where there is none.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; [`CacheError::Remote`] also where it has fewer bytes.
+    pub(super) fn get_long(
+        &self,
+        name: &str,
+        bytes: u64,
+        stop: Option<&Stop>,
+    ) -> Result<Option<Vec<u8>>, CacheError> {
+        let path = self.prefix.clone().join(name);
+        let mut come: Vec<u8> = Vec::new();
+        while (come.len() as u64) < bytes {
+            let from = come.len() as u64;
+            let range = from..bytes.min(from + self.part as u64);
+            let what = format!("get {name} from byte {from}");
+            let got = self.attempt(&what, (1, stop), || async {
+                self.store.get_range(&path, range.clone()).await
+            });
+            let Some(part) = self.there_or_not(name, got)? else { return Ok(None) };
+            if part.is_empty() {
+                return Err(remote(&self.place, format!("{what}: nothing came")));
+            }
+            come.extend_from_slice(&part);
+        }
+        Ok(Some(come))
+    }
+
+    fn there_or_not<T>(
+        &self,
+        name: &str,
+        got: Result<T, Refusal>,
+    ) -> Result<Option<T>, CacheError> {
         match got {
             Ok(found) => Ok(Some(found)),
             // A bucket that is not there is a name mistyped, and no empty cache.
@@ -82,11 +130,17 @@ impl Bucket {
         let bytes = bytes::Bytes::from(bytes);
         let sent = bytes.clone();
         let conditional = !matches!(mode, PutMode::Overwrite);
+        let parts = bytes.len().div_ceil(self.part).max(1);
         let send = |mode: PutMode| {
-            self.attempt(&format!("put {name}"), || {
+            self.attempt(&format!("put {name}"), (parts as u32, None), || {
                 let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
                 let (bytes, path) = (bytes.clone(), path.clone());
-                async move { self.store.put_opts(&path, bytes.into(), options).await }
+                async move {
+                    match parts {
+                        1 => self.store.put_opts(&path, bytes.into(), options).await,
+                        _ => put_long(&*self.store, &path, bytes, self.part).await,
+                    }
+                }
             })
         };
         let put = match send(mode) {
@@ -100,7 +154,7 @@ impl Bucket {
             Ok(put) => Ok(UpdateVersion { e_tag: put.e_tag, version: put.version }),
             Err(Refusal::Store(
                 StoreError::Precondition { .. } | StoreError::AlreadyExists { .. },
-            )) => match self.get(name)? {
+            )) => match self.get(name, None)? {
                 // An answer that was lost on its way: what is there is what was to be.
                 Some((found, version)) if found == sent => Ok(version),
                 _ => Err(CacheError::InUse { place: self.place.clone(), holder: None }),
@@ -109,15 +163,24 @@ impl Bucket {
         }
     }
 
-    /// Makes a call, again where that may help.
-    fn attempt<T, F>(&self, what: &str, call: impl Fn() -> F) -> Result<T, Refusal>
+    /// Makes a call of so many parts, again where that may help.
+    fn attempt<T, F>(
+        &self,
+        what: &str,
+        (parts, stop): (u32, Option<&Stop>),
+        call: impl Fn() -> F,
+    ) -> Result<T, Refusal>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
         self.runtime.block_on(async {
             let mut tried = 1;
             loop {
-                let refusal = match tokio::time::timeout(self.patience, call()).await {
+                let tried_once = tokio::select! {
+                    tried = tokio::time::timeout(self.patience * parts, call()) => tried,
+                    () = asked_to(stop) => return Err(Refusal::Stopped),
+                };
+                let refusal = match tried_once {
                     Ok(Ok(done)) => return Ok(done),
                     Ok(Err(error)) => Refusal::Store(error),
                     Err(_) => Refusal::Silent,
@@ -134,6 +197,7 @@ impl Bucket {
 
     fn wrong(&self, what: &str, refusal: Refusal) -> CacheError {
         let reason = match refusal {
+            Refusal::Stopped => return CacheError::Stopped { place: self.place.clone() },
             Refusal::Silent => {
                 let seconds = self.patience.as_secs_f64();
                 format!("{what}: no answer within {seconds} s, {ATTEMPTS} times")
@@ -149,11 +213,46 @@ impl Bucket {
     }
 }
 
+/// Waits for a stop, where somebody may ask for one.
+async fn asked_to(stop: Option<&Stop>) {
+    match stop {
+        Some(stop) => stop.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes an object in parts.
+async fn put_long(
+    store: &dyn ObjectStore,
+    path: &Name,
+    bytes: bytes::Bytes,
+    part: usize,
+) -> Result<PutResult, StoreError> {
+    let mut upload = store.put_multipart(path).await?;
+    let mut sent = Ok(());
+    for from in (0..bytes.len()).step_by(part) {
+        let these = bytes.slice(from..bytes.len().min(from + part));
+        sent = upload.put_part(these.into()).await;
+        if sent.is_err() {
+            break;
+        }
+    }
+    match sent {
+        Ok(()) => upload.complete().await,
+        Err(error) => {
+            // Its parts would be kept, and paid for.
+            drop(upload.abort().await);
+            Err(error)
+        }
+    }
+}
+
 /// Why a call came to nothing.
 #[derive(Debug)]
 enum Refusal {
     Store(StoreError),
     Silent,
+    Stopped,
 }
 
 impl Refusal {
@@ -179,6 +278,7 @@ impl std::fmt::Display for Refusal {
         match self {
             Self::Store(error) => error.fmt(f),
             Self::Silent => f.write_str("no answer"),
+            Self::Stopped => f.write_str("told to stop"),
         }
     }
 }

@@ -148,6 +148,12 @@ pub enum CacheError {
         /// What is wrong.
         reason: String,
     },
+    /// A stop was asked for before it was here.
+    #[error("told to stop while the cache {place} was being fetched; nothing is lost")]
+    Stopped {
+        /// The cache.
+        place: String,
+    },
     /// A Parquet file.
     #[error("{}: {reason}", path.display())]
     Table {
@@ -164,6 +170,14 @@ impl CacheError {
         use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
         matches!(self, Self::Io { source, .. }
             if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
+    }
+}
+
+/// The bytes of a file. What is none, as a pipe, would be waited for.
+pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    match std::fs::metadata(path)?.is_file() {
+        true => std::fs::read(path),
+        false => Err(io::Error::other("it is no file")),
     }
 }
 

@@ -99,6 +99,9 @@ impl Cache {
                 cache.refuse(&error);
                 Ok(cache)
             }
+            Err(CacheError::InUse { holder, .. }) => {
+                Err(CacheError::InUse { place: located.place, holder })
+            }
             Err(error) => Err(error),
         }
     }
@@ -302,8 +305,12 @@ fn write_all(
             }
         }
     }
-    if let Err(error) = writer.finish() {
-        refuse(failed, &error);
+    if let Err(error) = writer.finish()
+        && failed.set(error.to_string()).is_ok()
+    {
+        tracing::warn!(
+            "{error}: what was not sent is kept here, and the next run with this cache sends it"
+        );
     }
 }
 

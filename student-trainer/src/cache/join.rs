@@ -118,7 +118,7 @@ fn join(
     let (urls, access) = asker.reach;
     let facts = asker.who.1;
     let alone = urls.is_empty();
-    let Some(mut store) = located.open(asker.thorough)? else {
+    let Some(mut store) = located.open(asker.thorough, Some(asker.stop))? else {
         if alone {
             return Err(CacheError::Absent { place }.into());
         }

@@ -14,7 +14,7 @@ use distill::hidden::HiddenForm;
 use proto::limits::DEFAULT_LIMITS;
 use serde::{Deserialize, Serialize};
 
-use super::error::{CacheError, at};
+use super::error::{CacheError, at, read_file};
 use super::payload::About;
 use crate::asking::Wanted;
 
@@ -136,7 +136,7 @@ impl Manifest {
     /// Reads the description of the cache in `dir`; none where there is none.
     pub(crate) fn read(dir: &Path) -> Result<Option<Self>, CacheError> {
         let path = dir.join(FILE);
-        match std::fs::read(&path) {
+        match read_file(&path) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 Ok(None)
             }
@@ -160,6 +160,9 @@ impl Manifest {
         }
         let manifest: Self = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;
         for text in [&manifest.model_fingerprint, &manifest.tokenizer_fingerprint] {
+            text.parse::<Fingerprint>().map_err(|e| wrong(e.to_string()))?;
+        }
+        for text in manifest.decoder.iter().flat_map(DecoderNames::all) {
             text.parse::<Fingerprint>().map_err(|e| wrong(e.to_string()))?;
         }
         if u32::try_from(manifest.classes).is_err() {
@@ -287,8 +290,9 @@ impl Manifest {
                 signal.to_owned(),
                 wanted.to_owned(),
                 "set --signal and its options (--top-k, --codec, --draws, --exact, --hidden-form, \
-                 --signal-bytes, --signal-error) to the cache's; of another code=… the teacher has made a new \
-                 one since, and the cache serves without it (leave out --teacher)",
+                 --signal-bytes, --signal-error) to the cache's; where only code=… differs, the teacher has \
+                 another code since: start it with the calibration of that one (teacher-server calibrate sets \
+                 it aside under a name that ends in .before), or leave out --teacher if every answer is there",
             ),
             (
                 "--temperature",
@@ -342,6 +346,16 @@ impl Manifest {
     /// # Errors
     /// [`CacheError::Differs`], both values in it.
     pub(crate) fn is_of(&self, place: &str, teacher: &TeacherFacts) -> Result<(), CacheError> {
+        let width = self.decoder.as_ref().map(|decoder| decoder.hidden_size);
+        if let Some(found) = width.filter(|&found| found != teacher.hidden_size) {
+            return Err(CacheError::Differs {
+                place: place.to_owned(),
+                what: "hidden states of this many numbers:",
+                found: found.to_string(),
+                wanted: teacher.hidden_size.to_string(),
+                remedy: "its cache.json was changed: put it right",
+            });
+        }
         let wanted = teacher.model_fingerprint.to_string();
         if self.model_fingerprint == wanted {
             return Ok(());

@@ -10,10 +10,15 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Name;
 use object_store::{ClientOptions, RetryConfig};
 
-use super::append::{is_written, pulling};
+use super::append::{SEGMENT_BYTES, Writer, has_unsent, is_written, pulling};
 use super::error::{CacheError, at};
+use super::manifest::Manifest;
 use super::remote::Remote;
 use super::store::Store;
+use crate::stop::Stop;
+
+/// The forms of a place.
+const WANTED: &str = "a directory, s3://BUCKET/PREFIX or file:///DIR is wanted";
 
 /// A cache's place.
 #[derive(Debug)]
@@ -34,11 +39,17 @@ impl Located {
     pub(crate) fn of(place: &str) -> Result<Self, CacheError> {
         let wrong = |reason: String| CacheError::Remote { place: place.to_owned(), reason };
         let Some((scheme, rest)) = place.split_once("://") else {
+            if place.starts_with("s3:") || place.starts_with("file:") {
+                return Err(wrong(WANTED.to_owned()));
+            }
             return Ok(Self { place: place.to_owned(), dir: place.into(), remote: None });
         };
         let remote = match scheme {
             "s3" => {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                if bucket.is_empty() {
+                    return Err(wrong(WANTED.to_owned()));
+                }
                 // The one of this program's other connections; one is in place already as a rule.
                 drop(rustls::crypto::ring::default_provider().install_default());
                 let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
@@ -56,16 +67,14 @@ impl Located {
                 let prefix = Name::parse(prefix).map_err(|e| wrong(e.to_string()))?;
                 Remote::new(Arc::new(store), prefix, place, None)?
             }
-            "file" => {
+            "file" if rest.starts_with('/') => {
                 std::fs::create_dir_all(rest).map_err(|e| wrong(e.to_string()))?;
                 let store = LocalFileSystem::new_with_prefix(rest);
                 let store = store.map_err(|e| wrong(e.to_string()))?;
                 Remote::new(Arc::new(store), Name::default(), place, None)?
             }
             _ => {
-                return Err(wrong(
-                    "a directory, s3://BUCKET/PREFIX or file:///DIR is wanted".to_owned(),
-                ));
+                return Err(wrong(WANTED.to_owned()));
             }
         };
         Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(remote) })
@@ -76,18 +85,30 @@ impl Located {
     /// what the store has, and brought again where it differs.
     ///
     /// # Errors
-    /// Those of [`Store::open`] and [`Remote::pull`].
-    pub(crate) fn open(&mut self, thorough: bool) -> Result<Option<Store>, CacheError> {
-        let mut lost = Vec::new();
+    /// Those of [`Store::open`] and [`Remote::pull`]; [`CacheError::Stopped`] when a stop was asked for
+    /// meanwhile.
+    pub(crate) fn open(
+        &mut self,
+        thorough: bool,
+        stop: Option<&Stop>,
+    ) -> Result<Option<Store>, CacheError> {
+        let (mut lost, mut pulled) = (Vec::new(), None);
         if let Some(remote) = &mut self.remote {
             at("create", &self.dir, std::fs::create_dir_all(&self.dir))?;
-            let _pulling = pulling(&self.dir)?;
+            // Until it is opened nobody changes what it is made of.
+            pulled = Some(pulling(&self.dir, stop)?);
             // A program that writes here brought what there was, and has what the store does not have yet.
             if !is_written(&self.dir)? {
-                lost = remote.pull(&self.dir, thorough)?;
+                lost = remote.pull(&self.dir, thorough, stop)?;
+                // What this machine could not send is no less an answer.
+                if let (true, Some(manifest)) = (has_unsent(&self.dir)?, Manifest::read(&self.dir)?)
+                {
+                    Writer::open(&self.dir, &manifest, SEGMENT_BYTES, None)?.0.finish()?;
+                }
             }
         }
         let mut store = Store::open(&self.dir)?;
+        drop(pulled);
         if let Some(store) = &mut store {
             store.damage.extend(lost.into_iter().map(|what| format!("all of {what}")));
         }

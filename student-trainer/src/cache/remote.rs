@@ -22,11 +22,14 @@ use super::bucket::{Bucket, remote};
 use super::error::{CacheError, at};
 use super::manifest::{BLOB, FILE, Manifest, blob_name};
 use super::store::{index_name, numbers_in, segment_name};
+use crate::stop::Stop;
 
 /// How the names of segments end that were to be sent and whose place another machine took.
 pub(super) const UNSENT: &str = ".unsent";
 /// The list of what is in the store.
 const LIST: &str = "segments.json";
+/// How the names of files begin to end that are not whole yet; a process id follows.
+const BEGUN: &str = "part-";
 
 /// A file in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +73,17 @@ impl List {
     }
 }
 
+/// What was found in a store.
+#[derive(Default)]
+struct Brought {
+    list: List,
+    version: Option<UpdateVersion>,
+    /// What could not be had, by name.
+    lost: Vec<String>,
+    /// The same in words.
+    told: Vec<String>,
+}
+
 /// An object store that holds a cache.
 #[derive(Debug)]
 pub(crate) struct Remote {
@@ -80,6 +94,11 @@ pub(crate) struct Remote {
     lost: Vec<String>,
     /// Which `segments.json` is known; none where there is none yet.
     version: Option<UpdateVersion>,
+    /// Whether all of that was read to the end: who does not know what is there can send nothing, since
+    /// what others have sent would be in the list no more.
+    known: bool,
+    /// A `segments.json` whose writing was not answered.
+    unanswered: Option<Vec<u8>>,
 }
 
 impl Remote {
@@ -91,7 +110,8 @@ impl Remote {
         patience: Option<Duration>,
     ) -> Result<Self, CacheError> {
         let bucket = Bucket::new(store, prefix, place, patience)?;
-        Ok(Self { bucket, list: List::default(), lost: Vec::new(), version: None })
+        let (list, lost, version) = (List::default(), Vec::new(), None);
+        Ok(Self { bucket, list, lost, version, known: false, unanswered: None })
     }
 
     /// Brings what the store lists and `dir` lacks into `dir`. Says what of it could not be had as it is
@@ -100,10 +120,30 @@ impl Remote {
     ///
     /// # Errors
     /// [`CacheError::Remote`] when the store does not answer, [`CacheError::Io`] when `dir` refuses,
-    /// [`CacheError::Differs`] when `dir` is a copy of something else.
-    pub(crate) fn pull(&mut self, dir: &Path, thorough: bool) -> Result<Vec<String>, CacheError> {
-        self.lost.clear();
-        let Some((manifest, _)) = self.bucket.get(FILE)? else { return Ok(Vec::new()) };
+    /// [`CacheError::Differs`] when `dir` is a copy of something else, [`CacheError::Stopped`] when a stop was
+    /// asked for meanwhile.
+    pub(crate) fn pull(
+        &mut self,
+        dir: &Path,
+        thorough: bool,
+        stop: Option<&Stop>,
+    ) -> Result<Vec<String>, CacheError> {
+        self.known = false;
+        remove_begun(dir)?;
+        let Brought { list, version, lost, told } = self.bring(dir, thorough, stop)?;
+        (self.list, self.version, self.lost, self.known) = (list, version, lost, true);
+        Ok(told)
+    }
+
+    /// Does what [`Self::pull`] is for.
+    fn bring(
+        &self,
+        dir: &Path,
+        thorough: bool,
+        stop: Option<&Stop>,
+    ) -> Result<Brought, CacheError> {
+        let mut brought = Brought::default();
+        let Some((manifest, _)) = self.bucket.get(FILE, stop)? else { return Ok(brought) };
         let manifest = Manifest::parse(&manifest, &PathBuf::from(&self.bucket.place).join(FILE))?;
         match Manifest::read(dir)? {
             Some(here) => {
@@ -111,11 +151,10 @@ impl Remote {
             }
             None => manifest.write(dir)?,
         }
-        let mut lost = Vec::new();
-        let Some((text, version)) = self.bucket.get(LIST)? else { return Ok(lost) };
+        let Some((text, version)) = self.bucket.get(LIST, stop)? else { return Ok(brought) };
+        brought.version = Some(version);
         let wrong = |e: serde_json::Error| remote(&self.bucket.place, format!("{LIST}: {e}"));
         let list: List = serde_json::from_slice(&text).map_err(wrong)?;
-        self.version = Some(version);
         let known = fs::read(dir.join(LIST)).ok();
         let known: List =
             known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
@@ -125,20 +164,27 @@ impl Remote {
             if !is_ours(&file.name) {
                 return Err(remote(&self.bucket.place, format!("{LIST} lists {:?}", file.name)));
             }
+            // An index of nothing.
+            if brought.lost.contains(&file.name) {
+                continue;
+            }
             let path = dir.join(&file.name);
             let believed = if thorough { &List::default() } else { &known };
             if !file.is_at(&path, believed) {
-                match self.fetch(file)? {
+                match self.fetch(file, stop)? {
                     Ok(bytes) => {
+                        let begun = begin(&path, &bytes)?;
                         set_aside(&path, &file.name, &known)?;
-                        write(&path, &bytes)?;
+                        at("write", &path, fs::rename(&begun, &path))?;
                     }
                     Err(reason) => {
-                        self.lost.push(file.name.clone());
+                        let index = file.name.strip_suffix(".seg").map(|n| format!("{n}.idx"));
+                        brought.lost.push(file.name.clone());
                         // One that is made anew has another index.
-                        self.lost
-                            .extend(file.name.strip_suffix(".seg").map(|n| format!("{n}.idx")));
-                        lost.push(format!("{} of {}: {reason}", file.name, self.bucket.place));
+                        brought.lost.extend(index);
+                        brought
+                            .told
+                            .push(format!("{} of {}: {reason}", file.name, self.bucket.place));
                         continue;
                     }
                 }
@@ -146,8 +192,8 @@ impl Remote {
             here.files.push(file.clone());
         }
         here.write(dir)?;
-        self.list = list;
-        Ok(lost)
+        brought.list = list;
+        Ok(brought)
     }
 
     /// Brings one of the files again, if what is in `dir` of it is not as it is listed; says whether it
@@ -159,30 +205,37 @@ impl Remote {
         let Some(file) = self.list.files.iter().find(|file| file.name == name) else {
             return Ok(false);
         };
-        let _pulling = pulling(dir)?;
+        let _pulling = pulling(dir, None)?;
         let path = dir.join(name);
         if is_written(dir)? || file.is_at(&path, &List::default()) {
             return Ok(false);
         }
-        match self.fetch(file)? {
+        match self.fetch(file, None)? {
             Ok(bytes) => write(&path, &bytes).map(|()| true),
             Err(_) => Ok(false),
         }
     }
 
     /// A file as it is listed; the inner error is why the store does not have it so.
-    fn fetch(&self, file: &Listed) -> Result<Result<Vec<u8>, String>, CacheError> {
+    fn fetch(
+        &self,
+        file: &Listed,
+        stop: Option<&Stop>,
+    ) -> Result<Result<Vec<u8>, String>, CacheError> {
         let mut reason = String::new();
         // What arrives damaged may arrive whole the next time.
         for _ in 0..2 {
-            let Some((bytes, _)) = self.bucket.get(&file.object())? else {
+            let Some(bytes) = self.bucket.get_long(&file.object(), file.bytes, stop)? else {
                 return Ok(Err("it is listed and not there".to_owned()));
             };
             let found = Listed::of(file.name.clone(), &bytes);
             if found == *file {
                 return Ok(Ok(bytes));
             }
-            reason = format!("its digest is {}, listed is {}", found.digest, file.digest);
+            reason = format!(
+                "it has {} bytes of the digest {}, listed are {} of {}",
+                found.bytes, found.digest, file.bytes, file.digest
+            );
         }
         Ok(Err(reason))
     }
@@ -192,6 +245,10 @@ impl Remote {
     /// # Errors
     /// [`CacheError::Remote`] when the store refuses, or somebody else has written the list meanwhile.
     pub(crate) fn push(&mut self, dir: &Path) -> Result<usize, CacheError> {
+        if !self.known {
+            let reason = "what it holds could not be read when this run began to write";
+            return Err(remote(&self.bucket.place, reason.to_owned()));
+        }
         let mut list = self.list.clone();
         let mut sent = 0;
         for name in whole_files(dir)? {
@@ -219,11 +276,27 @@ impl Remote {
         self.bucket.put(FILE, manifest, PutMode::Overwrite)?;
         let text = serde_json::to_vec_pretty(&list).unwrap_or_default();
         let mode = self.version.clone().map_or(PutMode::Create, PutMode::Update);
-        self.version = Some(self.bucket.put(LIST, text, mode)?);
+        self.version = Some(self.put_list(text, mode)?);
         list.write(dir)?;
         self.lost.clear();
         self.list = list;
         Ok(sent)
+    }
+
+    /// Writes the list. One that was written before and not answered is this program's own.
+    fn put_list(&mut self, text: Vec<u8>, mode: PutMode) -> Result<UpdateVersion, CacheError> {
+        let mut put = self.bucket.put(LIST, text.clone(), mode);
+        if let (Err(CacheError::InUse { .. }), Some(ours)) = (&put, &self.unanswered)
+            && let Some((found, version)) = self.bucket.get(LIST, None)?
+            && found == *ours
+        {
+            put = self.bucket.put(LIST, text.clone(), PutMode::Update(version));
+        }
+        self.unanswered = match put {
+            Err(CacheError::Remote { .. }) => Some(text),
+            _ => None,
+        };
+        put
     }
 }
 
@@ -253,6 +326,18 @@ fn is_ours(name: &str) -> bool {
         .is_some_and(|number| name == segment_name(number) || name == index_name(number))
 }
 
+/// Removes what programs that were killed had begun to fetch. Nobody else fetches here.
+fn remove_begun(dir: &Path) -> Result<(), CacheError> {
+    for entry in at("list", dir, fs::read_dir(dir))? {
+        let path = at("list", dir, entry)?.path();
+        let begun = path.extension().and_then(|end| end.to_str());
+        if begun.is_some_and(|end| end.starts_with(BEGUN)) {
+            at("remove", &path, fs::remove_file(&path))?;
+        }
+    }
+    Ok(())
+}
+
 /// What is said of a copy that is not of what the store holds.
 fn stale(error: CacheError, dir: &Path) -> CacheError {
     let CacheError::Differs { place, what, found, wanted, .. } = error else { return error };
@@ -266,13 +351,14 @@ fn stale(error: CacheError, dir: &Path) -> CacheError {
 }
 
 /// Before the store's segment takes the place of one of this machine that the store never had: that one
-/// stays beside it, and the next writer takes its records up. One that came from the store and was
-/// damaged here is no such segment.
+/// stays beside it, and the next writer takes its records up. So does one that came from the store and that
+/// the store has no more; one that came from it and was damaged here does not.
 fn set_aside(path: &Path, name: &str, known: &List) -> Result<(), CacheError> {
     let Ok(bytes) = fs::read(path) else { return Ok(()) };
     let here = Listed::of(name.to_owned(), &bytes);
-    let came = |file: &Listed| file.name == here.name && file.bytes == here.bytes;
-    if !name.ends_with(".seg") || known.files.iter().any(came) {
+    let was = known.files.iter().find(|file| file.name == here.name);
+    let damaged = was.is_some_and(|was| was.bytes == here.bytes && was.digest != here.digest);
+    if !name.ends_with(".seg") || damaged {
         return Ok(());
     }
     let aside = path.with_file_name(format!("{name}.{}{UNSENT}", &here.digest[..16]));
@@ -281,9 +367,15 @@ fn set_aside(path: &Path, name: &str, known: &List) -> Result<(), CacheError> {
 
 /// Writes a file so that it is there whole or not at all.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CacheError> {
-    let begun = path.with_extension(format!("part-{}", std::process::id()));
+    let begun = begin(path, bytes)?;
+    at("write", path, fs::rename(&begun, path))
+}
+
+/// Writes what is to be renamed to `path`.
+fn begin(path: &Path, bytes: &[u8]) -> Result<PathBuf, CacheError> {
+    let begun = path.with_extension(format!("{BEGUN}{}", std::process::id()));
     let written = fs::File::create(&begun)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     at("write", &begun, written)?;
-    at("write", path, fs::rename(&begun, path))
+    Ok(begun)
 }

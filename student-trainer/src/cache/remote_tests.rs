@@ -11,12 +11,14 @@ use object_store::memory::InMemory;
 use object_store::path::Path as Name;
 use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload,
-    PutResult, Result as StoreResult,
+    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions,
+    PutPayload, PutResult, Result as StoreResult,
 };
 
 use super::append::Writer;
+use super::bucket::Bucket;
 use super::manifest::Manifest;
+use super::place::Located;
 use super::remote::Remote;
 use super::store::{Found, Store, index_name, segment_name};
 use super::*;
@@ -26,6 +28,8 @@ use crate::testing::manifest;
 #[derive(Debug, Default)]
 struct Faulty {
     inner: InMemory,
+    /// Calls that work before others fail.
+    good: AtomicUsize,
     /// Calls that fail before one works.
     fail: AtomicUsize,
     /// Writes of the list that are carried out and whose answer fails.
@@ -45,6 +49,9 @@ impl Faulty {
         self.calls.fetch_add(1, Relaxed);
         let take =
             |of: &AtomicUsize| of.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok();
+        if take(&self.good) {
+            return Ok(());
+        }
         if take(&self.stall) {
             std::future::pending::<()>().await;
         }
@@ -151,7 +158,7 @@ fn fill(store: &Arc<Faulty>, dir: &Path, records: std::ops::Range<u32>) -> Resul
 /// Brings what the store has to `dir`, for reading.
 fn pull(store: &Arc<Faulty>, dir: &Path) -> Result<Vec<String>, CacheError> {
     fs::create_dir_all(dir).unwrap();
-    remote(store).pull(dir, false)
+    remote(store).pull(dir, false, None)
 }
 
 fn readable(dir: &Path) -> usize {
@@ -256,14 +263,14 @@ fn what_is_damaged_here_and_whole_in_the_store_is_brought_again() {
     spoil();
     let mut known = remote(&store);
     // One look at names and lengths believes it.
-    known.pull(&dir, false).unwrap();
+    known.pull(&dir, false, None).unwrap();
     assert!(readable(&dir) < RECORDS as usize);
     for (name, brought) in [(segment_name(0), false), (segment_name(1), true)] {
         assert_eq!(known.restore(&dir, &name).unwrap(), brought, "{name}");
     }
     assert_eq!(readable(&dir), RECORDS as usize);
     spoil();
-    assert!(known.pull(&dir, true).unwrap().is_empty());
+    assert!(known.pull(&dir, true, None).unwrap().is_empty());
     assert_eq!(readable(&dir), RECORDS as usize);
     // Nothing was taken for answers that the store never had.
     let names = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
@@ -281,7 +288,7 @@ fn programs_that_share_a_copy_wait_for_each_other() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("a");
     fill(&store, &dir, 0..4).unwrap();
-    let pulling = super::append::pulling(&dir).unwrap();
+    let pulling = super::append::pulling(&dir, None).unwrap();
     let (began, (place, of)) = (Instant::now(), (dir.clone(), Arc::clone(&store)));
     let writer = std::thread::spawn(move || {
         let opened = Writer::open(&place, &manifest(), 500, Some(remote(&of)));
@@ -289,12 +296,109 @@ fn programs_that_share_a_copy_wait_for_each_other() {
     });
     std::thread::sleep(Duration::from_millis(300));
     assert!(!super::append::is_written(&dir).unwrap());
+    // Who is told to stop does not wait.
+    let stop = crate::stop::Stop::default();
+    stop.request();
+    let refused = super::append::pulling(&dir, Some(&stop)).unwrap_err();
+    assert!(matches!(refused, CacheError::Stopped { .. }), "{refused}");
     drop(pulling);
     let (opened, writer) = writer.join().unwrap();
     assert!(opened - began >= Duration::from_millis(300), "it did not wait");
     assert!(super::append::is_written(&dir).unwrap());
     drop(writer);
     assert!(!super::append::is_written(&dir).unwrap());
+}
+
+/// Who cannot read to the end what a store holds sends nothing: the list would lack what others have sent.
+#[test]
+fn a_store_that_fails_between_its_list_and_a_segment_loses_nobodys_answers() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    let [a, b, fresh] = ["a", "b", "fresh"].map(|name| root.path().join(name));
+    fill(&store, &a, 0..4).unwrap();
+    pull(&store, &b).unwrap();
+    fill(&store, &a, 4..8).unwrap();
+    // The description and the list, and then nothing more.
+    store.good.store(2, Relaxed);
+    store.fail.store(usize::MAX, Relaxed);
+    let (mut writer, _) = Writer::open(&b, &manifest(), 500, Some(remote(&store))).unwrap();
+    store.fail.store(0, Relaxed);
+    writer.append(&key(8), &[8; 50]).unwrap();
+    let refused = writer.finish().unwrap_err().to_string();
+    assert!(refused.contains("could not be read"), "{refused}");
+    pull(&store, &fresh).unwrap();
+    assert_eq!(readable(&fresh), 8);
+    fill(&store, &b, 0..0).unwrap();
+    for place in [&a, &b, &fresh] {
+        pull(&store, place).unwrap();
+        assert_eq!(readable(place), 9);
+    }
+}
+
+/// A list that was written and never answered is this program's own when it comes to write the next.
+#[test]
+fn a_list_whose_writing_was_never_answered_is_no_other_writers() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    let [a, fresh] = ["a", "fresh"].map(|name| root.path().join(name));
+    fs::create_dir(&a).unwrap();
+    let mut remote = remote(&store);
+    remote.pull(&a, false, None).unwrap();
+    let (mut writer, _) = Writer::open(&a, &manifest(), 500, None).unwrap();
+    let mut append = |i: u32| assert!(writer.append(&key(i), &[i as u8; 50]).is_ok());
+    (0..5).for_each(&mut append);
+    // A segment, its index, the description; and the list, of which no word comes back.
+    store.good.store(4, Relaxed);
+    store.mute.store(1, Relaxed);
+    store.fail.store(3, Relaxed);
+    assert!(matches!(remote.push(&a), Err(CacheError::Remote { .. })));
+    assert_eq!([&store.good, &store.mute, &store.fail].map(|left| left.load(Relaxed)), [0; 3]);
+    (5..9).for_each(&mut append);
+    remote.push(&a).unwrap();
+    pull(&store, &fresh).unwrap();
+    assert_eq!(readable(&fresh), 8);
+}
+
+/// A store that never answers does not keep anybody who is told to stop, and what a killed program had
+/// begun to fetch is in nobody's way.
+#[test]
+fn fetching_can_be_stopped_and_begun_anew() {
+    let store = Arc::new(Faulty::default());
+    let root = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| root.path().join(name));
+    fill(&store, &a, 0..4).unwrap();
+    fs::create_dir(&b).unwrap();
+    fs::write(b.join("segment-00000000.part-77"), "half").unwrap();
+    store.stall.store(usize::MAX, Relaxed);
+    let stop = crate::stop::Stop::default();
+    stop.request();
+    let refused = remote(&store).pull(&b, false, Some(&stop)).unwrap_err();
+    assert!(matches!(refused, CacheError::Stopped { .. }), "{refused}");
+    store.stall.store(0, Relaxed);
+    pull(&store, &b).unwrap();
+    assert_eq!(readable(&b), 4);
+    assert!(!b.join("segment-00000000.part-77").exists());
+}
+
+/// Objects longer than a call's worth go and come in parts.
+#[test]
+fn long_objects_travel_in_parts() {
+    let store = Arc::new(Faulty::default());
+    let shared: Arc<dyn ObjectStore> = Arc::clone(&store) as _;
+    let patience = Some(Duration::from_millis(200));
+    let mut bucket = Bucket::new(shared, Name::from("runs/one"), "s3://bucket", patience).unwrap();
+    bucket.part = 10;
+    let bytes: Vec<u8> = (0..35).collect();
+    for (length, calls) in [(10, 1), (35, 4)] {
+        bucket.put("long", bytes[..length].to_vec(), PutMode::Overwrite).unwrap();
+        let before = store.calls.load(Relaxed);
+        let come = bucket.get_long("long", length as u64, None).unwrap();
+        assert_eq!(come.as_deref(), Some(&bytes[..length]));
+        assert_eq!(store.calls.load(Relaxed) - before, calls);
+    }
+    assert!(bucket.get_long("none", 35, None).unwrap().is_none());
+    // Shorter than it was said to be: no part of it is taken for all.
+    assert!(bucket.get_long("long", 40, None).is_err());
 }
 
 /// A store that holds another cache than it did: the copy is named, not the store alone.
@@ -430,7 +534,12 @@ fn of_two_machines_that_write_at_a_time_the_second_is_refused() {
     assert!(fs::exists(a.join(index_name(1))).unwrap());
     assert!(pull(&store, &fresh).unwrap().is_empty());
     assert_eq!(Store::open(&fresh).unwrap().unwrap().len(), 5);
-    // Tried again, the second goes on behind the first, and still has what it could not send.
+    // What the second could not send is there for who only reads.
+    let (place, dir) = ("s3://bucket/runs/one".to_owned(), b.clone());
+    let mut located = Located { place, dir, remote: Some(remote(&store)) };
+    let mut opened = located.open(false, None).unwrap().unwrap();
+    assert!([0, 1, 2, 3, 10, 11].iter().all(|&i| opened.has(&key(i))));
+    // Tried again, the second goes on behind the first, and sends it.
     fill(&store, &b, 0..0).unwrap();
     let unsent = |entry: std::io::Result<fs::DirEntry>| {
         entry.unwrap().file_name().to_string_lossy().ends_with("unsent")

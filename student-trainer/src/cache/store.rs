@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use distill::cache::{
     HEADER_BYTES, Header, Index, IndexBuilder, Key, Place, Scan, SegmentError, Space, payload_is,
-    read_index, scan,
+    read_index, scan, segment_header,
 };
 
-use super::error::{CacheError, at};
+use super::error::{CacheError, at, read_file};
 use super::manifest::Manifest;
 
 /// Segments held open at a time.
@@ -93,9 +93,12 @@ impl Store {
         let mut built = IndexBuilder::with_room(places);
         let mut damage = Vec::new();
         for (&number, opened) in numbers.iter().zip(opened) {
-            let mut segment = opened.index_into(number, &space, &mut built, &mut damage);
-            segment.sealed = segment.sealed || dir.join(index_name(number)).exists();
-            indexed.push(segment);
+            let sealed = dir.join(index_name(number)).exists();
+            indexed.push(opened.index_into((number, sealed), &space, &mut built, &mut damage));
+        }
+        for number in orphans_in(dir, &numbers)? {
+            let path = dir.join(segment_name(number));
+            damage.push(format!("all of {}: it is gone, and its index is there", path.display()));
         }
         Ok(Some(Self {
             dir: dir.to_owned(),
@@ -205,16 +208,34 @@ impl Store {
 
 /// The numbers of the segments in a directory, ascending.
 pub(crate) fn numbers_in(dir: &Path) -> Result<Vec<u32>, CacheError> {
+    numbers_of(dir, ".seg")
+}
+
+/// The numbers of indexes whose segments are gone.
+pub(crate) fn orphans_in(dir: &Path, segments: &[u32]) -> Result<Vec<u32>, CacheError> {
+    let mut numbers = numbers_of(dir, ".idx")?;
+    numbers.retain(|number| segments.binary_search(number).is_err());
+    Ok(numbers)
+}
+
+fn numbers_of(dir: &Path, end: &str) -> Result<Vec<u32>, CacheError> {
     let mut numbers = Vec::new();
     for entry in at("list", dir, std::fs::read_dir(dir))? {
         let name = at("list", dir, entry)?.file_name();
-        let number = name.to_str().and_then(|name| {
-            name.strip_prefix("segment-")?.strip_suffix(".seg")?.parse::<u32>().ok()
-        });
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("segment-")?.strip_suffix(end)?.parse::<u32>().ok());
         numbers.extend(number);
     }
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+/// Whether a file begins with these bytes.
+fn begins_with(path: &Path, wanted: &[u8]) -> bool {
+    let mut found = vec![0; wanted.len()];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut found, 0));
+    read.is_ok() && found == wanted
 }
 
 /// Damage in the words of a message.
@@ -246,20 +267,16 @@ enum Opened {
 impl Opened {
     fn read(dir: &Path, number: u32, space: &Space) -> Result<Self, CacheError> {
         let path = dir.join(segment_name(number));
-        let file = at("read", &path, std::fs::metadata(&path))?;
-        if !file.is_file() {
-            // A pipe would be waited for.
-            at("read", &path, Err(std::io::Error::other("it is no file")))?;
-        }
-        let file_bytes = file.len();
-        if let Ok(bytes) = std::fs::read(dir.join(index_name(number)))
+        let file_bytes = at("read", &path, std::fs::metadata(&path))?.len();
+        if let Ok(bytes) = read_file(&dir.join(index_name(number)))
             && let Ok(indexed) = read_index(&bytes, number, space)
             && indexed.segment_bytes == file_bytes
+            && begins_with(&path, &segment_header(number, space))
         {
             let (segment_bytes, len) = (indexed.segment_bytes, indexed.len());
             return Ok(Self::Indexed { segment_bytes, len, bytes });
         }
-        let bytes = at("read", &path, std::fs::read(&path))?;
+        let bytes = at("read", &path, read_file(&path))?;
         let length = bytes.len() as u64;
         match scan(&bytes, number, space) {
             Ok(scan) => Ok(Self::Scanned { scan, bytes: length }),
@@ -289,7 +306,7 @@ impl Opened {
     /// Puts its records into an index, and its damage into words.
     fn index_into(
         self,
-        number: u32,
+        (number, sealed): (u32, bool),
         space: &Space,
         index: &mut IndexBuilder,
         damage: &mut Vec<String>,
@@ -313,15 +330,16 @@ impl Opened {
                 }));
                 let end = scan.torn.map_or(bytes, |torn| u64::from(torn.offset));
                 let scanned = Some(Scanned { end, records: found, usable: true });
-                Segment { number, bytes, sealed: false, scanned }
+                Segment { number, bytes, sealed, scanned }
             }
             Self::Unusable { reason, bytes, short } => {
                 // A writer was killed before its first bytes were all there: nothing is lost.
-                if !short {
+                if !short || sealed {
                     damage.push(format!("all of {reason}"));
                 }
-                let scanned = Some(Scanned { end: 0, records: Vec::new(), usable: short });
-                Segment { number, bytes, sealed: false, scanned }
+                let scanned =
+                    Some(Scanned { end: 0, records: Vec::new(), usable: short && !sealed });
+                Segment { number, bytes, sealed, scanned }
             }
         }
     }

@@ -8,6 +8,7 @@ use distill::cache::{Key, SegmentError, Space};
 
 use super::append::Writer;
 use super::manifest::{FILE, Manifest};
+use super::place::Located;
 use super::store::{Found, Store, index_name, numbers_in, segment_name};
 use super::*;
 use crate::testing::manifest;
@@ -192,7 +193,7 @@ fn a_segment_that_lost_its_end_loses_the_records_there() {
 }
 
 #[test]
-fn a_segment_whose_header_is_damaged_is_passed_over_and_not_written_to() {
+fn a_segment_whose_header_is_damaged_is_passed_over_and_set_aside_by_a_writer() {
     let dir = filled();
     let last = *numbers_in(dir.path()).unwrap().last().unwrap();
     let path = dir.path().join(segment_name(last));
@@ -204,7 +205,7 @@ fn a_segment_whose_header_is_damaged_is_passed_over_and_not_written_to() {
     assert!(store.damage[0].starts_with("all of "), "{:?}", store.damage);
     assert_eq!(fill(dir.path()), lost);
     assert_eq!(readable(dir.path()).len(), RECORDS as usize);
-    assert_eq!(fs::read(&path).unwrap(), broken);
+    assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), broken);
 }
 
 #[test]
@@ -256,4 +257,64 @@ fn a_directory_of_something_else_is_left_alone() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     assert!(Store::open(dir.path()).unwrap().is_none());
     assert!(Store::open(&dir.path().join("nowhere")).unwrap().is_none());
+}
+
+/// A sealed segment that is gone, empty or not to be recognised is damage, until a writer comes: what it
+/// held is asked for again, and what can still be read of it is kept aside.
+#[test]
+fn a_segment_that_was_lost_is_told_of_until_there_is_a_writer() {
+    type Spoil = fn(&Path);
+    let spoils: [(Spoil, &str); 3] = [
+        (|path| fs::remove_file(path).unwrap(), "it is gone"),
+        (|path| fs::write(path, "").unwrap(), "segment-00000000.seg"),
+        (
+            |path| {
+                let mut bytes = fs::read(path).unwrap();
+                bytes[10] ^= 1;
+                fs::write(path, bytes).unwrap();
+            },
+            "segment-00000000.seg",
+        ),
+    ];
+    for (spoil, piece) in spoils {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        fill(dir);
+        let whole = Store::open(dir).unwrap().unwrap().len();
+        assert!(dir.join(index_name(0)).exists());
+        spoil(&dir.join(segment_name(0)));
+        let store = Store::open(dir).unwrap().unwrap();
+        assert!(store.len() < whole);
+        assert!(store.damage.iter().any(|what| what.contains(piece)), "{:?}", store.damage);
+        fill(dir);
+        let store = Store::open(dir).unwrap().unwrap();
+        assert_eq!((store.len(), &store.damage), (whole, &Vec::new()));
+    }
+}
+
+/// What is no file is not waited for.
+#[test]
+fn a_pipe_among_its_files_is_refused() {
+    for name in ["cache.json", &segment_name(0), &index_name(0)] {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path());
+        let path = dir.path().join(name);
+        fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let opened = Store::open(dir.path());
+        match name.ends_with(".idx") {
+            // An index is made again of its segment.
+            true => assert!(opened.unwrap().is_some()),
+            false => assert!(opened.unwrap_err().to_string().contains("it is no file")),
+        }
+    }
+}
+
+#[test]
+fn a_place_is_a_directory_or_a_whole_address() {
+    for wrong in ["file:/there", "file://there/is", "s3:bucket", "s3:///prefix", "s4://bucket"] {
+        let refused = Located::of(wrong).unwrap_err().to_string();
+        assert!(refused.contains(wrong) && refused.contains("s3://BUCKET/PREFIX"), "{refused}");
+    }
+    assert!(Located::of("there/is").unwrap().remote.is_none());
 }

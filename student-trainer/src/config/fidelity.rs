@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use client::Access;
-use proto::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
+use proto::limits::MIN_TEMPERATURE;
 
 use super::kinds::{ChatTemplateUse, LossOn, ProgressKind};
 use super::layers::Layers;
 use super::reader::Reader;
+use super::signal::HIGHEST_OF_ALL;
 use super::teachers::teachers;
 use super::{count, device, length, seconds};
 
@@ -74,14 +75,15 @@ impl SignalsConfig {
 
 /// A list of temperatures, a comma between them.
 fn temperatures(r: &mut Reader<'_>) -> Vec<f64> {
-    let range = f64::from(MIN_TEMPERATURE)..=f64::from(MAX_TEMPERATURE);
+    // All is measured against all classes.
+    let range = f64::from(MIN_TEMPERATURE)..=HIGHEST_OF_ALL;
     let text = r.text("temperatures").unwrap_or_default();
     let read = |word: &str| word.trim().parse::<f64>().ok().filter(|t| range.contains(t));
     let found: Option<Vec<f64>> = text.split(',').map(read).collect();
     found.unwrap_or_else(|| {
         r.fault(format!(
             "--temperatures {text} is refused: wanted numbers from {MIN_TEMPERATURE} to \
-             {MAX_TEMPERATURE}, a comma between them"
+             {HIGHEST_OF_ALL}, a comma between them"
         ));
         Vec::new()
     })

@@ -218,6 +218,10 @@ fn contradictions_are_refused() {
             "a cache cannot keep --signal candidates",
         ),
         (
+            &[("signal", "coded"), ("temperature", "1001")],
+            "above 1000 the divergence of all classes is less than float32 can tell",
+        ),
+        (
             &[("signal-bytes", "40")],
             "--signal-bytes says nothing with --signal top-k; it is for coded",
         ),

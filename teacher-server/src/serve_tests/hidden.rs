@@ -168,7 +168,7 @@ async fn a_calibration_that_cannot_be_used_is_named_and_not_written_over() {
         let server = serve(Some(dir.path().to_owned())).await;
         let refused = ask_for(&server, true).await.unwrap_err();
         assert_eq!(refused.code(), Status::FailedPrecondition);
-        for piece in pieces.into_iter().chain([path.to_str().unwrap(), "remove it"]) {
+        for piece in pieces.into_iter().chain([path.to_str().unwrap(), "move it away"]) {
             assert!(refused.message().contains(piece), "no {piece:?} in {refused}");
         }
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
@@ -176,6 +176,29 @@ async fn a_calibration_that_cannot_be_used_is_named_and_not_written_over() {
         assert!(ask_for(&server, false).await.is_ok());
         assert!(ask(&server, Entries::Hidden(HiddenForm::Bf16)).await.is_ok());
     }
+}
+
+/// One that an operator has made since the server began is there before any other: it is taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_that_came_after_the_server_began_is_taken_and_not_set_aside() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [here, there] = [0, 1].map(|at| dirs[at].path());
+    let name = format!("{MODEL}.calibration");
+    let code_of = async |server: &Server, first: &[u32]| {
+        let mut stream = server.score().await;
+        let ranges = all_positions(first.len());
+        let job = ScoreJob { tokens: first.to_vec(), ranges, ..jobs().remove(2) };
+        stream.send(score_request(&job)).await;
+        stream.next().await;
+        let reply = server.client().await.get_decoder(GetDecoderRequest { code: true }).await;
+        decoder_facts(reply.unwrap().get_ref()).unwrap().code.unwrap()
+    };
+    let other = serve(Some(there.to_owned())).await;
+    let operators = code_of(&other, &[1, 2, 3]).await;
+    let server = serve(Some(here.to_owned())).await;
+    std::fs::copy(there.join(&name), here.join(&name)).unwrap();
+    assert_eq!(code_of(&server, &[3, 2, 1, 0]).await, operators);
+    assert_eq!(std::fs::read_dir(here).unwrap().count(), 1);
 }
 
 /// Where clients are not to be trusted they have no part in the code, or there is none until the operator
