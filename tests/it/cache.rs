@@ -194,6 +194,9 @@ fn segment(cache: &Path) -> PathBuf {
     segments.next().expect("a segment")
 }
 
+/// Rows of the build that is killed.
+const ROWS: u32 = 2000;
+
 /// A build killed at any moment leaves nothing that is wrong, and goes on to the very bytes of one that
 /// was let be. `LIMBECK_KILLS` says how often (20 when absent).
 #[test]
@@ -201,8 +204,8 @@ fn a_build_that_is_killed_goes_on_and_comes_to_the_same_cache() {
     let kills = std::env::var("LIMBECK_KILLS").ok().and_then(|text| text.parse().ok());
     let kills: u32 = kills.unwrap_or(20);
     let bench = Bench::new();
-    let row = |n: usize| format!("{{\"text\": \"{n} and {n} are {}.\"}}\n", 2 * n);
-    fs::write(bench.path("rows.jsonl"), (0..400).map(row).collect::<String>()).expect("rows");
+    let row = |n: u32| format!("{{\"text\": \"{n} and {n} are {}.\"}}\n", 2 * n);
+    fs::write(bench.path("rows.jsonl"), (0..ROWS).map(row).collect::<String>()).expect("rows");
     let (teacher, whole, killed) = (start(), bench.text("whole"), bench.text("killed"));
     let begin = Instant::now();
     let (status, complaint) = bench.build(&teacher, &whole);
@@ -217,22 +220,31 @@ fn a_build_that_is_killed_goes_on_and_comes_to_the_same_cache() {
             line.and_then(|count| count.replace(',', "").parse().ok()).expect("a count")
         }
     };
-    let (mut there, mut grown): (u32, u32) = (0, 0);
+    let segment = |cache: &str| fs::read(segment(Path::new(cache))).expect("a segment");
+    let (mut there, mut in_the_middle) = (0, 0);
     for kill in 0..kills {
-        // Each moment of what is left of it, the beginning too.
+        // Each moment of it, the beginning too.
         let mut child = bench.building(&teacher, &killed).spawn().expect("the trainer starts");
-        std::thread::sleep(takes.mul_f64(rand::random::<f64>() / 2.0));
+        std::thread::sleep(takes.mul_f64(rand::random()));
         child.kill().expect("it is killed");
         child.wait().expect("it ends");
         let now = records();
         assert!(now >= there, "kill {kill}: {there} records, then {now}");
-        grown += u32::from(now > there);
+        in_the_middle += u32::from(now > there && now < ROWS);
         there = now;
+        if there == ROWS {
+            // It was whole, or is: the next begins anew.
+            assert!(segment(&whole) == segment(&killed), "other bytes than undisturbed");
+            fs::remove_dir_all(&killed).expect("the cache");
+            there = 0;
+        }
     }
-    assert!(grown > 0, "killed before anything was written");
+    assert!(
+        in_the_middle > kills / 20,
+        "{in_the_middle} of {kills} came while it was being filled"
+    );
     let (status, complaint) = bench.build(&teacher, &killed);
-    assert_eq!((status, records()), (0, 400), "{complaint}");
-    let segment = |cache: &str| fs::read(segment(Path::new(cache))).expect("a segment");
+    assert_eq!((status, records()), (0, ROWS), "{complaint}");
     assert!(segment(&whole) == segment(&killed), "other bytes than undisturbed");
 }
 

@@ -3,17 +3,23 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Mutex;
+use std::sync::OnceLock;
 
 use crate::root;
 
-/// Path of a program of the workspace, built now if it is not up to date.
+/// Path of a program of the workspace, built at the first call if it is not up to date.
 ///
 /// # Panics
 /// When it cannot be built.
 pub fn binary(name: &str) -> PathBuf {
-    static BUILDING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(build);
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), |dir| root().join(dir));
+    target.join("release").join(name)
+}
+
+fn build() {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         // All of them at once: the features of shared dependencies, and so their builds, stay one.
@@ -22,9 +28,6 @@ pub fn binary(name: &str) -> PathBuf {
         .status()
         .expect("cargo can be started");
     assert!(status.success(), "the programs do not build");
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root().join("target"), |dir| root().join(dir));
-    target.join("release").join(name)
 }
 
 /// `student-trainer` with these arguments, and an environment without settings of its own.
