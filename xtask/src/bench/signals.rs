@@ -12,12 +12,19 @@ use super::job::start_teacher;
 use crate::run::{read, root, say};
 
 /// Signals by their names and options; the last one is everything.
-const SIGNALS: [(&str, &str); 6] = [
+const SIGNALS: [(&str, &str); 13] = [
     ("cross-entropy alone", "--alpha 0"),
     ("top-64 and the rest", "--top-k 64"),
+    ("the same, 8 bits a value", "--top-k 64 --codec compact8"),
+    ("top-16, the student's 16", "--signal candidates --top-k 16"),
+    ("top-64, the student's 64", "--signal candidates --top-k 64"),
     ("50 draws", "--signal sampled --draws 50"),
+    ("16 draws, the top 16", "--signal sampled --draws 16 --exact 16"),
     ("coded, 22 bytes", "--signal coded --signal-bytes 22"),
     ("coded, 44 bytes", "--signal coded --signal-bytes 44"),
+    ("full, int4", "--signal full --hidden-form int4"),
+    ("full, int8", "--signal full --hidden-form int8"),
+    ("full, bf16", "--signal full --hidden-form bf16"),
     ("full, float32", "--signal full --hidden-form f32"),
 ];
 const TEMPERATURES: [&str; 2] = ["1", "5"];
@@ -102,7 +109,7 @@ fn table(found: &[Vec<Vec<Student>>]) {
     for (of_temperature, temperature) in found.iter().zip(TEMPERATURES) {
         say(format!("\ntemperature {temperature}; mean (range) over seeds"));
         say(format!(
-            "{:<22}{:>8}{:>26}{:>22}{:>20}",
+            "{:<26}{:>8}{:>26}{:>22}{:>26}",
             "", "bytes", "perplexity", "above full", "KL"
         ));
         let full = of_temperature.last().map(Vec::as_slice).unwrap_or_default();
@@ -111,7 +118,7 @@ fn table(found: &[Vec<Vec<Student>>]) {
             let pairs = students.iter().zip(full);
             let above = pairs.map(|(one, all)| one.perplexity - all.perplexity).collect();
             say(format!(
-                "{name:<22}{:>8.1}{:>26}{:>22}{:>20}",
+                "{name:<26}{:>8.1}{:>26}{:>22}{:>26}",
                 students.first().map_or(0.0, |student| student.bytes),
                 spread(of(|student| student.perplexity), 2),
                 spread(above, 2),
