@@ -27,6 +27,11 @@ pub(crate) use handle::{Cache, Lookup};
 pub(crate) use manifest::Manifest;
 
 #[cfg(test)]
+#[path = "cache/copy_tests.rs"]
+mod copy_tests;
+#[cfg(test)]
+mod faulty;
+#[cfg(test)]
 #[path = "cache/kill_tests.rs"]
 mod kill_tests;
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod error;
 pub mod eval;
 pub mod feed;
 pub mod fidelity;
+mod files;
 mod joining;
 mod link;
 pub mod measure;

@@ -14,6 +14,7 @@ use model::coding::{Decoder, to_tensor};
 use model::ops::head::Teaching;
 
 use crate::feed::Scored;
+use crate::files;
 
 /// How answers are read.
 #[derive(Debug, Default)]
@@ -267,10 +268,7 @@ pub(crate) fn read_code(
 /// The bytes of a file that has this digest.
 pub(crate) fn read(path: &Path, wanted: Fingerprint) -> Result<Vec<u8>, ReadingError> {
     // A pipe or a device has no end.
-    let bytes = std::fs::metadata(path).and_then(|found| match found.is_file() {
-        true => std::fs::read(path),
-        false => Err(std::io::Error::other("it is no regular file")),
-    });
+    let bytes = files::read(path);
     let bytes = bytes.map_err(|source| ReadingError::Io { path: path.to_owned(), source })?;
     match Fingerprint::of(&bytes) {
         found if found == wanted => Ok(bytes),

@@ -55,7 +55,7 @@ fn a_code_is_made_kept_under_the_models_fingerprint_and_shown() {
 
     // Another one takes its place, and it can be put back.
     let first = bytes(&kept);
-    let (status, _, said) = calibrate(&kept, &root().join("docs/wire.md"), &["--tokens", "4000"]);
+    let (status, _, said) = calibrate(&kept, &root().join("docs/wire.md"), &["--tokens", "1536"]);
     assert_eq!(status, 0, "{said}");
     assert!(bytes(&kept) != first);
     let before = said.split_whitespace().find(|word| word.contains(".before")).expect("a path");
@@ -84,7 +84,7 @@ fn text_that_makes_no_code_is_refused_and_nothing_is_left() {
         assert!(complaint.contains(piece) && !complaint.contains("panicked"), "{complaint}");
     }
     let (status, _, complaint) =
-        calibrate(&kept, &root().join("docs/wire.md"), &["--tokens", "100"]);
-    assert!(status == 1 && complaint.contains("--tokens 100: "), "{complaint}");
+        calibrate(&kept, &root().join("docs/wire.md"), &["--tokens", "1535"]);
+    assert!(status == 1 && complaint.contains("--tokens 1535: "), "{complaint}");
     assert!(!kept.exists());
 }

@@ -130,8 +130,14 @@ fn a_calibration_is_kept_and_damage_is_found() {
         std::fs::write(&path, &bytes[..length]).unwrap();
         assert!(Encoder::load(&path, of).is_err(), "{length}");
     }
-    // What another has made is kept beside it, to be put back.
+    // A disk that takes no new one leaves things as they were.
     std::fs::write(&path, &bytes).unwrap();
+    let begun = path.with_extension(format!("part-{}", std::process::id()));
+    std::fs::create_dir(&begun).unwrap();
+    assert!(encoder.save(&path, other).is_err());
+    std::fs::remove_dir(&begun).unwrap();
+    assert_eq!((std::fs::read(&path).unwrap(), files()), (bytes.clone(), 1));
+    // What another has made is kept beside it, to be put back.
     let aside = encoder.save(&path, other).unwrap().unwrap();
     assert_eq!(std::fs::read(&aside).unwrap(), bytes);
     assert!(Encoder::load(&path, [model, other]).unwrap().is_some());

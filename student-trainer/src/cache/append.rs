@@ -20,6 +20,7 @@ use super::manifest::{FILE, Manifest};
 use super::remote::{Remote, UNSENT};
 use super::sender::Sender;
 use super::store::{Store, index_name, orphans_in, segment_name};
+use crate::files;
 use crate::stop::Stop;
 
 /// Bytes of a segment after which the next is begun.
@@ -270,11 +271,7 @@ impl Writer {
     ) -> Result<(), CacheError> {
         let index = write_index(number, &self.space, bytes, records.iter().copied());
         let path = self.dir.join(index_name(number));
-        let begun = self.dir.join(format!("{}.part", index_name(number)));
-        let written = File::create(&begun)
-            .and_then(|mut file| file.write_all(&index).and_then(|()| file.sync_all()));
-        at("write", &begun, written)?;
-        at("write", &path, std::fs::rename(&begun, &path))
+        at("write", &path, files::write(&path, &index))
     }
 
     fn gone(&self) -> CacheError {
@@ -301,7 +298,7 @@ fn refuse_foreign(dir: &Path) -> Result<(), CacheError> {
     for entry in at("list", dir, std::fs::read_dir(dir))? {
         let found = at("list", dir, entry)?.file_name().to_string_lossy().into_owned();
         // What a writer leaves that was killed before it had described the cache.
-        if ![LOCK, PULL].contains(&&*found) && found != format!("{FILE}.part") {
+        if ![LOCK, PULL].contains(&&*found) && found != format!("{FILE}{}", files::BEGUN) {
             return Err(CacheError::Foreign { dir: dir.to_owned(), found });
         }
     }

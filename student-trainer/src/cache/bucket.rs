@@ -24,30 +24,32 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// A place in an object store.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     store: Arc<dyn ObjectStore>,
     prefix: Name,
     /// Its name, for people.
     pub(super) place: String,
     runtime: Runtime,
-    patience: Duration,
-    /// [`PART`].
+    /// Longest wait for a part of a call, [`PATIENCE`].
+    pub(super) patience: Duration,
+    /// Bytes of a part, [`PART`].
     pub(super) part: usize,
 }
 
 impl Bucket {
-    /// `prefix` of a store, called `place`. A call may take `patience`, if that is given.
+    /// `prefix` of a store, called `place`.
+    ///
+    /// # Errors
+    /// When the system gives no means to wait for answers.
     pub(super) fn new(
         store: Arc<dyn ObjectStore>,
         prefix: Name,
         place: &str,
-        patience: Option<Duration>,
     ) -> Result<Self, CacheError> {
         let place = place.to_owned();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| remote(&place, e.to_string()))?;
-        let patience = patience.unwrap_or(PATIENCE);
-        Ok(Self { store, prefix, place, runtime, patience, part: PART })
+        Ok(Self { store, prefix, place, runtime, patience: PATIENCE, part: PART })
     }
 
     /// An object; none where there is none.
@@ -134,7 +136,8 @@ impl Bucket {
         let bytes = bytes::Bytes::from(bytes);
         let sent = bytes.clone();
         let conditional = !matches!(mode, PutMode::Overwrite);
-        let parts = bytes.len().div_ceil(self.part).max(1);
+        // A write in parts knows no conditions.
+        let parts = if conditional { 1 } else { bytes.len().div_ceil(self.part).max(1) };
         let send = |mode: PutMode| {
             self.attempt(&format!("put {name}"), (parts as u32, None), || {
                 let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };

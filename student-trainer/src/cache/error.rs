@@ -173,14 +173,6 @@ impl CacheError {
     }
 }
 
-/// The bytes of a file. What is none, as a pipe, would be waited for.
-pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    match std::fs::metadata(path)?.is_file() {
-        true => std::fs::read(path),
-        false => Err(io::Error::other("it is no file")),
-    }
-}
-
 /// A result with what was attempted, and on what.
 pub(super) fn at<T>(
     action: &'static str,

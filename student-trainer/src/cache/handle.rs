@@ -153,10 +153,11 @@ impl Cache {
     pub(crate) fn read(&self, row: &Sequence) -> Lookup {
         let key = self.key(row);
         let mut found = lock(&self.store).read(&key);
-        // It may still be on its way to the disk, or be whole in the store.
+        // It, or what was asked for in its place, may still be on its way to the disk, or be whole in the
+        // store.
         let again = match &found {
             Found::Nothing => self.flush(),
-            Found::Damaged(segment, what) => self.restore(*segment, what),
+            Found::Damaged(segment, what) => self.flush() || self.restore(*segment, what),
             Found::Payload(_) => false,
         };
         if again {

@@ -2,7 +2,7 @@
 //! which signal. A run that wants anything else is refused before anything is asked.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use distill::cache::{FORMAT_VERSION, Identity, Space};
@@ -14,9 +14,10 @@ use distill::hidden::HiddenForm;
 use proto::limits::DEFAULT_LIMITS;
 use serde::{Deserialize, Serialize};
 
-use super::error::{CacheError, at, read_file};
+use super::error::{CacheError, at};
 use super::payload::About;
 use crate::asking::Wanted;
+use crate::files;
 
 /// The file within a cache.
 pub(crate) const FILE: &str = "cache.json";
@@ -136,7 +137,7 @@ impl Manifest {
     /// Reads the description of the cache in `dir`; none where there is none.
     pub(crate) fn read(dir: &Path) -> Result<Option<Self>, CacheError> {
         let path = dir.join(FILE);
-        match read_file(&path) {
+        match files::read(&path) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 Ok(None)
             }
@@ -173,12 +174,8 @@ impl Manifest {
 
     /// Writes it, so that it is there whole or not at all.
     pub(crate) fn write(&self, dir: &Path) -> Result<(), CacheError> {
-        let (path, begun) = (dir.join(FILE), dir.join(format!("{FILE}.part")));
-        let text = self.text();
-        let written = File::create(&begun)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
-        at("write", &begun, written)?;
-        at("write", &path, std::fs::rename(&begun, &path))?;
+        let path = dir.join(FILE);
+        at("write", &path, files::write(&path, self.text().as_bytes()))?;
         at("write", dir, File::open(dir).and_then(|dir| dir.sync_all()))
     }
 

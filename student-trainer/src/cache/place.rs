@@ -11,6 +11,7 @@ use object_store::path::Path as Name;
 use object_store::{ClientOptions, RetryConfig};
 
 use super::append::{SEGMENT_BYTES, Writer, has_unsent, is_written, pulling};
+use super::bucket::Bucket;
 use super::error::{CacheError, at};
 use super::manifest::Manifest;
 use super::remote::Remote;
@@ -44,7 +45,7 @@ impl Located {
             }
             return Ok(Self { place: place.to_owned(), dir: place.into(), remote: None });
         };
-        let remote = match scheme {
+        let bucket = match scheme {
             "s3" => {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 if bucket.is_empty() {
@@ -65,19 +66,19 @@ impl Located {
                     .build()
                     .map_err(|e| wrong(e.to_string()))?;
                 let prefix = Name::parse(prefix).map_err(|e| wrong(e.to_string()))?;
-                Remote::new(Arc::new(store), prefix, place, None)?
+                Bucket::new(Arc::new(store), prefix, place)?
             }
             "file" if rest.starts_with('/') => {
                 std::fs::create_dir_all(rest).map_err(|e| wrong(e.to_string()))?;
                 let store = LocalFileSystem::new_with_prefix(rest);
                 let store = store.map_err(|e| wrong(e.to_string()))?;
-                Remote::new(Arc::new(store), Name::default(), place, None)?
+                Bucket::new(Arc::new(store), Name::default(), place)?
             }
             _ => {
                 return Err(wrong(WANTED.to_owned()));
             }
         };
-        Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(remote) })
+        Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(Remote::at(bucket)) })
     }
 
     /// Opens the cache for reading; none where there is none. What a store does not have as it lists it

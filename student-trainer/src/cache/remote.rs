@@ -7,14 +7,10 @@
 //! segment that is not what the list says counts as not there.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use distill::fingerprint::Fingerprint;
-use object_store::path::Path as Name;
-use object_store::{ObjectStore, PutMode, UpdateVersion};
+use object_store::{PutMode, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
 use super::append::{is_written, pulling};
@@ -22,14 +18,13 @@ use super::bucket::{Bucket, remote};
 use super::error::{CacheError, at};
 use super::manifest::{BLOB, FILE, Manifest, blob_name};
 use super::store::{index_name, numbers_in, segment_name};
+use crate::files;
 use crate::stop::Stop;
 
 /// How the names of segments end that were to be sent and whose place another machine took.
 pub(super) const UNSENT: &str = ".unsent";
 /// The list of what is in the store.
 const LIST: &str = "segments.json";
-/// How the names of files begin to end that are not whole yet; a process id follows.
-const BEGUN: &str = "part-";
 
 /// A file in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,7 +64,8 @@ impl List {
     /// Notes in a directory which files of it are those of the store.
     fn write(&self, dir: &Path) -> Result<(), CacheError> {
         let text = serde_json::to_vec_pretty(self).unwrap_or_default();
-        write(&dir.join(LIST), &text)
+        let path = dir.join(LIST);
+        at("write", &path, files::write(&path, &text))
     }
 }
 
@@ -102,16 +98,10 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    /// A cache called `place` at `prefix` of a store. A call may take `patience`, if that is given.
-    pub(crate) fn new(
-        store: Arc<dyn ObjectStore>,
-        prefix: Name,
-        place: &str,
-        patience: Option<Duration>,
-    ) -> Result<Self, CacheError> {
-        let bucket = Bucket::new(store, prefix, place, patience)?;
+    /// The cache at a place of a store. Nothing is known of it before it is pulled.
+    pub(crate) fn at(bucket: Bucket) -> Self {
         let (list, lost, version) = (List::default(), Vec::new(), None);
-        Ok(Self { bucket, list, lost, version, known: false, unanswered: None })
+        Self { bucket, list, lost, version, known: false, unanswered: None }
     }
 
     /// Brings what the store lists and `dir` lacks into `dir`. Says what of it could not be had as it is
@@ -129,7 +119,6 @@ impl Remote {
         stop: Option<&Stop>,
     ) -> Result<Vec<String>, CacheError> {
         self.known = false;
-        remove_begun(dir)?;
         let Brought { list, version, lost, told } = self.bring(dir, thorough, stop)?;
         (self.list, self.version, self.lost, self.known) = (list, version, lost, true);
         Ok(told)
@@ -155,7 +144,7 @@ impl Remote {
         brought.version = Some(version);
         let wrong = |e: serde_json::Error| remote(&self.bucket.place, format!("{LIST}: {e}"));
         let list: List = serde_json::from_slice(&text).map_err(wrong)?;
-        let known = fs::read(dir.join(LIST)).ok();
+        let known = files::read(&dir.join(LIST)).ok();
         let known: List =
             known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         let mut here = List::default();
@@ -173,7 +162,7 @@ impl Remote {
             if !file.is_at(&path, believed) {
                 match self.fetch(file, stop)? {
                     Ok(bytes) => {
-                        let begun = begin(&path, &bytes)?;
+                        let begun = at("write", &path, files::begin(&path, &bytes))?;
                         set_aside(&path, &file.name, &known)?;
                         at("write", &path, fs::rename(&begun, &path))?;
                     }
@@ -211,7 +200,7 @@ impl Remote {
             return Ok(false);
         }
         match self.fetch(file, None)? {
-            Ok(bytes) => write(&path, &bytes).map(|()| true),
+            Ok(bytes) => at("write", &path, files::write(&path, &bytes)).map(|()| true),
             Err(_) => Ok(false),
         }
     }
@@ -326,18 +315,6 @@ fn is_ours(name: &str) -> bool {
         .is_some_and(|number| name == segment_name(number) || name == index_name(number))
 }
 
-/// Removes what programs that were killed had begun to fetch. Nobody else fetches here.
-fn remove_begun(dir: &Path) -> Result<(), CacheError> {
-    for entry in at("list", dir, fs::read_dir(dir))? {
-        let path = at("list", dir, entry)?.path();
-        let begun = path.extension().and_then(|end| end.to_str());
-        if begun.is_some_and(|end| end.starts_with(BEGUN)) {
-            at("remove", &path, fs::remove_file(&path))?;
-        }
-    }
-    Ok(())
-}
-
 /// What is said of a copy that is not of what the store holds.
 fn stale(error: CacheError, dir: &Path) -> CacheError {
     let CacheError::Differs { place, what, found, wanted, .. } = error else { return error };
@@ -354,7 +331,7 @@ fn stale(error: CacheError, dir: &Path) -> CacheError {
 /// stays beside it, and the next writer takes its records up. So does one that came from the store and that
 /// the store has no more; one that came from it and was damaged here does not.
 fn set_aside(path: &Path, name: &str, known: &List) -> Result<(), CacheError> {
-    let Ok(bytes) = fs::read(path) else { return Ok(()) };
+    let Ok(bytes) = files::read(path) else { return Ok(()) };
     let here = Listed::of(name.to_owned(), &bytes);
     let was = known.files.iter().find(|file| file.name == here.name);
     let damaged = was.is_some_and(|was| was.bytes == here.bytes && was.digest != here.digest);
@@ -363,19 +340,4 @@ fn set_aside(path: &Path, name: &str, known: &List) -> Result<(), CacheError> {
     }
     let aside = path.with_file_name(format!("{name}.{}{UNSENT}", &here.digest[..16]));
     at("set aside", path, fs::rename(path, aside))
-}
-
-/// Writes a file so that it is there whole or not at all.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), CacheError> {
-    let begun = begin(path, bytes)?;
-    at("write", path, fs::rename(&begun, path))
-}
-
-/// Writes what is to be renamed to `path`.
-fn begin(path: &Path, bytes: &[u8]) -> Result<PathBuf, CacheError> {
-    let begun = path.with_extension(format!("{BEGUN}{}", std::process::id()));
-    let written = fs::File::create(&begun)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    at("write", &begun, written)?;
-    Ok(begun)
 }

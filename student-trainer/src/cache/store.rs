@@ -12,8 +12,9 @@ use distill::cache::{
     read_index, scan, segment_header,
 };
 
-use super::error::{CacheError, at, read_file};
+use super::error::{CacheError, at};
 use super::manifest::Manifest;
+use crate::files;
 
 /// Segments held open at a time.
 const OPEN_FILES: usize = 64;
@@ -268,7 +269,7 @@ impl Opened {
     fn read(dir: &Path, number: u32, space: &Space) -> Result<Self, CacheError> {
         let path = dir.join(segment_name(number));
         let file_bytes = at("read", &path, std::fs::metadata(&path))?.len();
-        if let Ok(bytes) = read_file(&dir.join(index_name(number)))
+        if let Ok(bytes) = files::read(&dir.join(index_name(number)))
             && let Ok(indexed) = read_index(&bytes, number, space)
             && indexed.segment_bytes == file_bytes
             && begins_with(&path, &segment_header(number, space))
@@ -276,7 +277,7 @@ impl Opened {
             let (segment_bytes, len) = (indexed.segment_bytes, indexed.len());
             return Ok(Self::Indexed { segment_bytes, len, bytes });
         }
-        let bytes = at("read", &path, read_file(&path))?;
+        let bytes = at("read", &path, files::read(&path))?;
         let length = bytes.len() as u64;
         match scan(&bytes, number, space) {
             Ok(scan) => Ok(Self::Scanned { scan, bytes: length }),

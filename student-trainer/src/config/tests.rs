@@ -181,6 +181,16 @@ fn what_is_missing_is_named() {
     assert!(settings(&[("teacher", "-"), ("alpha", "0")], &[], None).unwrap().teacher.is_empty());
 }
 
+#[test]
+fn hidden_states_are_compared_up_to_the_highest_temperature_that_tells() {
+    for (signal, temperature, faults) in
+        [("coded", "1000", 0), ("full", "1000.001", 1), ("top-k", "1001", 0)]
+    {
+        let found = settings(&[("signal", signal), ("temperature", temperature)], &[], None);
+        assert_eq!(found.err().map_or(0, |found| found.len()), faults, "{signal} {temperature}");
+    }
+}
+
 /// Two ways to say one thing in two places are no contradiction: the flag says it.
 #[test]
 fn a_flag_for_the_step_is_over_a_file_that_says_it_the_other_way() {
