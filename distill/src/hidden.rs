@@ -161,6 +161,14 @@ pub enum HiddenError {
         /// The number.
         found: f32,
     },
+    /// A scale below 0, a code beyond the largest, or something in the half byte to spare.
+    #[error("hidden state {row} holds a group that no teacher writes in form {form}")]
+    Group {
+        /// The row.
+        row: usize,
+        /// The form.
+        form: HiddenForm,
+    },
     /// Coded at another step.
     #[error("hidden states are coded at step {found}, asked was {wanted}")]
     Rung {
@@ -234,17 +242,22 @@ pub fn decode(
 ) -> Result<HiddenStates, HiddenError> {
     let body = check(bytes, rows, width, form)?;
     let mut values = Vec::with_capacity(rows * width);
-    for row in body.chunks_exact(form.row_bytes(width).max(1)) {
-        match form {
+    for (at, row) in body.chunks_exact(form.row_bytes(width).max(1)).enumerate() {
+        let sound = match form {
             HiddenForm::F32 | HiddenForm::Coded { .. } => {
                 values.extend(row.as_chunks::<4>().0.iter().map(|&x| f32::from_le_bytes(x)));
+                true
             }
             HiddenForm::Bf16 => {
-                values
-                    .extend(row.as_chunks::<2>().0.iter().map(|&x| of_bf16(u16::from_le_bytes(x))));
+                let numbers = row.as_chunks::<2>().0.iter();
+                values.extend(numbers.map(|&x| of_bf16(u16::from_le_bytes(x))));
+                true
             }
             HiddenForm::Int8 => get_groups(&mut values, row, width, 1),
             HiddenForm::Int4 => get_groups(&mut values, row, width, 2),
+        };
+        if !sound {
+            return Err(HiddenError::Group { row: at, form });
         }
     }
     match values.iter().position(|x| !x.is_finite()) {
@@ -286,25 +299,32 @@ fn put_group(bytes: &mut Vec<u8>, group: &[f32], most: i8) {
     }
 }
 
-/// The numbers of one row, `codes` to a byte.
-fn get_groups(values: &mut Vec<f32>, mut row: &[u8], width: usize, codes: usize) {
+/// The numbers of one row, `codes` to a byte; whether they are such as [`put_group`] writes.
+fn get_groups(values: &mut Vec<f32>, mut row: &[u8], width: usize, codes: usize) -> bool {
     let end = values.len() + width;
+    let mut sound = true;
     while values.len() < end {
         let count = GROUP.min(end - values.len());
         let (scale, rest) = row.split_at(2);
         let scale = of_bf16(u16::from_le_bytes([scale[0], scale[1]]));
+        sound &= scale.is_sign_positive();
         let (group, rest) = rest.split_at(count.div_ceil(codes));
         row = rest;
-        match codes {
-            1 => values.extend(group.iter().map(|&code| f32::from(code as i8) * scale)),
-            _ => values.extend((0..count).map(|at| {
-                let byte = group[at / 2];
-                // Arithmetic shifts bring the sign down.
-                let code = if at % 2 == 0 { (byte << 4) as i8 >> 4 } else { byte as i8 >> 4 };
-                f32::from(code) * scale
-            })),
+        if codes == 1 {
+            sound &= group.iter().all(|&code| code as i8 != -128);
+            values.extend(group.iter().map(|&code| f32::from(code as i8) * scale));
+            continue;
+        }
+        // Arithmetic shifts bring the sign down.
+        let halves = group.iter().flat_map(|&byte| [(byte << 4) as i8 >> 4, byte as i8 >> 4]);
+        for (at, code) in halves.enumerate() {
+            sound &= code != -8 && (at < count || code == 0);
+            if at < count {
+                values.push(f32::from(code) * scale);
+            }
         }
     }
+    sound
 }
 
 /// To nearest, ties to even.

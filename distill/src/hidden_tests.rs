@@ -82,6 +82,22 @@ fn what_is_not_such_rows_is_refused() {
     let mut spoilt = encode(&[1.0; 3], 3, HiddenForm::F32).unwrap();
     spoilt[12..16].copy_from_slice(&f32::NAN.to_le_bytes());
     assert!(refused(&spoilt, 1, HiddenForm::F32).contains("hidden state 0 holds NaN"));
+    // A code of -128 and one of -8, a scale below 0, something beside an odd last half byte.
+    let int4 = encode(&[1.0; 3], 3, HiddenForm::Int4).unwrap();
+    for (bytes, form, at, found) in [
+        (&bytes, HiddenForm::Int8, 6, 0x80),
+        (&bytes, HiddenForm::Int8, 5, 0xbf),
+        (&int4, HiddenForm::Int4, 6, 0x78),
+        (&int4, HiddenForm::Int4, 5, 0xbf),
+        (&int4, HiddenForm::Int4, 7, 0x17),
+    ] {
+        let rows = (bytes.len() - HEAD_BYTES) / form.row_bytes(3);
+        assert!(decode(bytes, rows, 3, form).is_ok());
+        let mut spoilt = bytes.clone();
+        spoilt[at] = found;
+        let wanted = HiddenError::Group { row: 0, form };
+        assert_eq!(decode(&spoilt, rows, 3, form), Err(wanted), "{form} {at}");
+    }
     let unsound = encode(&[1.0, f32::INFINITY], 1, HiddenForm::Bf16).unwrap_err();
     assert_eq!(unsound, HiddenError::NotFinite { row: 1, found: f32::INFINITY });
 }

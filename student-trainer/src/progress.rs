@@ -157,16 +157,19 @@ impl Write for Console {
 pub(crate) struct Progress {
     console: Console,
     label: String,
+    /// What the divergence is called.
+    divergence: String,
     total: u64,
     pace: Pace,
     last_line: Option<Instant>,
 }
 
 impl Progress {
-    /// Shows a run on a console; `label` stands before its lines, to tell several runs apart.
-    pub(crate) fn new(console: Console, label: &str) -> Self {
+    /// Shows a run on a console; `label` stands before its lines, to tell several runs apart, and
+    /// `divergence` before that number.
+    pub(crate) fn new(console: Console, label: &str, divergence: String) -> Self {
         let label = if label.is_empty() { String::new() } else { format!("{label}  ") };
-        Self { console, label, total: 0, pace: Pace::default(), last_line: None }
+        Self { console, label, divergence, total: 0, pace: Pace::default(), last_line: None }
     }
 
     /// The run begins.
@@ -213,7 +216,7 @@ impl Progress {
             line += &format!(" (teacher {})", number(teacher.token));
         }
         if report.kl.is_some() || report.agreement.is_some() {
-            line += &format!(", KL {}, ", maybe(report.kl));
+            line += &format!(", {} {}, ", self.divergence, maybe(report.kl));
             line += &format!("agreement {}", percent(report.agreement));
         }
         self.console.tell(&line);
@@ -313,9 +316,15 @@ pub(crate) fn thin_signal(teacher_mass: f64, rest: Option<f64>, config: &Config)
     })
 }
 
+/// An empty table of models beside a teacher.
+fn compared(divergence: &str) -> Table {
+    let divergence = format!("{divergence} to teacher");
+    Table::new(["", "perplexity", "row mean", &divergence, "agreement"])
+}
+
 /// Teacher, student before and student after.
 pub(crate) fn results(summary: &Summary) -> Table {
-    let mut table = Table::new(["", "perplexity", "row mean", "KL to teacher", "agreement"]);
+    let mut table = compared(&summary.divergence());
     let mut row = |name: &str, perplexity: [Option<f64>; 2], others: &[String]| {
         if let [Some(token), row_mean] = perplexity {
             let cells = [name.to_owned(), number(token), maybe(row_mean)];
@@ -333,7 +342,7 @@ pub(crate) fn results(summary: &Summary) -> Table {
 
 /// The table of `eval`.
 pub(crate) fn measurement(m: &Measurement) -> Table {
-    let mut table = Table::new(["", "perplexity", "row mean", "KL to teacher", "agreement"]);
+    let mut table = compared(&m.divergence.heading(m.beta.unwrap_or_default()));
     if let Some(teacher) = m.teacher_perplexity {
         let cells = [number(teacher), maybe(m.teacher_perplexity_row_mean)];
         table.row(std::iter::once("teacher".to_owned()).chain(cells));

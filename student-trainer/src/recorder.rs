@@ -38,20 +38,16 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Records a run that begins now, under its own banner.
     pub(crate) fn new(config: &Config, console: &Console) -> Self {
-        let progress = Progress::new(console.clone(), "");
-        Self { alone: true, ..Self::with_progress(config, console, progress) }
+        Self { alone: true, ..Self::labelled(config, console, "") }
     }
 
     /// Records one of several runs: `label` stands before its lines.
     pub(crate) fn labelled(config: &Config, console: &Console, label: &str) -> Self {
-        Self::with_progress(config, console, Progress::new(console.clone(), label))
-    }
-
-    fn with_progress(config: &Config, console: &Console, progress: Progress) -> Self {
+        let divergence = config.divergence.heading(config.beta);
         Self {
             config: config.clone(),
             console: console.clone(),
-            progress,
+            progress: Progress::new(console.clone(), label, divergence),
             metrics: None,
             board: None,
             facts: None,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
+use crate::config::{Choice as _, DivergenceKind};
 use crate::observer::{EvalReport, Perplexity};
 
 /// The numbers of a finished run.
@@ -57,6 +58,12 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// What the divergence of the configuration is called; KL where it names none.
+    pub fn divergence(&self) -> String {
+        let named = self.config["divergence"].as_str().and_then(DivergenceKind::from_word);
+        named.unwrap_or_default().heading(self.config["beta"].as_f64().unwrap_or_default())
+    }
+
     /// Writes it as indented JSON.
     ///
     /// # Errors

@@ -123,6 +123,7 @@ fn a_cache_in_an_s3_store_serves_another_machine_and_is_mended() {
     let absent = "s3://nobodys/place";
     let (status, complaint) = bench.train(None, absent, "absent");
     assert!(status == 1 && complaint.contains(absent), "{complaint}");
+    assert!(complaint.contains("make the bucket"), "{complaint}");
     drop(store);
     let (status, complaint) = bench.build(&teacher, cache);
     assert!(status == 1 && complaint.contains(cache), "{complaint}");

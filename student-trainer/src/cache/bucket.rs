@@ -213,10 +213,26 @@ impl Bucket {
             Refusal::Store(error) => {
                 let text = error.to_string();
                 let lines: Vec<&str> = text.lines().map(str::trim).collect();
-                format!("{what}: {}", lines.join(" "))
+                format!("{what}: {}{}", lines.join(" "), cure(&text))
             }
         };
         remote(&self.place, reason)
+    }
+}
+
+/// What to do about what a store says, where its own words leave that open.
+fn cure(text: &str) -> &'static str {
+    match text {
+        // Where machines of a cloud are told who they are: asked when nothing else says so.
+        _ if text.contains("169.254.169.254") => {
+            "; without AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY this machine was asked who it is, and it \
+             does not say: set them"
+        }
+        _ if text.contains("NoSuchBucket") => "; make the bucket, or mend its name",
+        _ if text.contains("InvalidAccessKeyId") || text.contains("SignatureDoesNotMatch") => {
+            "; look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        }
+        _ => "",
     }
 }
 

@@ -39,7 +39,10 @@ pub enum CacheError {
         found: String,
     },
     /// A description that cannot be read.
-    #[error("--cache: {} cannot be read: {reason}", path.display())]
+    #[error(
+        "--cache: {} cannot be read: {reason}; put it back as it was, or name another cache",
+        path.display()
+    )]
     Manifest {
         /// The file.
         path: PathBuf,

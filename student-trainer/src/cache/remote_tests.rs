@@ -116,6 +116,7 @@ fn a_bucket_that_is_not_there_is_named_and_no_empty_cache() {
     store.no_bucket.store(1, Relaxed);
     let error = pull(&store, &b).unwrap_err().to_string();
     assert!(error.contains("NoSuchBucket") && !error.contains('\n'), "{error}");
+    assert!(error.ends_with("make the bucket, or mend its name"), "{error}");
 }
 
 #[test]

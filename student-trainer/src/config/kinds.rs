@@ -102,6 +102,14 @@ impl DivergenceKind {
             Self::Mixture => Divergence::Mixture { beta },
         }
     }
+
+    /// What tables and charts call it: KL is the teacher's unless it is said otherwise.
+    pub fn heading(self, beta: f64) -> String {
+        match self {
+            Self::ForwardKl => "KL".to_owned(),
+            _ => self.with(beta).to_string(),
+        }
+    }
 }
 
 choice! {

@@ -96,6 +96,10 @@ fn the_table_compares_teacher_before_and_after() {
     assert_eq!(results(&summary()).to_text(), wanted);
     let alone = Summary { teacher_perplexity: None, ..summary() };
     assert_eq!(results(&alone).rows.len(), 2);
+    let of = |config| results(&Summary { config, ..summary() }).head[3].clone();
+    assert_eq!(of(serde_json::json!({ "divergence": "forward-kl", "beta": 0.3 })), "KL to teacher");
+    let jsd = serde_json::json!({ "divergence": "jsd", "beta": 0.3 });
+    assert_eq!(of(jsd), "jsd with beta 0.3 to teacher");
 }
 
 #[test]
@@ -116,7 +120,7 @@ fn the_banner_names_both_models_and_what_matters() {
 
 #[test]
 fn a_line_tells_loss_speed_waiting_and_time_left() {
-    let mut progress = Progress::new(Console::new(ProgressKind::None), "");
+    let mut progress = Progress::new(Console::new(ProgressKind::None), "", "KL".to_owned());
     progress.started(&facts(Path::new("out")));
     let step = crate::metrics::tests::step(6);
     progress.step(&step);

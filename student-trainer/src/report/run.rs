@@ -19,14 +19,20 @@ pub(crate) fn of_run(facts: &RunFacts, summary: &Summary, steps: &[StepReport]) 
             format!("{} was trained without a teacher, {} steps.", facts.student, summary.steps)
         }
     };
-    let about = "Perplexity on held-out rows (lower is better), over all tokens and as the mean of \
-                 rows; KL(teacher || student) on the signal; and the share of positions where both \
-                 find the same token most probable.";
+    let divergence = match summary.divergence() {
+        kl if kl == "KL" => "KL(teacher || student)".to_owned(),
+        other => format!("the divergence {other}"),
+    };
+    let about = format!(
+        "Perplexity on held-out rows (lower is better), over all tokens and as the mean of rows; \
+         {divergence} on the signal; and the share of positions where both find the same token most \
+         probable."
+    );
     Report {
         title: "Training report".to_owned(),
         lead,
         tiles: tiles(summary),
-        tables: vec![("Before and after".to_owned(), about.to_owned(), results(summary))],
+        tables: vec![("Before and after".to_owned(), about, results(summary))],
         charts: charts(summary, steps),
         samples: Vec::new(),
         facts: facts_of(facts, summary),
@@ -71,7 +77,7 @@ fn charts(summary: &Summary, steps: &[StepReport]) -> Vec<Chart> {
     let loss = vec![
         curve("loss", &|s| Some(s.loss)),
         curve("cross-entropy", &|s| s.kl.map(|_| s.ce)),
-        curve("T² KL", &|s| s.kl),
+        curve(&format!("T² {}", summary.divergence()), &|s| s.kl),
     ];
     let evaluated = |value: &dyn Fn(&student_trainer::observer::EvalReport) -> Option<f64>| {
         let point = |e| value(e).map(|v| (e.step as f64, v));
@@ -92,7 +98,7 @@ fn charts(summary: &Summary, steps: &[StepReport]) -> Vec<Chart> {
         Chart { levels: teacher.into_iter().collect(), ..perplexity },
         chart("Training loss", loss),
         chart(
-            "Held-out KL to the teacher",
+            &format!("Held-out {} to the teacher", summary.divergence()),
             vec![Series { name: "student".to_owned(), lines: evaluated(&|e| e.kl) }],
         ),
         chart(
