@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distill::batch::Sequence;
-use distill::cache::write_index;
+use distill::cache::{segment_header, write_index};
 use distill::codec::Codec;
 use distill::signal::TopK;
 use serde::Serialize;
@@ -132,7 +132,7 @@ pub fn throughput(
 }
 
 /// Opens a cache of `records` records in an empty directory: the indices of a real one and segments of
-/// no content, since nothing else is read.
+/// a header alone, since nothing else is read.
 ///
 /// # Errors
 /// Those of the cache.
@@ -154,7 +154,10 @@ pub fn opening(dir: &Path, records: usize) -> Result<Opening, CacheError> {
         let path = dir.join(index_name(number));
         at("write", &path, std::fs::write(&path, index))?;
         let path = dir.join(segment_name(number));
-        let grown = std::fs::File::create(&path).and_then(|file| file.set_len(bytes));
+        let header = segment_header(number, &space);
+        let grown = std::fs::write(&path, header)
+            .and_then(|()| std::fs::OpenOptions::new().write(true).open(&path))
+            .and_then(|file| file.set_len(bytes));
         at("write", &path, grown)?;
     }
     let begin = Instant::now();
