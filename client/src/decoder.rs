@@ -1,8 +1,8 @@
 //! What a teacher's hidden states are read with: named by the teacher, fetched once, and kept under its
 //! digest.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,9 +59,15 @@ impl Address {
         let options = OpenOptions::new().read(true).append(true).create(true).open(&begun);
         let mut file = options.map_err(keep)?;
         // Unlocked when it is closed.
-        if file.try_lock().is_err() {
-            let what = format!("another program is fetching {}", begun.display());
-            return Err(Failure::Passing(what));
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let what = format!("another program is fetching {}", begun.display());
+                return Err(Failure::Passing(what));
+            }
+            // Some network file systems know no locks; what two programs make of it its digest tells.
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(e)) => return Err(keep(e)),
         }
         if path.is_file() {
             return Ok(path);

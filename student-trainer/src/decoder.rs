@@ -21,7 +21,7 @@ use crate::asking::{Ask, Wanted};
 use crate::config::{DEFAULT_SIGNAL_ERROR, HiddenFormKind, SignalConfig, SignalKind};
 use crate::error::TrainError;
 use crate::feed::Feed;
-use crate::reading::{Reading, read_code};
+use crate::reading::{Projection, Reading, read_code};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher, TeacherError, Voice};
 
@@ -43,6 +43,8 @@ pub(crate) struct Preparing<'a> {
     pub(crate) set: &'a Arc<[Sequence]>,
     pub(crate) note: &'a mut dyn FnMut(&str),
     pub(crate) stop: &'a Stop,
+    /// An output matrix that was read before; it is read again where the teacher has another.
+    pub(crate) there: Option<Projection>,
 }
 
 impl Preparing<'_> {
@@ -76,8 +78,15 @@ impl Preparing<'_> {
             );
         }
         let DecoderFacts { hidden_size, matrix, code, .. } = facts;
-        let matrix = (matrix.fingerprint, self.fetch(address, matrix, &dir, limit)?);
         let sizes = [hidden_size, teacher.agreement().classes];
+        let same = |there: &Projection| there.fingerprint() == matrix.fingerprint;
+        let matrix = match self.there.take().filter(same) {
+            Some(there) => there,
+            None => {
+                let file = (matrix.fingerprint, self.fetch(address, matrix, &dir, limit)?);
+                Projection::read(file, sizes, self.device)?
+            }
+        };
         if !coded {
             let form = match self.signal.hidden_form {
                 HiddenFormKind::F32 => HiddenForm::F32,
@@ -86,7 +95,7 @@ impl Preparing<'_> {
                 HiddenFormKind::Int4 => HiddenForm::Int4,
             };
             let wanted = Wanted::Hidden { form, bytes: form.row_bytes(hidden_size) };
-            return Ok((wanted, Reading::full(matrix, None, sizes, self.device)?));
+            return Ok((wanted, Reading::full(matrix, None)));
         }
         // Whether there is one was seen when it was asked for.
         let code = code.ok_or(TeacherError::Ended)?;
@@ -104,7 +113,7 @@ impl Preparing<'_> {
         let form = HiddenForm::Coded { code: code.fingerprint(), rung: rate.rung };
         let wanted = Wanted::Hidden { form, bytes: rate.bytes.ceil() as usize };
         let code = Some((code, path, rate.rung));
-        Ok((wanted, Reading::full(matrix, code, sizes, self.device)?))
+        Ok((wanted, Reading::full(matrix, code)))
     }
 
     /// Where what is fetched is kept.

@@ -219,6 +219,14 @@ impl TrainError {
                 | Self::Student(StudentError::Save(_))
         )
     }
+
+    /// Whether a teacher has no code of its hidden states, and makes none.
+    pub(crate) fn is_without_code(&self) -> bool {
+        let Self::Teacher(TeacherError::Client(client::Error::Refused { code, .. })) = self else {
+            return false;
+        };
+        *code == tonic::Code::FailedPrecondition
+    }
 }
 
 /// A teacher's error, with the place of the row it speaks of.

@@ -64,15 +64,17 @@ pub(crate) fn verify(config: &CacheConfig, console: &Console) -> anyhow::Result<
         console.result(&format!("damaged: {what}\n"))?;
     }
     console.result(&format!("{} records whole\n", grouped(found.records as i64)))?;
-    match found.damaged.len() {
-        0 => Ok(()),
-        count => {
-            let damaged =
-                format!("{count} {}", if count == 1 { "record is" } else { "records are" });
-            let place = config.cache.clone();
-            Err(CacheError::Damaged { place, damaged }.into())
-        }
-    }
+    undamaged(&config.cache, found.damaged.len())
+}
+
+/// An error where there is damage.
+fn undamaged(cache: &str, count: usize) -> anyhow::Result<()> {
+    let damaged = match count {
+        0 => return Ok(()),
+        1 => "1 record is".to_owned(),
+        _ => format!("{count} records are"),
+    };
+    Err(CacheError::Damaged { place: cache.to_owned(), damaged }.into())
 }
 
 /// `cache info`.
@@ -111,8 +113,13 @@ pub(crate) fn info(config: &CacheConfig, console: &Console) -> anyhow::Result<()
 
 /// `cache export`.
 pub(crate) fn export(config: &CacheExportConfig, console: &Console) -> anyhow::Result<()> {
-    let rows = grouped(table::export(config)? as i64);
-    console.result(&format!("{rows} rows written to {}\n", config.parquet.display()))
+    let written = table::export(config)?;
+    for what in &written.damaged {
+        console.tell(&format!("damaged, and left out: {what}"));
+    }
+    let (rows, path) = (grouped(written.rows as i64), config.parquet.display());
+    console.result(&format!("{rows} rows written to {path}\n"))?;
+    undamaged(&config.cache, written.damaged.len())
 }
 
 /// `cache import`.

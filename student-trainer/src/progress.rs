@@ -301,12 +301,16 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
 /// What to say of a signal that cannot carry what it is asked to teach: the mean mass of the
 /// teacher on what it sends, and the part of the divergence that is the rest's, over the first steps.
 pub(crate) fn thin_signal(teacher_mass: f64, rest: Option<f64>, config: &Config) -> Option<String> {
+    let k = config.signal.top_k;
+    let named = match config.signal.kind == SignalKind::Candidates {
+        true => format!("{k} likeliest tokens of the teacher and {k} of the student"),
+        false => format!("top-k {k}"),
+    };
     (config.signal.lists() && teacher_mass < 0.5).then(|| {
         format!(
-            "warning: the top-k {} hold only {:.1} % of the teacher's mass at temperature {}{}; what \
+            "warning: the {named} hold only {:.1} % of the teacher's mass at temperature {}{}; what \
              the rest would teach is lost. --signal coded carries all of it in fewer bytes; or lower \
              --temperature, or raise --top-k",
-            config.signal.top_k,
             100.0 * teacher_mass,
             config.temperature,
             rest.map_or_else(String::new, |rest| {

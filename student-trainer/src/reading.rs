@@ -33,6 +33,14 @@ struct Full {
     decoder: Option<Decoder>,
 }
 
+/// A teacher's output matrix, out of its file. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Projection {
+    file: (Fingerprint, PathBuf),
+    /// `[V', E]`
+    matrix: Tensor,
+}
+
 /// What a teacher says of the positions of a batch.
 #[derive(Debug)]
 pub enum Said {
@@ -140,21 +148,20 @@ impl Said {
     }
 }
 
-impl Reading {
-    /// Of hidden states of `width` numbers over `classes` classes, with the output matrix in a file, and
-    /// the code in another where they are coded at a step.
+impl Projection {
+    /// The output matrix in a file of this digest, for hidden states of `width` numbers over `classes`
+    /// classes.
     ///
     /// # Errors
     /// [`ReadingError`]
-    pub(crate) fn full(
-        matrix: (Fingerprint, PathBuf),
-        code: Option<(Arc<Code>, PathBuf, Rung)>,
+    pub(crate) fn read(
+        file: (Fingerprint, PathBuf),
         [width, classes]: [usize; 2],
         device: &Device,
     ) -> Result<Self, ReadingError> {
-        let bytes = read(&matrix.1, matrix.0)?;
+        let bytes = read(&file.1, file.0)?;
         let parsed = OutputMatrix::parse(&bytes)
-            .map_err(|source| ReadingError::Matrix { path: matrix.1.clone(), source })?;
+            .map_err(|source| ReadingError::Matrix { path: file.1.clone(), source })?;
         let OutputMatrix { rows, width: found, form, values } = parsed;
         if found != width || rows < classes {
             return Err(ReadingError::Shape { rows, width: found, wanted_width: width, classes });
@@ -163,13 +170,33 @@ impl Reading {
             MatrixForm::F32 => DType::F32,
             MatrixForm::Bf16 => DType::BF16,
         };
-        let mut files = vec![matrix];
         let matrix = Tensor::from_raw_buffer(values, dtype, &[rows, width], device)?;
+        Ok(Self { file, matrix })
+    }
+
+    /// Digest of its file.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        self.file.0
+    }
+}
+
+impl Reading {
+    /// Of hidden states, with the output matrix, and the code in a file where they are coded at a step.
+    pub(crate) fn full(projection: Projection, code: Option<(Arc<Code>, PathBuf, Rung)>) -> Self {
+        let Projection { file, matrix } = projection;
+        let mut files = vec![file];
         let decoder = code.map(|(code, path, rung)| {
             files.push((code.fingerprint(), path));
             Decoder::new(code, rung)
         });
-        Ok(Self { full: Some(Full { matrix, decoder }), files })
+        Self { full: Some(Full { matrix, decoder }), files }
+    }
+
+    /// The output matrix, where hidden states are read: who reads others of the same teacher needs no second
+    /// one.
+    pub(crate) fn projection(&self) -> Option<Projection> {
+        let (full, file) = (self.full.as_ref()?, self.files.first()?);
+        Some(Projection { file: file.clone(), matrix: full.matrix.clone() })
     }
 
     /// The same hidden states as `form` has them, said as finely as they can be read.

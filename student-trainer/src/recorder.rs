@@ -77,22 +77,22 @@ impl Recorder {
         Ok(())
     }
 
-    /// Says so, once, when the signal holds little of the teacher.
-    fn weigh_signal(&mut self, report: &StepReport) {
+    /// What to say, once, of a signal that holds little of the teacher: after some steps, or the last.
+    fn weigh_signal(&mut self, report: &StepReport) -> Option<String> {
         if self.masses.len() == WEIGHED_STEPS {
-            return;
+            return None;
         }
         self.masses.extend(report.teacher_mass);
         self.rests.extend(report.kl_rest.zip(report.kl));
-        if self.masses.len() == WEIGHED_STEPS {
-            let mean = self.masses.iter().sum::<f64>() / WEIGHED_STEPS as f64;
-            let sum = |of: fn(&(f64, f64)) -> f64| self.rests.iter().map(of).sum::<f64>();
-            let (rest, all) = (sum(|pair| pair.0), sum(|pair| pair.1));
-            let share = (all > 0.0).then(|| rest / all).filter(|share| (0.0..=1.0).contains(share));
-            if let Some(warning) = thin_signal(mean, share, &self.config) {
-                self.console.tell_once(&warning);
-            }
+        let last = self.facts.as_ref().is_some_and(|facts| report.step == facts.total_steps);
+        if self.masses.is_empty() || (self.masses.len() < WEIGHED_STEPS && !last) {
+            return None;
         }
+        let mean = self.masses.iter().sum::<f64>() / self.masses.len() as f64;
+        let sum = |of: fn(&(f64, f64)) -> f64| self.rests.iter().map(of).sum::<f64>();
+        let (rest, all) = (sum(|pair| pair.0), sum(|pair| pair.1));
+        let share = (all > 0.0).then(|| rest / all).filter(|share| (0.0..=1.0).contains(share));
+        thin_signal(mean, share, &self.config)
     }
 
     fn kept<T>(&self, what: &str, result: std::io::Result<T>) -> Option<T> {
@@ -129,7 +129,9 @@ impl Observer for Recorder {
             self.board = self.kept("runs/", done).map(|()| board);
         }
         self.progress.step(report);
-        self.weigh_signal(report);
+        if let Some(warning) = self.weigh_signal(report) {
+            self.console.tell_once(&warning);
+        }
     }
 
     fn evaluated(&mut self, report: &EvalReport) {
@@ -195,6 +197,18 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path().join("runs")).unwrap().count(), 2);
         let page = std::fs::read_to_string(dir.path().join("report.html")).unwrap();
         assert!(page.contains("Training loss") && page.contains("77.60"), "{page}");
+    }
+
+    #[test]
+    fn a_thin_signal_is_called_so_after_some_steps_or_the_last() {
+        let thin = |n| StepReport { teacher_mass: Some(0.05), ..step(n) };
+        for (total, told) in [(7380, 8), (3, 3)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut recorder = Recorder::new(&config(), &Console::new(ProgressKind::None));
+            recorder.started(&RunFacts { total_steps: total, ..facts(dir.path()) });
+            let steps = (1..=total.min(12)).filter(|&n| recorder.weigh_signal(&thin(n)).is_some());
+            assert_eq!(steps.collect::<Vec<_>>(), [told]);
+        }
     }
 
     #[test]

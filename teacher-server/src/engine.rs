@@ -210,9 +210,18 @@ impl Engine {
         receiver.await.unwrap_or(Err(TeacherError::Stopped))
     }
 
-    /// The bytes of this name, of a decoder that was asked for before.
-    pub fn blob(&self, fingerprint: Fingerprint) -> Option<Arc<[u8]>> {
-        self.shared.lock().decoder.as_ref()?.find(fingerprint)
+    /// The bytes of this name. Who was told of them by a server that has started again since need not ask
+    /// this one what there is.
+    ///
+    /// # Errors
+    /// Those of [`Self::decoder`].
+    pub async fn blob(&self, fingerprint: Fingerprint) -> Result<Option<Arc<[u8]>>, TeacherError> {
+        let known = self.shared.lock().decoder.clone();
+        let decoder = match known {
+            Some(decoder) => decoder,
+            None => self.decoder(false).await?,
+        };
+        Ok(decoder.find(fingerprint))
     }
 
     /// Admits no more jobs and forgets those that wait; the thread ends after its batch.

@@ -17,8 +17,8 @@ const MAX_NAME: usize = 80;
 /// The bytes that are asked for, and the first one wanted.
 ///
 /// # Errors
-/// [`TeacherError::NoBlob`] or [`TeacherError::BlobOffset`].
-pub fn find(
+/// [`TeacherError::NoBlob`] or [`TeacherError::BlobOffset`], and those of [`crate::engine::Engine::blob`].
+pub async fn find(
     desk: &Desk,
     request: &FetchRequest,
 ) -> Result<(std::sync::Arc<[u8]>, usize), TeacherError> {
@@ -28,7 +28,7 @@ pub fn find(
         TeacherError::NoBlob { name }
     };
     let name: Fingerprint = fingerprint.parse().map_err(|_| no_blob())?;
-    let blob = desk.engine.blob(name).ok_or_else(no_blob)?;
+    let blob = desk.engine.blob(name).await?.ok_or_else(no_blob)?;
     let first = usize::try_from(*offset).ok().filter(|&first| first <= blob.len());
     let behind = TeacherError::BlobOffset { offset: *offset, bytes: blob.len() };
     Ok((blob, first.ok_or(behind)?))

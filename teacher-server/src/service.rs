@@ -100,13 +100,18 @@ impl Teacher for TeacherService {
         request: Request<FetchRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         let client = Client::of(request.extensions());
-        let found = self.desk.enter().and_then(|(serving, call)| {
-            let (blob, first) = fetch::find(&self.desk, request.get_ref())?;
+        let find = async {
+            let (serving, call) = self.desk.enter()?;
+            if serving.facts.hidden_size == 0 {
+                return Err(TeacherError::NoDecoder);
+            }
+            let (blob, first) = fetch::find(&self.desk, request.get_ref()).await?;
             // What is on its way to a client that does not read.
             let most = serving.facts.limits.max_reply_bytes;
             let held = self.desk.held.take(&client, 2 * most)?;
             Ok((blob, first, most, (call, held)))
-        });
+        };
+        let found = without_panic(&self.desk.metrics, find).await.unwrap_or_else(Err);
         let (blob, first, most, (call, held)) = self.counted("Fetch", found)?.into_inner();
         let (sender, replies) = mpsc::channel(1);
         let (metrics, patience) = (self.desk.metrics.clone(), self.times.reader);

@@ -155,7 +155,7 @@ fn encoder(teacher: &Qwen3, rows: &[Sequence]) -> Encoder {
 
 /// What arrives of a signal; its bytes are counted.
 fn travelled(signal: &Draws, classes: usize, count: &mut usize) -> Draws {
-    let bytes = encode(signal, 0..signal.rows(), classes, Values::F16).expect("bytes");
+    let bytes = encode(signal, 0..signal.rows(), classes, Values::F32).expect("bytes");
     *count += bytes.len() - HEAD_BYTES;
     decode(&bytes, &Head::read(&bytes).expect("a head")).expect("a signal")
 }

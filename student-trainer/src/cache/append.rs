@@ -72,10 +72,12 @@ impl Writer {
     ) -> Result<(Self, Store), CacheError> {
         at("create", dir, std::fs::create_dir_all(dir))?;
         refuse_foreign(dir)?;
-        let pulling = remote.is_some().then(|| pulling(dir, None)).transpose()?;
+        let stop = remote.as_ref().and_then(Remote::stop);
+        let stop = stop.as_ref();
+        let pulling = remote.is_some().then(|| pulling(dir, stop)).transpose()?;
         let lock = Arc::new(lock(dir)?);
         // Nobody can have the segments renumbered that are written from now on.
-        match remote.as_mut().map(|remote| remote.pull(dir, false, None)) {
+        match remote.as_mut().map(|remote| remote.pull(dir, false, stop)) {
             // What is there now is not known, so nothing can be sent; but it can be kept here.
             Some(Err(error @ CacheError::Remote { .. })) if Manifest::read(dir)?.is_some() => {
                 tracing::warn!("{error}: what comes is kept here, and sent by the next run");
@@ -156,10 +158,17 @@ impl Writer {
                 drop(std::fs::remove_file(self.dir.join(index_name(segment.number))));
                 continue;
             }
+            let torn = scanned.end < segment.bytes;
+            if scanned.damaged || (torn && i < last) {
+                // What of it is whole is written anew, and what is not is told of no more.
+                let name = segment_name(segment.number);
+                let (path, aside) = (self.dir.join(&name), format!("{name}.damaged{UNSENT}"));
+                at("set aside", &path, std::fs::rename(&path, self.dir.join(aside)))?;
+                drop(std::fs::remove_file(self.dir.join(index_name(segment.number))));
+                continue;
+            }
             if i < last {
-                if scanned.end == segment.bytes {
-                    self.write_index(segment.number, segment.bytes, &scanned.records)?;
-                }
+                self.write_index(segment.number, segment.bytes, &scanned.records)?;
                 continue;
             }
             if let Ok(end) = u32::try_from(scanned.end) {

@@ -19,6 +19,8 @@ const PART: usize = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a call is tried.
 const ATTEMPTS: u32 = 4;
+/// How long what is being sent is waited for once a stop was asked for.
+const GRACE: Duration = Duration::from_secs(10);
 /// Before the second attempt; doubled before each further one.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -34,6 +36,8 @@ pub(crate) struct Bucket {
     pub(super) patience: Duration,
     /// Bytes of a part, [`PART`].
     pub(super) part: usize,
+    /// Who may ask that nothing is sent any more, and how long a call goes on then, [`GRACE`].
+    pub(super) ends: (Option<Stop>, Duration),
 }
 
 impl Bucket {
@@ -49,7 +53,8 @@ impl Bucket {
         let place = place.to_owned();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| remote(&place, e.to_string()))?;
-        Ok(Self { store, prefix, place, runtime, patience: PATIENCE, part: PART })
+        let (patience, part, ends) = (PATIENCE, PART, (None, GRACE));
+        Ok(Self { store, prefix, place, runtime, patience, part, ends })
     }
 
     /// An object; none where there is none.
@@ -63,6 +68,7 @@ impl Bucket {
         stop: Option<&Stop>,
     ) -> Result<Option<(Vec<u8>, UpdateVersion)>, CacheError> {
         let path = self.prefix.clone().join(name);
+        let stop = stop.map(|stop| (stop, Duration::ZERO));
         let got = self.attempt(&format!("get {name}"), (1, stop), || async {
             let found = self.store.get(&path).await?;
             let meta = found.meta.clone();
@@ -92,6 +98,7 @@ impl Bucket {
             let from = come.len() as u64;
             let range = from..bytes.min(from + self.part as u64);
             let what = format!("get {name} from byte {from}");
+            let stop = stop.map(|stop| (stop, Duration::ZERO));
             let got = self.attempt(&what, (1, stop), || async {
                 self.store.get_range(&path, range.clone()).await
             });
@@ -125,7 +132,7 @@ impl Bucket {
     ///
     /// # Errors
     /// [`CacheError::InUse`] where somebody else has written it meanwhile, [`CacheError::Remote`] where the
-    /// store refuses.
+    /// store refuses, [`CacheError::Stopped`] when a stop was asked for and it takes longer than a while.
     pub(super) fn put(
         &self,
         name: &str,
@@ -138,8 +145,9 @@ impl Bucket {
         let conditional = !matches!(mode, PutMode::Overwrite);
         // A write in parts knows no conditions.
         let parts = if conditional { 1 } else { bytes.len().div_ceil(self.part).max(1) };
+        let stop = self.ends.0.as_ref().map(|stop| (stop, self.ends.1));
         let send = |mode: PutMode| {
-            self.attempt(&format!("put {name}"), (parts as u32, None), || {
+            self.attempt(&format!("put {name}"), (parts as u32, stop), || {
                 let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
                 let (bytes, path) = (bytes.clone(), path.clone());
                 async move {
@@ -174,7 +182,7 @@ impl Bucket {
     fn attempt<T, F>(
         &self,
         what: &str,
-        (parts, stop): (u32, Option<&Stop>),
+        (parts, stop): (u32, Option<(&Stop, Duration)>),
         call: impl Fn() -> F,
     ) -> Result<T, Refusal>
     where
@@ -192,7 +200,8 @@ impl Bucket {
                     Ok(Err(error)) => Refusal::Store(error),
                     Err(_) => Refusal::Silent,
                 };
-                if tried >= ATTEMPTS || refusal.is_final() {
+                let stopped = stop.is_some_and(|(stop, _)| stop.requested());
+                if tried >= ATTEMPTS || refusal.is_final() || stopped {
                     return Err(refusal);
                 }
                 tracing::info!(place = self.place, what, tried, %refusal, "trying again");
@@ -236,10 +245,13 @@ fn cure(text: &str) -> &'static str {
     }
 }
 
-/// Waits for a stop, where somebody may ask for one.
-async fn asked_to(stop: Option<&Stop>) {
+/// Waits for a stop, where somebody may ask for one, and then for a while.
+async fn asked_to(stop: Option<(&Stop, Duration)>) {
     match stop {
-        Some(stop) => stop.wait().await,
+        Some((stop, grace)) => {
+            stop.wait().await;
+            tokio::time::sleep(grace).await;
+        }
         None => std::future::pending().await,
     }
 }
@@ -308,4 +320,21 @@ impl std::fmt::Display for Refusal {
 
 pub(super) fn remote(place: &str, reason: String) -> CacheError {
     CacheError::Remote { place: place.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_store_says_of_who_asks_comes_with_what_to_do() {
+        let unknown = "error sending request for url (http://169.254.169.254/latest/api/token)";
+        assert!(cure(unknown).contains("set them"));
+        let wrong = "403 Forbidden: <Error><Code>InvalidAccessKeyId</Code>";
+        for text in [wrong, "<Code>SignatureDoesNotMatch</Code>", unknown] {
+            assert!(cure(text).contains("AWS_SECRET_ACCESS_KEY"), "{text}");
+        }
+        assert!(cure("<Code>NoSuchBucket</Code>").contains("make the bucket"));
+        assert_eq!(cure("503 Slow Down"), "");
+    }
 }

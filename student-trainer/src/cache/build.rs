@@ -144,7 +144,11 @@ pub struct Verified {
 /// # Errors
 /// [`CacheError`] when there is no cache, or files cannot be read. Damage is no error.
 pub fn verify(config: &CacheConfig) -> Result<Verified, CacheError> {
-    let mut store = open(&config.cache, true)?;
+    verify_store(&mut open(&config.cache, true)?)
+}
+
+/// The same of one that is open.
+pub(super) fn verify_store(store: &mut Store) -> Result<Verified, CacheError> {
     let mut found = Verified::default();
     found.damaged.extend(store.damage.iter().filter(|what| what.starts_with("all of")).cloned());
     for name in store.manifest.decoder.iter().flat_map(DecoderNames::all) {
@@ -156,7 +160,7 @@ pub fn verify(config: &CacheConfig) -> Result<Verified, CacheError> {
         }
     }
     for number in numbers_in(&store.dir)? {
-        verify_segment(number, &mut store, &mut found)?;
+        verify_segment(number, store, &mut found)?;
     }
     Ok(found)
 }
@@ -169,7 +173,11 @@ fn verify_segment(number: u32, store: &mut Store, found: &mut Verified) -> Resul
     let Ok(scan) = scan(&bytes, number, &store.space) else { return Ok(()) };
     let at = |offset| Place { segment: number, offset };
     for lost in &scan.damaged {
-        if lost.key.as_ref().is_some_and(|key| store.has(key)) {
+        let replaced = match &lost.key {
+            Some(key) => store.has(key),
+            None => store.is_replaced(at(lost.offset)),
+        };
+        if replaced {
             continue;
         }
         let reason = "its bytes do not match their checksum";
@@ -285,15 +293,15 @@ pub(super) fn open(place: &str, thorough: bool) -> Result<Store, CacheError> {
 
 /// Every newest whole record: its tokens and its answer.
 pub(super) fn each(
-    store: &Store,
+    store: &mut Store,
     take: &mut dyn FnMut(payload::Said) -> Result<(), CacheError>,
 ) -> Result<(), CacheError> {
-    for segment in &store.segments {
-        let path = store.dir.join(segment_name(segment.number));
+    for number in numbers_in(&store.dir)? {
+        let path = store.dir.join(segment_name(number));
         let bytes = at("read", &path, std::fs::read(&path))?;
-        let Ok(scan) = scan(&bytes, segment.number, &store.space) else { continue };
+        let Ok(scan) = scan(&bytes, number, &store.space) else { continue };
         for record in scan.records {
-            let place = Place { segment: segment.number, offset: record.offset };
+            let place = Place { segment: number, offset: record.offset };
             if !store.is_newest(&record.key, place) {
                 continue;
             }

@@ -10,7 +10,7 @@ use object_store::ObjectStoreExt as _;
 
 use super::CacheError;
 use super::append::{Writer, is_written, pulling};
-use super::faulty::{RECORDS, block, fill, key, name, places, pull, readable, remote};
+use super::faulty::{RECORDS, block, bucket, fill, key, name, places, pull, readable, remote};
 use super::manifest::Manifest;
 use super::place::Located;
 use super::store::{Store, index_name, numbers_in, segment_name};
@@ -119,6 +119,30 @@ fn fetching_can_be_stopped_and_begun_anew() {
     assert!(!b.join("segment-00000000.seg.part").exists());
 }
 
+/// A store that takes nothing any more holds up nobody who is told to stop; the next run sends.
+#[test]
+fn sending_can_be_stopped_and_is_done_by_the_next() {
+    let (store, _root, [dir, fresh]) = places(["a", "fresh"]);
+    let stop = Stop::default();
+    let mut bucket = bucket(&store);
+    bucket.patience = Duration::from_secs(600);
+    bucket.ends = (Some(stop.clone()), Duration::from_millis(50));
+    let of = Some(super::remote::Remote::at(bucket));
+    let (mut writer, _) = Writer::open(&dir, &manifest(), 500, of).unwrap();
+    writer.append(&key(0), &[0; 50]).unwrap();
+    store.stall.store(usize::MAX, Relaxed);
+    let sending = std::thread::spawn(move || writer.finish());
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!sending.is_finished(), "it waits for the store");
+    stop.request();
+    let refused = sending.join().unwrap().unwrap_err();
+    assert!(matches!(refused, CacheError::Stopped { .. }), "{refused}");
+    store.stall.store(0, Relaxed);
+    fill(&store, &dir, 0..0).unwrap();
+    assert!(pull(&store, &fresh).unwrap().is_empty());
+    assert_eq!(readable(&fresh), 1);
+}
+
 /// A store that holds another cache than it did: the copy is named, not the store alone.
 #[test]
 fn a_copy_of_another_cache_is_named() {
@@ -147,6 +171,26 @@ fn a_segment_that_was_sent_and_has_grown_is_sent_again() {
         assert!(pull(&store, &place).unwrap().is_empty());
         assert_eq!(readable(&place), 4);
     }
+}
+
+/// Two machines begin caches of different kinds in one place: the store stays the first one's.
+#[test]
+fn of_two_caches_that_are_begun_in_one_place_the_second_is_refused() {
+    let (store, _root, [a, b, fresh]) = places(["a", "b", "fresh"]);
+    let other = Manifest { temperature: Some(7.0), ..manifest() };
+    let open =
+        |dir: &Path, manifest| Writer::open(dir, manifest, 500, Some(remote(&store))).unwrap().0;
+    let (mut first, mut second) = (open(&a, &manifest()), open(&b, &other));
+    first.append(&key(0), &[0; 50]).unwrap();
+    second.append(&other.space().key(&[1], &[]), &[2; 50]).unwrap();
+    first.finish().unwrap();
+    let refused = second.finish().unwrap_err().to_string();
+    for piece in ["s3://bucket/runs/one", "temperature 2", "for 7", "another machine began it"] {
+        assert!(refused.contains(piece), "no {piece:?} in {refused}");
+    }
+    assert!(pull(&store, &fresh).unwrap().is_empty());
+    assert_eq!(readable(&fresh), 1);
+    assert!(fs::exists(b.join(segment_name(0))).unwrap(), "what the second has stays with it");
 }
 
 #[test]

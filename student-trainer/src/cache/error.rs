@@ -151,8 +151,8 @@ pub enum CacheError {
         /// What is wrong.
         reason: String,
     },
-    /// A stop was asked for before it was here.
-    #[error("told to stop while the cache {place} was being fetched; nothing is lost")]
+    /// A stop was asked for before it was here, or there.
+    #[error("told to stop while waiting for what holds the cache {place}; nothing is lost")]
     Stopped {
         /// The cache.
         place: String,

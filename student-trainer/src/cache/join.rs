@@ -23,8 +23,8 @@ use crate::config::{Config, SignalConfig, SignalKind};
 use crate::data::RowSet;
 use crate::decoder::{Coded, choose};
 use crate::error::TrainError;
-use crate::joining::join_teacher;
-use crate::reading::{Reading, ReadingError, read, read_code};
+use crate::joining::{join_teacher, of_draws};
+use crate::reading::{Projection, Reading, ReadingError, read, read_code};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
 
@@ -153,6 +153,9 @@ fn join(
         }
         Err(error) => return Err(error),
     };
+    if let Wanted::Sampled { .. } = wanted {
+        (asker.note)(&of_draws(asker.terms.temperature));
+    }
     let cache = Cache::reading(located, store);
     let teacher = match urls {
         [url, ..] => {
@@ -208,10 +211,10 @@ fn kept_reading(
     let named = |name: &str| -> Result<(Fingerprint, PathBuf), ReadingError> {
         Ok((name.parse().map_err(|_| ReadingError::Other)?, dir.join(blob_name(name))))
     };
-    let matrix = named(&names.output_matrix)?;
+    let matrix = Projection::read(named(&names.output_matrix)?, sizes, asker.device)?;
     let HiddenForm::Coded { code, rung } = form else {
         let wanted = Wanted::Hidden { form, bytes: form.row_bytes(names.hidden_size) };
-        return Ok((wanted, Reading::full(matrix, None, sizes, asker.device)?));
+        return Ok((wanted, Reading::full(matrix, None)));
     };
     let path = named(&code.to_string())?.1;
     let [model, _] = manifest.fingerprints();
@@ -228,7 +231,7 @@ fn kept_reading(
         .into());
     }
     let wanted = Wanted::Hidden { form, bytes: rate.bytes.ceil() as usize };
-    Ok((wanted, Reading::full(matrix, Some((code, path, rung)), sizes, asker.device)?))
+    Ok((wanted, Reading::full(matrix, Some((code, path, rung)))))
 }
 
 /// Reaches the teacher, and makes this the writer of the cache.

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use hub::settings::own_cache;
 use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Name;
-use object_store::{ClientOptions, RetryConfig};
+use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use super::append::{SEGMENT_BYTES, Writer, has_unsent, is_written, pulling};
 use super::bucket::Bucket;
@@ -19,7 +21,8 @@ use super::store::Store;
 use crate::stop::Stop;
 
 /// The forms of a place.
-const WANTED: &str = "a directory, s3://BUCKET/PREFIX or file:///DIR is wanted";
+const WANTED: &str = "a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIR is \
+                      wanted";
 
 /// A cache's place.
 #[derive(Debug)]
@@ -32,52 +35,21 @@ pub(crate) struct Located {
 }
 
 impl Located {
-    /// What a name means: `s3://BUCKET/PREFIX` and `file:///DIR` are object stores, all else is a
-    /// directory.
+    /// What a name means: `s3://BUCKET/PREFIX`, `gs://…`, `az://…` and `file:///DIR` are object stores, all
+    /// else is a directory.
     ///
     /// # Errors
-    /// [`CacheError::Remote`] when an address is none, or its settings (`AWS_…`) make no sense.
+    /// [`CacheError::Remote`] when an address is none, or its settings (`AWS_…` and the like) make no sense.
     pub(crate) fn of(place: &str) -> Result<Self, CacheError> {
         let wrong = |reason: String| CacheError::Remote { place: place.to_owned(), reason };
         let Some((scheme, rest)) = place.split_once("://") else {
-            if place.starts_with("s3:") || place.starts_with("file:") {
+            if ["s3:", "gs:", "az:", "file:"].iter().any(|scheme| place.starts_with(scheme)) {
                 return Err(wrong(WANTED.to_owned()));
             }
             return Ok(Self { place: place.to_owned(), dir: place.into(), remote: None });
         };
-        let bucket = match scheme {
-            "s3" => {
-                let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-                if bucket.is_empty() {
-                    return Err(wrong(WANTED.to_owned()));
-                }
-                // The one of this program's other connections; one is in place already as a rule.
-                drop(rustls::crypto::ring::default_provider().install_default());
-                let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-                // Calls are bounded as a whole, where they are made.
-                let client = ClientOptions::new()
-                    .with_connect_timeout(Duration::from_secs(10))
-                    .with_timeout(Duration::from_secs(600));
-                let allow_http = std::env::var("AWS_ALLOW_HTTP").is_ok_and(|text| text == "true");
-                let store = AmazonS3Builder::from_env()
-                    .with_bucket_name(bucket)
-                    .with_retry(retry)
-                    .with_client_options(client.with_allow_http(allow_http))
-                    .build()
-                    .map_err(|e| wrong(e.to_string()))?;
-                let prefix = Name::parse(prefix).map_err(|e| wrong(e.to_string()))?;
-                Bucket::new(Arc::new(store), prefix, place)?
-            }
-            "file" if rest.starts_with('/') => {
-                std::fs::create_dir_all(rest).map_err(|e| wrong(e.to_string()))?;
-                let store = LocalFileSystem::new_with_prefix(rest);
-                let store = store.map_err(|e| wrong(e.to_string()))?;
-                Bucket::new(Arc::new(store), Name::default(), place)?
-            }
-            _ => {
-                return Err(wrong(WANTED.to_owned()));
-            }
-        };
+        let (store, prefix) = store_of(scheme, rest).map_err(wrong)?;
+        let bucket = Bucket::new(store, prefix, place)?;
         Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(Remote::at(bucket)) })
     }
 
@@ -95,6 +67,7 @@ impl Located {
     ) -> Result<Option<Store>, CacheError> {
         let (mut lost, mut pulled) = (Vec::new(), None);
         if let Some(remote) = &mut self.remote {
+            remote.ends_with(stop);
             at("create", &self.dir, std::fs::create_dir_all(&self.dir))?;
             // Until it is opened nobody changes what it is made of.
             pulled = Some(pulling(&self.dir, stop)?);
@@ -114,6 +87,60 @@ impl Located {
             store.damage.extend(lost.into_iter().map(|what| format!("all of {what}")));
         }
         Ok(store)
+    }
+}
+
+/// The store of an address, and the place in it; the error is a reason.
+fn store_of(scheme: &str, rest: &str) -> Result<(Arc<dyn ObjectStore>, Name), String> {
+    if scheme == "file" && rest.starts_with('/') {
+        std::fs::create_dir_all(rest).map_err(|e| e.to_string())?;
+        let store = LocalFileSystem::new_with_prefix(rest).map_err(|e| e.to_string())?;
+        return Ok((Arc::new(store), Name::default()));
+    }
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    if bucket.is_empty() {
+        return Err(WANTED.to_owned());
+    }
+    // The one of this program's other connections; one is in place already as a rule.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let allows = |name: &&str| std::env::var(name).is_ok_and(|text| text == "true");
+    let allow_http = ["AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP"].iter().any(allows);
+    // Calls are bounded as a whole, where they are made.
+    let client = ClientOptions::new()
+        .with_connect_timeout(Duration::from_secs(10))
+        .with_timeout(Duration::from_secs(600))
+        .with_allow_http(allow_http);
+    let prefix = Name::parse(prefix).map_err(|e| e.to_string())?;
+    let store: Result<Arc<dyn ObjectStore>, _> = match scheme {
+        "s3" => {
+            let store = AmazonS3Builder::from_env().with_bucket_name(bucket);
+            let store = store.with_retry(retry).with_client_options(client).build();
+            store.map(|store| Arc::new(store) as _)
+        }
+        "gs" => {
+            let store = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
+            let store = store.with_retry(retry).with_client_options(client).build();
+            store.map(|store| Arc::new(store) as _)
+        }
+        "az" => {
+            let store = MicrosoftAzureBuilder::from_env().with_container_name(bucket);
+            let store = store.with_retry(retry).with_client_options(client).build();
+            store.map(|store| Arc::new(store) as _)
+        }
+        _ => return Err(WANTED.to_owned()),
+    };
+    let store =
+        store.map_err(|e| format!("{e}; its settings are the {} variables", settings(scheme)));
+    Ok((store?, prefix))
+}
+
+/// The environment variables that say how a store is reached.
+fn settings(scheme: &str) -> &'static str {
+    match scheme {
+        "gs" => "GOOGLE_...",
+        "az" => "AZURE_STORAGE_...",
+        _ => "AWS_...",
     }
 }
 

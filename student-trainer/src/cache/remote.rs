@@ -72,6 +72,8 @@ impl List {
 /// What was found in a store.
 #[derive(Default)]
 struct Brought {
+    /// Whether the store says what it holds.
+    described: bool,
     list: List,
     version: Option<UpdateVersion>,
     /// What could not be had, by name.
@@ -90,6 +92,8 @@ pub(crate) struct Remote {
     lost: Vec<String>,
     /// Which `segments.json` is known; none where there is none yet.
     version: Option<UpdateVersion>,
+    /// Whether there is a `cache.json`, and this machine's copy is of it.
+    described: bool,
     /// Whether all of that was read to the end: who does not know what is there can send nothing, since
     /// what others have sent would be in the list no more.
     known: bool,
@@ -100,8 +104,19 @@ pub(crate) struct Remote {
 impl Remote {
     /// The cache at a place of a store. Nothing is known of it before it is pulled.
     pub(crate) fn at(bucket: Bucket) -> Self {
-        let (list, lost, version) = (List::default(), Vec::new(), None);
-        Self { bucket, list, lost, version, known: false, unanswered: None }
+        let (list, lost) = (List::default(), Vec::new());
+        let (version, described, known, unanswered) = (None, false, false, None);
+        Self { bucket, list, lost, version, described, known, unanswered }
+    }
+
+    /// Who may ask that nothing is sent any more.
+    pub(crate) fn ends_with(&mut self, stop: Option<&Stop>) {
+        self.bucket.ends.0 = stop.cloned();
+    }
+
+    /// Whether it is to end is asked here.
+    pub(super) fn stop(&self) -> Option<Stop> {
+        self.bucket.ends.0.clone()
     }
 
     /// Brings what the store lists and `dir` lacks into `dir`. Says what of it could not be had as it is
@@ -119,8 +134,9 @@ impl Remote {
         stop: Option<&Stop>,
     ) -> Result<Vec<String>, CacheError> {
         self.known = false;
-        let Brought { list, version, lost, told } = self.bring(dir, thorough, stop)?;
-        (self.list, self.version, self.lost, self.known) = (list, version, lost, true);
+        let Brought { described, list, version, lost, told } = self.bring(dir, thorough, stop)?;
+        (self.list, self.version, self.lost) = (list, version, lost);
+        (self.described, self.known) = (described, true);
         Ok(told)
     }
 
@@ -140,6 +156,7 @@ impl Remote {
             }
             None => manifest.write(dir)?,
         }
+        brought.described = true;
         let Some((text, version)) = self.bucket.get(LIST, stop)? else { return Ok(brought) };
         brought.version = Some(version);
         let wrong = |e: serde_json::Error| remote(&self.bucket.place, format!("{LIST}: {e}"));
@@ -194,12 +211,13 @@ impl Remote {
         let Some(file) = self.list.files.iter().find(|file| file.name == name) else {
             return Ok(false);
         };
-        let _pulling = pulling(dir, None)?;
+        let stop = self.bucket.ends.0.as_ref();
+        let _pulling = pulling(dir, stop)?;
         let path = dir.join(name);
         if is_written(dir)? || file.is_at(&path, &List::default()) {
             return Ok(false);
         }
-        match self.fetch(file, None)? {
+        match self.fetch(file, stop)? {
             Ok(bytes) => at("write", &path, files::write(&path, &bytes)).map(|()| true),
             Err(_) => Ok(false),
         }
@@ -232,7 +250,8 @@ impl Remote {
     /// Sends what is sealed in `dir` and not listed, then the new list. Says how many files.
     ///
     /// # Errors
-    /// [`CacheError::Remote`] when the store refuses, or somebody else has written the list meanwhile.
+    /// [`CacheError::Remote`] when the store refuses, [`CacheError::InUse`] when somebody else has written
+    /// the list meanwhile, [`CacheError::Differs`] when somebody else has begun another cache there.
     pub(crate) fn push(&mut self, dir: &Path) -> Result<usize, CacheError> {
         if !self.known {
             let reason = "what it holds could not be read when this run began to write";
@@ -248,6 +267,7 @@ impl Remote {
             if list.files.iter().any(same) && !self.lost.contains(&name) {
                 continue;
             }
+            self.describe(dir)?;
             list.files.retain(|file| file.name != name);
             let bytes = at("read", &path, fs::read(&path))?;
             let file = Listed::of(name, &bytes);
@@ -260,9 +280,6 @@ impl Remote {
         }
         // What nobody can have, and nothing here stands for, is not there.
         list.files.retain(|file| !self.lost.contains(&file.name) || dir.join(&file.name).exists());
-        let manifest = dir.join(FILE);
-        let manifest = at("read", &manifest, fs::read(&manifest))?;
-        self.bucket.put(FILE, manifest, PutMode::Overwrite)?;
         let text = serde_json::to_vec_pretty(&list).unwrap_or_default();
         let mode = self.version.clone().map_or(PutMode::Create, PutMode::Update);
         self.version = Some(self.put_list(text, mode)?);
@@ -270,6 +287,28 @@ impl Remote {
         self.lost.clear();
         self.list = list;
         Ok(sent)
+    }
+
+    /// Says in the store what it will hold, where nothing does yet. It is never said anew: what is there may
+    /// be of another.
+    fn describe(&mut self, dir: &Path) -> Result<(), CacheError> {
+        if self.described {
+            return Ok(());
+        }
+        let path = dir.join(FILE);
+        let ours = at("read", &path, fs::read(&path))?;
+        match self.bucket.put(FILE, ours.clone(), PutMode::Create) {
+            Err(CacheError::InUse { .. }) => {
+                // Another machine was first: with answers of the same kind, the list decides.
+                let place = &self.bucket.place;
+                let theirs = self.bucket.get(FILE, None)?.map_or_else(Vec::new, |(text, _)| text);
+                let theirs = Manifest::parse(&theirs, &PathBuf::from(place).join(FILE))?;
+                theirs.same(place, &Manifest::parse(&ours, &path)?).map_err(begun_by_another)?;
+            }
+            put => drop(put?),
+        }
+        self.described = true;
+        Ok(())
     }
 
     /// Writes the list. One that was written before and not answered is this program's own.
@@ -325,6 +364,13 @@ fn stale(error: CacheError, dir: &Path) -> CacheError {
         wanted,
         remedy: "the store holds another cache now than when it was copied; remove that directory",
     }
+}
+
+/// What is said where another machine has begun another cache while this one began its own.
+fn begun_by_another(error: CacheError) -> CacheError {
+    let CacheError::Differs { place, what, found, wanted, .. } = error else { return error };
+    let remedy = "another machine began it meanwhile; run this one with the same settings";
+    CacheError::Differs { place, what, found, wanted, remedy }
 }
 
 /// Before the store's segment takes the place of one of this machine that the store never had: that one

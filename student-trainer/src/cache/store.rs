@@ -33,8 +33,10 @@ pub(crate) struct Segment {
 /// What a scan of a segment leaves to know.
 #[derive(Clone, Debug)]
 pub(crate) struct Scanned {
-    /// Bytes that are worth keeping; 0 where not even the header is whole.
+    /// Where what can be appended to ends; 0 where not even the header is whole.
     pub(crate) end: u64,
+    /// Whether a record before that is damaged.
+    pub(crate) damaged: bool,
     /// Of each whole record the first bytes of its key, and its offset.
     pub(crate) records: Vec<(u64, u32)>,
     /// Whether its header can be read: to one that cannot nothing is appended.
@@ -128,9 +130,27 @@ impl Store {
         self.holds(key) && matches!(self.read(key), Found::Payload(_))
     }
 
-    /// Whether the record of this name at a place is the newest.
-    pub(crate) fn is_newest(&self, key: &Key, place: Place) -> bool {
-        self.index.places(key.prefix()).next() == Some(place)
+    /// Whether the record of this name at a place, which is whole, is the newest that is.
+    pub(crate) fn is_newest(&mut self, key: &Key, place: Place) -> bool {
+        let places: Vec<Place> = self.index.places(key.prefix()).collect();
+        let newer = places.into_iter().take_while(|&other| other != place);
+        let mut found = newer.map(|other| self.read_at(other));
+        !found.any(|found| found.is_ok_and(|(header, _)| header.key == *key))
+    }
+
+    /// Whether a whole record stands for the one at a place, whose name cannot be read there any more: the
+    /// index beside its segment has it.
+    pub(crate) fn is_replaced(&mut self, place: Place) -> bool {
+        let path = self.dir.join(index_name(place.segment));
+        let Ok(bytes) = files::read(&path) else { return false };
+        let Ok(indexed) = read_index(&bytes, place.segment, &self.space) else { return false };
+        let Some((prefix, _)) = indexed.entries().find(|&(_, offset)| offset == place.offset)
+        else {
+            return false;
+        };
+        let others: Vec<Place> =
+            self.index.places(prefix).filter(|&other| other != place).collect();
+        others.into_iter().any(|other| self.read_at(other).is_ok())
     }
 
     /// Records in it.
@@ -256,6 +276,8 @@ enum Opened {
     Scanned {
         scan: Scan,
         bytes: u64,
+        /// As many as its index says that there were.
+        written: Option<u64>,
     },
     /// Not even its header is whole.
     Unusable {
@@ -269,18 +291,20 @@ impl Opened {
     fn read(dir: &Path, number: u32, space: &Space) -> Result<Self, CacheError> {
         let path = dir.join(segment_name(number));
         let file_bytes = at("read", &path, std::fs::metadata(&path))?.len();
+        let mut written = None;
         if let Ok(bytes) = files::read(&dir.join(index_name(number)))
             && let Ok(indexed) = read_index(&bytes, number, space)
-            && indexed.segment_bytes == file_bytes
-            && begins_with(&path, &segment_header(number, space))
         {
             let (segment_bytes, len) = (indexed.segment_bytes, indexed.len());
-            return Ok(Self::Indexed { segment_bytes, len, bytes });
+            if segment_bytes == file_bytes && begins_with(&path, &segment_header(number, space)) {
+                return Ok(Self::Indexed { segment_bytes, len, bytes });
+            }
+            written = Some(segment_bytes);
         }
         let bytes = at("read", &path, files::read(&path))?;
         let length = bytes.len() as u64;
         match scan(&bytes, number, space) {
-            Ok(scan) => Ok(Self::Scanned { scan, bytes: length }),
+            Ok(scan) => Ok(Self::Scanned { scan, bytes: length, written }),
             Err(source @ (SegmentError::Version { .. } | SegmentError::Space { .. })) => {
                 Err(CacheError::Segment { path, source })
             }
@@ -320,7 +344,7 @@ impl Opened {
                 }
                 Segment { number, bytes: segment_bytes, sealed: true, scanned: None }
             }
-            Self::Scanned { scan, bytes } => {
+            Self::Scanned { scan, bytes, written } => {
                 let found: Vec<_> =
                     scan.records.iter().map(|r| (r.key.prefix(), r.offset)).collect();
                 found.iter().copied().for_each(&mut push);
@@ -329,8 +353,13 @@ impl Opened {
                     let name = name.unwrap_or_else(|| "a record".to_owned());
                     format!("{name} at byte {} of {}", lost.offset, segment_name(number))
                 }));
+                if let (None, Some(written)) = (&scan.torn, written.filter(|&w| w > bytes)) {
+                    let name = segment_name(number);
+                    damage.push(format!("all of {name} behind byte {bytes}: it had {written}"));
+                }
                 let end = scan.torn.map_or(bytes, |torn| u64::from(torn.offset));
-                let scanned = Some(Scanned { end, records: found, usable: true });
+                let damaged = !scan.damaged.is_empty();
+                let scanned = Some(Scanned { end, damaged, records: found, usable: true });
                 Segment { number, bytes, sealed, scanned }
             }
             Self::Unusable { reason, bytes, short } => {
@@ -338,8 +367,9 @@ impl Opened {
                 if !short || sealed {
                     damage.push(format!("all of {reason}"));
                 }
-                let scanned =
-                    Some(Scanned { end: 0, records: Vec::new(), usable: short && !sealed });
+                let usable = short && !sealed;
+                let (end, damaged, records) = (0, false, Vec::new());
+                let scanned = Some(Scanned { end, damaged, records, usable });
                 Segment { number, bytes, sealed, scanned }
             }
         }

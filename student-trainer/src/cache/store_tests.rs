@@ -312,9 +312,22 @@ fn a_pipe_among_its_files_is_refused() {
 
 #[test]
 fn a_place_is_a_directory_or_a_whole_address() {
-    for wrong in ["file:/there", "file://there/is", "s3:bucket", "s3:///prefix", "s4://bucket"] {
+    for wrong in [
+        "file:/there",
+        "file://there/is",
+        "s3:bucket",
+        "s3:///prefix",
+        "s4://bucket",
+        "gs:b",
+        "az://",
+    ] {
         let refused = Located::of(wrong).unwrap_err().to_string();
         assert!(refused.contains(wrong) && refused.contains("s3://BUCKET/PREFIX"), "{refused}");
     }
     assert!(Located::of("there/is").unwrap().remote.is_none());
+    // Whose account it is in has to be said beside it.
+    let refused = Located::of("az://container/prefix").unwrap_err().to_string();
+    for piece in ["az://container/prefix", "Account", "AZURE_STORAGE_"] {
+        assert!(refused.contains(piece), "no {piece:?} in {refused}");
+    }
 }

@@ -13,7 +13,7 @@ mod rows;
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use distill::fingerprint::Fingerprint;
 use parquet::arrow::ArrowWriter;
@@ -23,11 +23,12 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
 use super::append::{SEGMENT_BYTES, Writer};
-use super::build::{each, open};
+use super::build::{each, open, verify_store};
 use super::error::CacheError;
 use super::manifest::{Manifest, top_k};
 use super::payload;
 use super::place::Located;
+use super::store::Store;
 use crate::config::{CacheExportConfig, CacheImportConfig};
 use crate::error::TrainError;
 use crate::setup::Source;
@@ -38,12 +39,22 @@ const METADATA: &str = "limbeck.cache";
 /// Sequences of a batch on the way to or from a file.
 const BATCH: usize = 64;
 
-/// Writes every record of a cache to a Parquet file; says how many.
+/// What went into a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Rows of it.
+    pub rows: usize,
+    /// Damage that left others out, in words.
+    pub damaged: Vec<String>,
+}
+
+/// Writes every whole record of a cache to a Parquet file, after a look at all as
+/// [`super::build::verify`] has it.
 ///
 /// # Errors
-/// [`CacheError`] when there is no cache, or the file cannot be written.
-pub fn export(config: &CacheExportConfig) -> Result<usize, CacheError> {
-    let store = open(&config.cache, false)?;
+/// [`CacheError`] when there is no cache, or the file cannot be written. Damage is no error.
+pub fn export(config: &CacheExportConfig) -> Result<Exported, CacheError> {
+    let mut store = open(&config.cache, true)?;
     let path = &config.parquet;
     let wrong = |reason: String| CacheError::Table { path: path.clone(), reason };
     if store.manifest.k().is_none() {
@@ -52,12 +63,33 @@ pub fn export(config: &CacheExportConfig) -> Result<usize, CacheError> {
             "the cache keeps `{signal}`: such a table holds top-k answers only"
         )));
     }
-    let unwritten = |e: std::io::Error| wrong(format!("cannot be written: {e}"));
+    let damaged = verify_store(&mut store)?.damaged;
     // What stands there stays until the new one is whole.
     let mut begun = path.clone().into_os_string();
     begun.push(".part");
     let begun = PathBuf::from(begun);
-    let file = File::create(&begun).map_err(unwritten)?;
+    let written = write(&mut store, &begun, &wrong).and_then(|rows| {
+        let named = std::fs::rename(&begun, path);
+        named.map_err(|e| wrong(unwritten(&e))).map(|()| rows)
+    });
+    if written.is_err() {
+        // What is half written is of no use to anybody.
+        drop(std::fs::remove_file(&begun));
+    }
+    Ok(Exported { rows: written?, damaged })
+}
+
+fn unwritten(error: &std::io::Error) -> String {
+    format!("cannot be written: {error}")
+}
+
+/// Writes the rows of a cache; says how many.
+fn write(
+    store: &mut Store,
+    path: &Path,
+    wrong: &dyn Fn(String) -> CacheError,
+) -> Result<usize, CacheError> {
+    let file = File::create(path).map_err(|e| wrong(unwritten(&e)))?;
     let described = KeyValue::new(METADATA.to_owned(), store.manifest.text());
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -71,7 +103,7 @@ pub fn export(config: &CacheExportConfig) -> Result<usize, CacheError> {
         let batch = columns.finish().map_err(|e| wrong(e.to_string()))?;
         writer.write(&batch).map_err(|e| wrong(e.to_string()))
     };
-    each(&store, &mut |said| {
+    each(store, &mut |said| {
         let Some(signal) = said.scored.signal.top_k() else { return Ok(()) };
         columns.push(&said, signal);
         count += 1;
@@ -79,7 +111,6 @@ pub fn export(config: &CacheExportConfig) -> Result<usize, CacheError> {
     })?;
     put(&mut columns)?;
     writer.close().map_err(|e| wrong(e.to_string()))?;
-    std::fs::rename(&begun, path).map_err(unwritten)?;
     Ok(count)
 }
 

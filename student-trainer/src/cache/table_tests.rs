@@ -81,7 +81,8 @@ fn what_is_exported_and_imported_teaches_the_same() {
     let places = Places::new();
     fill(&places.first, 2.0);
     let config = CacheExportConfig { cache: places.first.clone(), parquet: places.table.clone() };
-    let count = export(&config).unwrap();
+    let Exported { rows: count, damaged } = export(&config).unwrap();
+    assert!(damaged.is_empty(), "{damaged:?}");
     assert_eq!(count, Store::open(Path::new(&places.first)).unwrap().unwrap().len());
     assert!(count > BATCH, "{count}: several batches");
     assert_eq!(import(&places.import()).unwrap(), count);
@@ -228,4 +229,62 @@ fn a_file_that_makes_no_sense_is_refused_with_its_row() {
     export(&config).unwrap();
     let refused = import(&places.import()).unwrap_err().to_string();
     assert!(refused.contains("temperature 3,") && refused.contains("for 2:"), "{refused}");
+}
+
+/// Puts what is not there into segments of a few records; says how many rows that were.
+fn refill(dir: &Path) -> usize {
+    let (mut writer, mut store) = Writer::open(dir, &manifest(2.0), 3000, None).unwrap();
+    let mut put = 0;
+    for row in rows(70, 3).iter() {
+        let key = store.space.key(&row.ids, &row.scored_ranges());
+        if !store.has(&key) {
+            let payload = payload::write(row, &answer(row, 2.0), CLASSES).unwrap();
+            let place = writer.append(&key, &payload).unwrap();
+            store.added(&key, place);
+            put += 1;
+        }
+    }
+    writer.finish().unwrap();
+    put
+}
+
+/// A way to damage a segment, given where its records are.
+type Harm = fn(&mut Vec<u8>, &[usize]);
+
+/// What is damaged is named and left out of a table; once it was written anew it is told of no more, however
+/// it was damaged and whether its segment was sealed.
+#[test]
+fn what_is_damaged_is_left_out_and_named_until_it_is_written_anew() {
+    let harms: [(&str, bool, Harm, usize); 5] = [
+        ("a header", true, |bytes, at| bytes[at[0] + 9] ^= 1, 1),
+        ("a payload", true, |bytes, at| bytes[at[1] - 1] ^= 1, 1),
+        ("an end within a record", true, |bytes, _| bytes.truncate(bytes.len() - 7), 1),
+        ("an end between two", true, |bytes, at| bytes.truncate(at[at.len() - 2]), 2),
+        ("a header of what is not sealed", false, |bytes, at| bytes[at[0] + 9] ^= 1, 1),
+    ];
+    for (name, sealed, harm, lost) in harms {
+        let places = Places::new();
+        let dir = Path::new(&places.first);
+        let count = refill(dir);
+        let store = Store::open(dir).unwrap().unwrap();
+        let numbers: Vec<u32> = store.segments.iter().map(|segment| segment.number).collect();
+        let number = if sealed { numbers[1] } else { numbers[numbers.len() - 1] };
+        assert!(numbers.len() > 3 && store.is_sealed(number) == sealed, "{name}");
+        let path = dir.join(crate::cache::store::segment_name(number));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let found = distill::cache::scan(&bytes, number, &store.space).unwrap();
+        let at: Vec<usize> = found.records.iter().map(|record| record.offset as usize).collect();
+        assert!(at.len() > 2, "{name}");
+        harm(&mut bytes, &at);
+        std::fs::write(&path, bytes).unwrap();
+        let config =
+            CacheExportConfig { cache: places.first.clone(), parquet: places.table.clone() };
+        let exported = export(&config).unwrap();
+        assert_eq!((exported.rows, exported.damaged.len()), (count - lost, 1), "{name}");
+        assert!(exported.damaged[0].contains("segment-"), "{name}: {exported:?}");
+        assert_eq!(refill(dir), lost, "{name}");
+        let wanted = Exported { rows: count, damaged: Vec::new() };
+        assert_eq!(export(&config).unwrap(), wanted, "{name}");
+        assert_eq!(refill(dir), 0, "{name}");
+    }
 }

@@ -107,7 +107,7 @@ impl DivergenceKind {
     pub fn heading(self, beta: f64) -> String {
         match self {
             Self::ForwardKl => "KL".to_owned(),
-            _ => self.with(beta).to_string(),
+            Self::ReverseKl | Self::Jsd | Self::Mixture => self.with(beta).to_string(),
         }
     }
 }

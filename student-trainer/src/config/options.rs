@@ -223,8 +223,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Weight of the teacher: loss = alpha T^2 KL + (1 - alpha) CE. 0 is plain training \
          without a teacher"),
     option(LOSS, TRAIN, ("temperature", "T", "5.0"),
-        "Softens both distributions before they are compared, 0.0001 to 1000000. 1 compares \
-         them as they are"),
+        "Softens both distributions before they are compared, 0.0001 to 1000000 (with --signal coded or \
+         full to 1000). 1 compares them as they are"),
     option(LOSS, TRAIN_BUILD, ("signal", "top-k|candidates|sampled|full|coded", "top-k"),
         "What the teacher sends of each position: top-k, the likeliest classes and the mass of the rest; \
          candidates, beside these as many that the student holds likeliest, asked for at every step; \
@@ -256,8 +256,8 @@ pub const OPTIONS: &[OptionSpec] = &[
          (biased; for comparison)"),
     option(LOSS, TRAIN, ("divergence", "NAME", "forward-kl"),
         "forward-kl, KL(teacher || student); reverse-kl, KL(student || teacher); jsd, the generalised \
-         Jensen-Shannon divergence of --beta; mixture, (1 - beta) forward + beta reverse. On the \
-         top k and, as one more outcome, the rest"),
+         Jensen-Shannon divergence of --beta; mixture, (1 - beta) forward + beta reverse. Of \
+         listed classes and, as one more outcome, the rest; with --signal coded or full of all classes"),
     option(LOSS, TRAIN, ("beta", "0..1", "0.5"),
         "For --divergence jsd, beta KL(teacher || m) + (1 - beta) KL(student || m) with m = beta \
          teacher + (1 - beta) student, as in TRL: 0 is forward-kl, 1 reverse-kl; for mixture the \
@@ -373,7 +373,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Print the results as one JSON object"),
 
     option(OUTPUT, OF_CACHE, ("cache", "DIR|s3://...", ""),
-        "The cache's directory, or its place in an object store (settings as the AWS_... variables say)"),
+        "The cache's directory, or its place in an object store: s3://, gs:// or az:// (settings as the AWS_..., \
+         GOOGLE_... or AZURE_STORAGE_... variables say)"),
     option(OUTPUT, &[Command::CacheExport], ("parquet", "FILE", ""),
         "Parquet file to write: input_ids, teacher_topk_ids, teacher_topk_logprobs and more"),
     option(OUTPUT, IMPORT, ("parquet", "FILE", ""),

@@ -20,7 +20,7 @@ use crate::decoder::Preparing;
 use crate::error::{TrainError, at_row};
 use crate::feed::{Feed, Scored};
 use crate::proof::prove;
-use crate::reading::{Reading, Said};
+use crate::reading::{Projection, Reading, Said};
 use crate::setup::{Source, pretrained};
 use crate::stop::Stop;
 use crate::teacher::{Network, Teacher};
@@ -109,33 +109,7 @@ impl<'a> Bench<'a> {
         let proof = self.terms.ask(Wanted::TopK { k: limit.min(16), codec: packed });
         prove(&self.network, &self.teacher, &self.set, proof, self.stop)
             .map_err(|e| at_row(e, self.rows))?;
-        let mut all = Vec::new();
-        for form in
-            [HiddenFormKind::F32, HiddenFormKind::Bf16, HiddenFormKind::Int8, HiddenFormKind::Int4]
-        {
-            let full = SignalConfig { hidden_form: form, ..signal(config, SignalKind::Full) };
-            let options = format!("--signal full --hidden-form {form}");
-            all.push(self.hidden(format!("full {form}"), options, &full, device, note)?);
-        }
-        let errors = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1].map(|error| (None, Some(error)));
-        for (bytes, error) in errors.into_iter().chain(config.budget.map(|b| (Some(b), None))) {
-            let coded = SignalConfig {
-                signal_bytes: bytes,
-                signal_error: error,
-                ..signal(config, SignalKind::Coded)
-            };
-            let (option, value) = match (bytes, error) {
-                (Some(bytes), _) => ("--signal-bytes", bytes),
-                (None, error) => ("--signal-error", error.unwrap_or_default()),
-            };
-            let options = format!("--signal coded {option} {value}");
-            match self.hidden(format!("coded, {option} {value}"), options, &coded, device, note) {
-                Ok(candidate) => all.push(candidate),
-                // A code may have no step as coarse or as fine.
-                Err(TrainError::NoStep { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let mut all = self.of_hidden_states(config, device, note)?;
         for (draws, exact) in [(16, 0), (50, 0), (16, 16.min(limit))] {
             let wanted = Wanted::Sampled { draws, exact, seed: 0 };
             let options = format!("--signal sampled --draws {draws} --exact {exact}");
@@ -164,17 +138,62 @@ impl<'a> Bench<'a> {
         Ok(all)
     }
 
+    /// Hidden states in every form, and coded at steps that cost so much or take so many bytes.
+    fn of_hidden_states(
+        &self,
+        config: &SignalsConfig,
+        device: &Device,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Vec<Candidate>, TrainError> {
+        let mut all: Vec<Candidate> = Vec::new();
+        let matrix_of =
+            |all: &[Candidate]| all.first().and_then(|first| first.reading.projection());
+        for form in
+            [HiddenFormKind::F32, HiddenFormKind::Bf16, HiddenFormKind::Int8, HiddenFormKind::Int4]
+        {
+            let full = SignalConfig { hidden_form: form, ..signal(config, SignalKind::Full) };
+            let options = format!("--signal full --hidden-form {form}");
+            let with = (device, matrix_of(&all));
+            all.push(self.hidden(format!("full {form}"), options, &full, with, note)?);
+        }
+        let errors = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1].map(|error| (None, Some(error)));
+        for (bytes, error) in errors.into_iter().chain(config.budget.map(|b| (Some(b), None))) {
+            let coded = SignalConfig {
+                signal_bytes: bytes,
+                signal_error: error,
+                ..signal(config, SignalKind::Coded)
+            };
+            let (option, value) = match (bytes, error) {
+                (Some(bytes), _) => ("--signal-bytes", bytes),
+                (None, error) => ("--signal-error", error.unwrap_or_default()),
+            };
+            let options = format!("--signal coded {option} {value}");
+            let (name, with) = (format!("coded, {option} {value}"), (device, matrix_of(&all)));
+            match self.hidden(name, options, &coded, with, note) {
+                Ok(candidate) => all.push(candidate),
+                // A code may have no step as coarse or as fine.
+                Err(TrainError::NoStep { .. }) => {}
+                Err(error) if error.is_without_code() => {
+                    note(&format!("{error}; the other signals are measured"));
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
+    }
+
     pub(super) fn hidden(
         &self,
         name: String,
         options: String,
         signal: &SignalConfig,
-        device: &Device,
+        (device, there): (&Device, Option<Projection>),
         note: &mut dyn FnMut(&str),
     ) -> Result<Candidate, TrainError> {
         let (network, set, stop) = (&self.network, &self.set, self.stop);
         let ask = self.terms.ask(Wanted::TopK { k: 1, codec: Codec::Packed });
-        let mut preparing = Preparing { network, signal, device, set, note, stop };
+        let mut preparing = Preparing { network, signal, device, set, note, stop, there };
         let (wanted, reading) = preparing.hidden(&self.teacher, ask)?;
         Ok(Candidate { name, options, tail: Tail::Bucket, wanted, reading })
     }

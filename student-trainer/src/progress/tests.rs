@@ -136,4 +136,8 @@ fn a_signal_that_holds_little_of_the_teacher_is_called_so() {
     assert!(warning.contains("temperature 5") && warning.contains("42 % of the"), "{warning}");
     assert!(warning.contains("--signal coded"), "{warning}");
     assert_eq!(thin_signal(0.88, Some(0.1), &config()), None);
+    let mut of_both = config();
+    of_both.signal.kind = SignalKind::Candidates;
+    let warning = thin_signal(0.053, None, &of_both).unwrap();
+    assert!(warning.contains("of the teacher and 64 of the student hold only 5.3 %"), "{warning}");
 }

@@ -242,6 +242,21 @@ async fn blobs_are_fetched_by_their_names_within_their_ends() {
     assert!(behind.message().contains(&facts.matrix.bytes.to_string()), "{behind}");
 }
 
+/// A transfer goes on at a server that has started again, without asking it what there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_starts_again_has_the_blobs_it_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = serve(Some(dir.path().to_owned())).await;
+    let reply = first.client().await.get_decoder(GetDecoderRequest { code: true }).await.unwrap();
+    let facts = decoder_facts(reply.get_ref()).unwrap();
+    let blobs = [facts.matrix, facts.code.unwrap()];
+    for blob in blobs {
+        let whole = fetch(&first, blob, 0).await;
+        let again = serve(Some(dir.path().to_owned())).await;
+        assert_eq!(fetch(&again, blob, 5).await, whole[5..]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_teacher_without_hidden_states_says_so() {
     let fake = crate::testing::FakeScorer::new(CLASSES);
@@ -250,6 +265,9 @@ async fn a_teacher_without_hidden_states_says_so() {
     let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Status::Unimplemented);
     assert!(refused.message().contains("no hidden states"), "{refused}");
+    let request = FetchRequest { fingerprint: "07".repeat(32), offset: 0 };
+    let refused = server.client().await.fetch(request).await.unwrap_err();
+    assert_eq!(refused.code(), Status::Unimplemented, "{refused}");
     let (status, message) = ask(&server, Entries::Hidden(HiddenForm::F32)).await.unwrap_err();
     assert_eq!(status, Status::InvalidArgument as i32);
     assert!(message.contains("full is not offered"), "{message}");
