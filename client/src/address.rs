@@ -191,6 +191,9 @@ fn endpoint(url: &str) -> Result<(bool, Endpoint), Error> {
     if host.is_empty() || host.starts_with(':') {
         return Err(wrong("it names no host".to_owned()));
     }
+    if host.contains('/') {
+        return Err(wrong("it has a / where a host and a port are expected".to_owned()));
+    }
     let port = host.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
     match port {
         Some(Ok(1..)) => {}

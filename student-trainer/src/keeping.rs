@@ -71,8 +71,8 @@ pub(crate) fn verify(config: &CacheConfig, console: &Console) -> anyhow::Result<
 fn undamaged(cache: &str, count: usize) -> anyhow::Result<()> {
     let damaged = match count {
         0 => return Ok(()),
-        1 => "1 record is".to_owned(),
-        _ => format!("{count} records are"),
+        1 => "1 place is".to_owned(),
+        _ => format!("{count} places are"),
     };
     Err(CacheError::Damaged { place: cache.to_owned(), damaged }.into())
 }

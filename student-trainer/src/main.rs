@@ -51,12 +51,14 @@ fn main() -> ExitCode {
         | Asked::MakeModels(_) => ProgressKind::Auto,
     });
     listen_to_logs(&console);
-    match carry_out(asked, &console) {
+    let stop = Stop::default();
+    match carry_out(asked, &console, &stop) {
         Ok(code) => code,
         Err(error) => {
             console.stop_bar();
             console.say(&format!("error: {}", complaint(&error)));
-            ExitCode::FAILURE
+            // Whatever it was that a stop cut short.
+            if stop.requested() { ExitCode::from(stop.exit_code()) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -110,25 +112,24 @@ fn listen_to_logs(console: &Console) {
     }
 }
 
-fn carry_out(asked: Asked, console: &Console) -> anyhow::Result<ExitCode> {
-    let stop = Stop::default();
+fn carry_out(asked: Asked, console: &Console, stop: &Stop) -> anyhow::Result<ExitCode> {
     // What has nothing to finish ends at once, as any program does.
     if asked.has_steps() {
         let teller = console.clone();
         stop.on_signals(move |text| teller.tell(text)).context("listening for signals")?;
     }
     match asked {
-        Asked::Train(config) => return train(&config, console, &stop),
-        Asked::Eval(config) => evaluate(&config, console, &stop)?,
-        Asked::Signals(config) => fidelity_page::run(&config, console, &stop)?,
-        Asked::Demo(config) => demo::run(&config, console, &stop)?,
-        Asked::CacheBuild(config) => return keeping::build(&config, console, &stop),
+        Asked::Train(config) => return train(&config, console, stop),
+        Asked::Eval(config) => evaluate(&config, console, stop)?,
+        Asked::Signals(config) => fidelity_page::run(&config, console, stop)?,
+        Asked::Demo(config) => demo::run(&config, console, stop)?,
+        Asked::CacheBuild(config) => return keeping::build(&config, console, stop),
         Asked::CacheVerify(config) => keeping::verify(&config, console)?,
         Asked::CacheInfo(config) => keeping::info(&config, console)?,
         Asked::CacheExport(config) => keeping::export(&config, console)?,
         Asked::CacheImport(config) => keeping::import(&config, console)?,
         Asked::DemoData(dir) => drop(demo::write_data(&dir)?),
-        Asked::MakeModels(dir) => demo::make_models(&dir, console, &stop)?,
+        Asked::MakeModels(dir) => demo::make_models(&dir, console, stop)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a call is tried.
 const ATTEMPTS: u32 = 4;
 /// How long what is being sent is waited for once a stop was asked for.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(5);
 /// Before the second attempt; doubled before each further one.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -222,7 +222,7 @@ impl Bucket {
             Refusal::Store(error) => {
                 let text = error.to_string();
                 let lines: Vec<&str> = text.lines().map(str::trim).collect();
-                format!("{what}: {}{}", lines.join(" "), cure(&text))
+                format!("{what}: {}{}", lines.join(" "), cure(&self.place, &text))
             }
         };
         remote(&self.place, reason)
@@ -230,8 +230,14 @@ impl Bucket {
 }
 
 /// What to do about what a store says, where its own words leave that open.
-fn cure(text: &str) -> &'static str {
+fn cure(place: &str, text: &str) -> &'static str {
     match text {
+        _ if place.starts_with("gs:") && text.contains("metadata") => {
+            "; without GOOGLE_SERVICE_ACCOUNT this machine was asked who it is, and it does not say: set it"
+        }
+        _ if place.starts_with("az:") && text.contains("metadata") => {
+            "; without AZURE_STORAGE_ACCOUNT_KEY this machine was asked who it is, and it does not say: set it"
+        }
         // Where machines of a cloud are told who they are: asked when nothing else says so.
         _ if text.contains("169.254.169.254") => {
             "; without AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY this machine was asked who it is, and it \
@@ -324,12 +330,12 @@ pub(super) fn remote(place: &str, reason: String) -> CacheError {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn what_a_store_says_of_who_asks_comes_with_what_to_do() {
         let unknown = "error sending request for url (http://169.254.169.254/latest/api/token)";
+        let cure = |text: &str| super::cure("s3://bucket", text);
         assert!(cure(unknown).contains("set them"));
+        assert!(super::cure("gs://bucket", "http://metadata/x").contains("GOOGLE_SERVICE_ACCOUNT"));
         let wrong = "403 Forbidden: <Error><Code>InvalidAccessKeyId</Code>";
         for text in [wrong, "<Code>SignatureDoesNotMatch</Code>", unknown] {
             assert!(cure(text).contains("AWS_SECRET_ACCESS_KEY"), "{text}");

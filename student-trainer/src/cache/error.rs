@@ -79,6 +79,25 @@ pub enum CacheError {
         /// What to do.
         remedy: &'static str,
     },
+    /// Another machine has begun another cache in a store while this one began its own.
+    #[error(
+        "--cache {place}: another machine has begun a cache there meanwhile, for {what} {found} and not \
+         {wanted}; what came here is a whole cache in {}, to be used as `--cache` with that directory: name \
+         another place, or move that directory away to use the other machine's",
+        dir.display()
+    )]
+    Begun {
+        /// The place.
+        place: String,
+        /// What differs.
+        what: &'static str,
+        /// The other machine's value.
+        found: String,
+        /// This one's.
+        wanted: String,
+        /// Where what came here is.
+        dir: PathBuf,
+    },
     /// A segment that is not of this cache.
     #[error("--cache: {} is not of this cache: {source}; take it away", path.display())]
     Segment {
@@ -126,8 +145,8 @@ pub enum CacheError {
     },
     /// Damaged records, found by `cache verify`.
     #[error(
-        "--cache {place}: {damaged} damaged; they are asked of the teacher again by the next `cache \
-         build` or training with one"
+        "--cache {place}: {damaged} damaged; what is lost there is asked of the teacher again by the next \
+         `cache build` or training with one"
     )]
     Damaged {
         /// The cache.

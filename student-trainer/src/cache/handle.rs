@@ -242,13 +242,15 @@ impl Cache {
         self.failed.get().map(String::as_str)
     }
 
-    /// Ends the writing when all is where it is to be, what an earlier run could not send included.
+    /// Ends the writing when all is in order and where it is to be, what an earlier run could not send
+    /// included.
     ///
     /// # Errors
     /// [`CacheError::Refused`] when the disk or the store refused any of it.
     pub(crate) fn complete(&self) -> Result<(), CacheError> {
         let unsent = matches!(*lock(&self.writer), Writing::Idle(Some(_)));
-        if unsent {
+        // Damage that no row needed is put in order all the same.
+        if unsent || !lock(&self.store).damage.is_empty() {
             self.become_writer();
         }
         self.end();
@@ -309,9 +311,11 @@ fn write_all(
     if let Err(error) = writer.finish()
         && failed.set(error.to_string()).is_ok()
     {
-        tracing::warn!(
-            "{error}: what was not sent is kept here, and the next run with this cache sends it"
-        );
+        let later = match matches!(error, CacheError::Begun { .. }) {
+            true => "",
+            false => ": what was not sent is kept here, and the next run with this cache sends it",
+        };
+        tracing::warn!("{error}{later}");
     }
 }
 

@@ -11,6 +11,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Name;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
+use tonic::codegen::http::Uri;
 
 use super::append::{SEGMENT_BYTES, Writer, has_unsent, is_written, pulling};
 use super::bucket::Bucket;
@@ -43,7 +44,8 @@ impl Located {
     pub(crate) fn of(place: &str) -> Result<Self, CacheError> {
         let wrong = |reason: String| CacheError::Remote { place: place.to_owned(), reason };
         let Some((scheme, rest)) = place.split_once("://") else {
-            if ["s3:", "gs:", "az:", "file:"].iter().any(|scheme| place.starts_with(scheme)) {
+            let schemes = ["s3:", "gs:", "az:", "file:", "s3//", "gs//", "az//", "file//"];
+            if schemes.iter().any(|scheme| place.starts_with(scheme)) {
                 return Err(wrong(WANTED.to_owned()));
             }
             return Ok(Self { place: place.to_owned(), dir: place.into(), remote: None });
@@ -92,7 +94,7 @@ impl Located {
 
 /// The store of an address, and the place in it; the error is a reason.
 fn store_of(scheme: &str, rest: &str) -> Result<(Arc<dyn ObjectStore>, Name), String> {
-    if scheme == "file" && rest.starts_with('/') {
+    if scheme == "file" && rest.starts_with('/') && !rest.trim_matches('/').is_empty() {
         std::fs::create_dir_all(rest).map_err(|e| e.to_string())?;
         let store = LocalFileSystem::new_with_prefix(rest).map_err(|e| e.to_string())?;
         return Ok((Arc::new(store), Name::default()));
@@ -101,11 +103,18 @@ fn store_of(scheme: &str, rest: &str) -> Result<(Arc<dyn ObjectStore>, Name), St
     if bucket.is_empty() {
         return Err(WANTED.to_owned());
     }
+    let allows = |name: &&str| std::env::var(name).is_ok_and(|text| text == "true");
+    let allow_http = ["AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP"].iter().any(allows);
+    if scheme == "s3" {
+        for name in ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
+            let value = std::env::var(name).ok();
+            let fault = value.and_then(|value| endpoint_fault(name, &value, allow_http));
+            fault.map_or(Ok(()), Err)?;
+        }
+    }
     // The one of this program's other connections; one is in place already as a rule.
     drop(rustls::crypto::ring::default_provider().install_default());
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    let allows = |name: &&str| std::env::var(name).is_ok_and(|text| text == "true");
-    let allow_http = ["AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP"].iter().any(allows);
     // Calls are bounded as a whole, where they are made.
     let client = ClientOptions::new()
         .with_connect_timeout(Duration::from_secs(10))
@@ -135,6 +144,21 @@ fn store_of(scheme: &str, rest: &str) -> Result<(Arc<dyn ObjectStore>, Name), St
     Ok((store?, prefix))
 }
 
+/// What is wrong with the address of an S3 server of one's own, which the client would stumble over.
+fn endpoint_fault(name: &str, value: &str, allow_http: bool) -> Option<String> {
+    let wanted = "http://HOST:PORT or https://HOST:PORT is wanted";
+    let uri = value.parse::<Uri>().ok();
+    let sound = |uri: &Uri| uri.scheme_str().is_some() && uri.host().is_some_and(|h| !h.is_empty());
+    match uri.filter(sound).as_ref().and_then(Uri::scheme_str) {
+        Some("https") => None,
+        Some("http") if allow_http => None,
+        Some("http") => Some(format!(
+            "{name} is {value}, which is not encrypted: AWS_ALLOW_HTTP=true allows that"
+        )),
+        _ => Some(format!("{name} is {value:?}: {wanted}")),
+    }
+}
+
 /// The environment variables that say how a store is reached.
 fn settings(scheme: &str) -> &'static str {
     match scheme {
@@ -152,4 +176,26 @@ fn copy_of(place: &str) -> Result<PathBuf, CacheError> {
     })?;
     let name = blake3::hash(place.as_bytes()).to_hex();
     Ok(home.join("answers").join(&name[..16]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_a_server_of_ones_own_is_looked_at() {
+        for value in
+            ["", "127.0.0.1:9000", "localhost:9000", "http://", "minio:9000/x", "ftp://a:1"]
+        {
+            let fault = endpoint_fault("AWS_ENDPOINT", value, true).unwrap();
+            assert!(
+                fault.contains("http://HOST:PORT") && fault.contains("AWS_ENDPOINT is"),
+                "{fault}"
+            );
+        }
+        assert_eq!(endpoint_fault("AWS_ENDPOINT", "https://minio:9000", false), None);
+        assert_eq!(endpoint_fault("AWS_ENDPOINT", "http://minio:9000", true), None);
+        let fault = endpoint_fault("AWS_ENDPOINT", "http://minio:9000", false).unwrap();
+        assert!(fault.contains("AWS_ALLOW_HTTP=true"), "{fault}");
+    }
 }

@@ -303,7 +303,8 @@ impl Remote {
                 let place = &self.bucket.place;
                 let theirs = self.bucket.get(FILE, None)?.map_or_else(Vec::new, |(text, _)| text);
                 let theirs = Manifest::parse(&theirs, &PathBuf::from(place).join(FILE))?;
-                theirs.same(place, &Manifest::parse(&ours, &path)?).map_err(begun_by_another)?;
+                let differs = theirs.same(place, &Manifest::parse(&ours, &path)?);
+                differs.map_err(|error| begun_by_another(error, dir))?;
             }
             put => drop(put?),
         }
@@ -362,15 +363,15 @@ fn stale(error: CacheError, dir: &Path) -> CacheError {
         what,
         found,
         wanted,
-        remedy: "the store holds another cache now than when it was copied; remove that directory",
+        remedy: "the store holds another cache than that; `--cache` with that directory uses what is in it, \
+                 and where it is moved away the store's is fetched",
     }
 }
 
 /// What is said where another machine has begun another cache while this one began its own.
-fn begun_by_another(error: CacheError) -> CacheError {
+fn begun_by_another(error: CacheError, dir: &Path) -> CacheError {
     let CacheError::Differs { place, what, found, wanted, .. } = error else { return error };
-    let remedy = "another machine began it meanwhile; run this one with the same settings";
-    CacheError::Differs { place, what, found, wanted, remedy }
+    CacheError::Begun { place, what, found, wanted, dir: dir.to_owned() }
 }
 
 /// Before the store's segment takes the place of one of this machine that the store never had: that one

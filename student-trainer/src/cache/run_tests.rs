@@ -192,6 +192,11 @@ fn a_damaged_record_is_asked_for_anew_or_ends_the_run_where_nobody_can_be_asked(
     fill(&config, &material.source, sets, &mut Quiet, &Stop::default()).unwrap();
     assert_eq!(bench.answered() - before, 1 + ROWS[2], "the row, and the proof");
     assert_eq!(verify().damaged, Vec::<String>::new());
+    // And puts in order what no row needs.
+    std::fs::copy(&segment, dir.join(segment_name(7))).unwrap();
+    assert_eq!(verify().damaged.len(), 1);
+    fill(&config, &material.source, sets, &mut Quiet, &Stop::default()).unwrap();
+    assert_eq!(verify().damaged, Vec::<String>::new());
 }
 
 #[test]

@@ -85,15 +85,20 @@ fn send_all(
     words: &Receiver<Word>,
 ) -> Result<(), CacheError> {
     let mut rests_until = Instant::now();
+    let mut stopped = None;
     loop {
         match words.recv() {
-            Ok(Word::End) => return remote.push(dir).map(drop),
+            // Who was told to stop has waited for this store already.
+            Ok(Word::End) => return stopped.map_or_else(|| remote.push(dir).map(drop), Err),
             // Its writer came to no end; the next one sends what is here.
             Err(_) => return Ok(()),
-            Ok(Word::More) if Instant::now() < rests_until => {}
+            Ok(Word::More) if stopped.is_some() || Instant::now() < rests_until => {}
             Ok(Word::More) => {
                 let began = Instant::now();
-                if let Err(error) = remote.push(dir) {
+                let pushed = remote.push(dir);
+                if let Err(error @ CacheError::Stopped { .. }) = pushed {
+                    stopped = Some(error);
+                } else if let Err(error) = pushed {
                     tracing::warn!("{error}: what could not be sent is kept here and sent later");
                     rests_until = Instant::now() + REST.max(began.elapsed() * 4);
                 }

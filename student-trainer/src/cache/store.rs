@@ -353,6 +353,13 @@ impl Opened {
                     let name = name.unwrap_or_else(|| "a record".to_owned());
                     format!("{name} at byte {} of {}", lost.offset, segment_name(number))
                 }));
+                if let (true, Some(torn)) = (sealed, &scan.torn) {
+                    let name = segment_name(number);
+                    damage.push(format!(
+                        "a record at byte {} of {name}: the file ends in it",
+                        torn.offset
+                    ));
+                }
                 if let (None, Some(written)) = (&scan.torn, written.filter(|&w| w > bytes)) {
                     let name = segment_name(number);
                     damage.push(format!("all of {name} behind byte {bytes}: it had {written}"));

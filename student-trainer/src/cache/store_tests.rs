@@ -320,6 +320,8 @@ fn a_place_is_a_directory_or_a_whole_address() {
         "s4://bucket",
         "gs:b",
         "az://",
+        "s3//b/p",
+        "file:///",
     ] {
         let refused = Located::of(wrong).unwrap_err().to_string();
         assert!(refused.contains(wrong) && refused.contains("s3://BUCKET/PREFIX"), "{refused}");

@@ -55,13 +55,17 @@ pub struct Exported {
 /// [`CacheError`] when there is no cache, or the file cannot be written. Damage is no error.
 pub fn export(config: &CacheExportConfig) -> Result<Exported, CacheError> {
     let mut store = open(&config.cache, true)?;
-    let path = &config.parquet;
+    // A link stays one.
+    let path = &std::fs::canonicalize(&config.parquet).unwrap_or_else(|_| config.parquet.clone());
     let wrong = |reason: String| CacheError::Table { path: path.clone(), reason };
     if store.manifest.k().is_none() {
         let signal = &store.manifest.signal;
         return Err(wrong(format!(
             "the cache keeps `{signal}`: such a table holds top-k answers only"
         )));
+    }
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(wrong("it is there, and is no file".to_owned()));
     }
     let damaged = verify_store(&mut store)?.damaged;
     // What stands there stays until the new one is whole.

@@ -288,3 +288,41 @@ fn what_is_damaged_is_left_out_and_named_until_it_is_written_anew() {
         assert_eq!(refill(dir), 0, "{name}");
     }
 }
+
+/// Of two records of a row, the newer one damaged, the older one is what there is; a link leads to the file
+/// that is written, and a device is none.
+#[test]
+fn the_newest_whole_record_is_written_to_the_file_that_a_link_leads_to() {
+    let places = Places::new();
+    let dir = Path::new(&places.first);
+    let count = refill(dir);
+    let path = |number| dir.join(crate::cache::store::segment_name(number));
+    let flip = |number, at: usize| {
+        let mut bytes = std::fs::read(path(number)).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(path(number), bytes).unwrap();
+    };
+    // In the payload of the first record there is; it is written again, and then the first is whole once more.
+    flip(0, 64 + 56 + 40);
+    assert_eq!(refill(dir), 1);
+    flip(0, 64 + 56 + 40);
+    let mut store = Store::open(dir).unwrap().unwrap();
+    let newest = store.segments.last().unwrap().number;
+    let bytes = std::fs::read(path(newest)).unwrap();
+    let found = distill::cache::scan(&bytes, newest, &store.space).unwrap();
+    let again = found.records.last().unwrap();
+    flip(newest, again.offset as usize + 56 + 20);
+    assert!(store.has(&again.key));
+    let link = places.table.with_file_name("link");
+    std::os::unix::fs::symlink(&places.table, &link).unwrap();
+    std::fs::write(&places.table, "before").unwrap();
+    let to = |parquet: &Path| CacheExportConfig {
+        cache: places.first.clone(),
+        parquet: parquet.to_owned(),
+    };
+    assert_eq!(export(&to(&link)).unwrap(), Exported { rows: count, damaged: Vec::new() });
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(import(&CacheImportConfig { parquet: link, ..places.import() }).unwrap(), count);
+    let refused = export(&to(Path::new("/dev/full"))).unwrap_err().to_string();
+    assert!(refused.contains("/dev/full") && refused.contains("no file"), "{refused}");
+}
