@@ -306,6 +306,10 @@ fn the_newest_whole_record_is_written_to_the_file_that_a_link_leads_to() {
     flip(0, 64 + 56 + 40);
     assert_eq!(refill(dir), 1);
     flip(0, 64 + 56 + 40);
+    // Sealed, so that its index has what is damaged.
+    let (mut writer, _) = Writer::open(dir, &manifest(2.0), 3000, None).unwrap();
+    writer.seal().unwrap();
+    writer.finish().unwrap();
     let mut store = Store::open(dir).unwrap().unwrap();
     let newest = store.segments.last().unwrap().number;
     let bytes = std::fs::read(path(newest)).unwrap();
