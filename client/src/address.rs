@@ -308,6 +308,8 @@ mod tests {
             ("https://teacher:1", "give ca"),
             ("grpcs://teacher", "no port"),
             ("ftp://teacher:1", "unknown scheme ftp"),
+            ("grpc:/127.0.0.1:1", "it has a /"),
+            ("grpc//teacher:1", "it has a /"),
         ];
         for (url, word) in cases {
             let error = Address::parse(url, &Access::default()).unwrap_err().to_string();

@@ -287,6 +287,36 @@ fn a_code_outlives_its_teacher() {
 
 /// The table of signals on rows of one's own: everything is exact, what is coded finer is nearer, and a
 /// budget is kept.
+/// What a teacher cannot say is named, and costs the table nothing else.
+#[test]
+fn where_a_teacher_makes_no_code_the_other_signals_are_measured() {
+    let mut bench = Bench::new();
+    let model = root().join("student-trainer/demo/teacher");
+    let none = bench.path("no codes");
+    let off = ["--calibration-dir", &none, "--auto-calibration", "off"];
+    bench.server = Teacher::start(&model, &off);
+    let (url, decoders) = (bench.server.url(), bench.path("decoders"));
+    let (student, data, out) = (Bench::student(), bench.path("train.jsonl"), bench.path("table"));
+    let flags = [
+        ["--teacher", &url],
+        ["--student", &student],
+        ["--data", &data],
+        ["--decoder-dir", &decoders],
+        ["--output-dir", &out],
+        ["--temperatures", "1"],
+        ["--max-samples", "4"],
+    ];
+    let ran = run(&mut trainer(&[&["signals", "--json"], flags.as_flattened()].concat()));
+    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert!(ran.status.success(), "{said}");
+    assert!(said.contains("--auto-calibration off") && said.contains("are measured"), "{said}");
+    let found: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    let names =
+        found["signals"].as_array().expect("signals").iter().map(|row| row["name"].to_string());
+    let names: Vec<String> = names.collect();
+    assert!(names.len() > 8 && !names.iter().any(|name| name.contains("coded")), "{names:?}");
+}
+
 #[test]
 fn what_each_signal_is_worth_is_measured_and_one_recommended() {
     let bench = Bench::new();

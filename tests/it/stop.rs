@@ -22,6 +22,29 @@ fn long_run(rows: &Path, out: &Path, more: &[&str]) -> Command {
     command
 }
 
+/// Who waits for a teacher that is silent has no step to keep, and was stopped all the same.
+#[test]
+fn a_signal_before_the_first_step_gives_its_status() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows = folder.path().join("rows.jsonl");
+    std::fs::write(&rows, "{\"text\": \"Two and two are four.\"}\n".repeat(8)).expect("rows");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("grpc://{}", silent.local_addr().expect("an address"));
+    let more = ["--alpha", "0.5", "--teacher", &url];
+    let student = root().join("student-trainer/demo/student").display().to_string();
+    let (text, out) = (rows.display().to_string(), folder.path().join("out").display().to_string());
+    let flags = ["train", "--student", &student, "--train-file", &text, "--output-dir", &out];
+    let mut train = trainer(&[&flags[..], &more].concat());
+    let child = train.stderr(Stdio::piped()).spawn().expect("the trainer starts");
+    // Somebody has knocked: what comes before it is done.
+    let (_held, _) = silent.accept().expect("a connection");
+    let pid = child.id().to_string();
+    assert!(run(Command::new("kill").args(["-INT", &pid])).status.success());
+    let ended = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+}
+
 #[test]
 fn a_signal_keeps_the_steps_and_gives_a_status_that_is_not_success() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -17,7 +17,7 @@ use distill::cache::{
 
 use super::error::{CacheError, at};
 use super::manifest::{FILE, Manifest};
-use super::remote::{Remote, UNSENT};
+use super::remote::Remote;
 use super::sender::Sender;
 use super::store::{Store, index_name, orphans_in, segment_name};
 use crate::files;
@@ -31,7 +31,9 @@ const LOCK: &str = "LOCK";
 /// The file whose lock says that a program brings here what a store has. It is taken before [`LOCK`], which
 /// nobody else can get meanwhile.
 const PULL: &str = "PULL";
-/// Between two looks at it.
+/// How the names of segments end whose place is another's: what they hold waits to be written anew.
+const UNSENT: &str = ".unsent";
+/// Between two looks at [`PULL`].
 const PULL_LOOK: Duration = Duration::from_millis(100);
 
 /// The one writer of a cache.
@@ -72,12 +74,10 @@ impl Writer {
     ) -> Result<(Self, Store), CacheError> {
         at("create", dir, std::fs::create_dir_all(dir))?;
         refuse_foreign(dir)?;
-        let stop = remote.as_ref().and_then(Remote::stop);
-        let stop = stop.as_ref();
-        let pulling = remote.is_some().then(|| pulling(dir, stop)).transpose()?;
+        let pulling = remote.as_ref().map(|remote| pulling(dir, remote.stop())).transpose()?;
         let lock = Arc::new(lock(dir)?);
         // Nobody can have the segments renumbered that are written from now on.
-        match remote.as_mut().map(|remote| remote.pull(dir, false, stop)) {
+        match remote.as_mut().map(|remote| remote.pull(dir, false)) {
             // What is there now is not known, so nothing can be sent; but it can be kept here.
             Some(Err(error @ CacheError::Remote { .. })) if Manifest::read(dir)?.is_some() => {
                 tracing::warn!("{error}: what comes is kept here, and sent by the next run");
@@ -161,9 +161,8 @@ impl Writer {
             let torn = scanned.end < segment.bytes;
             if scanned.damaged || (torn && i < last) {
                 // What of it is whole is written anew, and what is not is told of no more.
-                let name = segment_name(segment.number);
-                let (path, aside) = (self.dir.join(&name), format!("{name}.damaged{UNSENT}"));
-                at("set aside", &path, std::fs::rename(&path, self.dir.join(aside)))?;
+                let path = self.dir.join(segment_name(segment.number));
+                set_aside(&path, &at("read", &path, files::read(&path))?)?;
                 drop(std::fs::remove_file(self.dir.join(index_name(segment.number))));
                 continue;
             }
@@ -287,6 +286,14 @@ impl Writer {
         let source = io::ErrorKind::NotFound.into();
         CacheError::Io { action: "write to", path: self.dir.clone(), source }
     }
+}
+
+/// Gives a segment of these bytes a name of its own, under which the next writer takes in what it holds.
+pub(super) fn set_aside(path: &Path, bytes: &[u8]) -> Result<(), CacheError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let digest = blake3::hash(bytes).to_hex();
+    let aside = path.with_file_name(format!("{name}.{}{UNSENT}", &digest[..16]));
+    at("set aside", path, std::fs::rename(path, aside))
 }
 
 /// Whether answers of another turn of this copy wait to be taken in.

@@ -36,8 +36,10 @@ pub(crate) struct Bucket {
     pub(super) patience: Duration,
     /// Bytes of a part, [`PART`].
     pub(super) part: usize,
-    /// Who may ask that nothing is sent any more, and how long a call goes on then, [`GRACE`].
-    pub(super) ends: (Option<Stop>, Duration),
+    /// Who may ask that nothing is waited for any more.
+    pub(super) stop: Option<Stop>,
+    /// How long what is being sent goes on then, [`GRACE`].
+    pub(super) grace: Duration,
 }
 
 impl Bucket {
@@ -53,8 +55,8 @@ impl Bucket {
         let place = place.to_owned();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| remote(&place, e.to_string()))?;
-        let (patience, part, ends) = (PATIENCE, PART, (None, GRACE));
-        Ok(Self { store, prefix, place, runtime, patience, part, ends })
+        let (patience, part, stop, grace) = (PATIENCE, PART, None, GRACE);
+        Ok(Self { store, prefix, place, runtime, patience, part, stop, grace })
     }
 
     /// An object; none where there is none.
@@ -62,14 +64,9 @@ impl Bucket {
     /// # Errors
     /// [`CacheError::Remote`] where the store refuses, or there is no such bucket;
     /// [`CacheError::Stopped`] when a stop was asked for meanwhile.
-    pub(super) fn get(
-        &self,
-        name: &str,
-        stop: Option<&Stop>,
-    ) -> Result<Option<(Vec<u8>, UpdateVersion)>, CacheError> {
+    pub(super) fn get(&self, name: &str) -> Result<Option<(Vec<u8>, UpdateVersion)>, CacheError> {
         let path = self.prefix.clone().join(name);
-        let stop = stop.map(|stop| (stop, Duration::ZERO));
-        let got = self.attempt(&format!("get {name}"), (1, stop), || async {
+        let got = self.attempt(&format!("get {name}"), (1, Duration::ZERO), || async {
             let found = self.store.get(&path).await?;
             let meta = found.meta.clone();
             let version = UpdateVersion { e_tag: meta.e_tag, version: meta.version };
@@ -83,14 +80,9 @@ impl Bucket {
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub(super) fn get_long(
-        &self,
-        name: &str,
-        bytes: u64,
-        stop: Option<&Stop>,
-    ) -> Result<Option<Vec<u8>>, CacheError> {
+    pub(super) fn get_long(&self, name: &str, bytes: u64) -> Result<Option<Vec<u8>>, CacheError> {
         if bytes <= self.part as u64 {
-            return Ok(self.get(name, stop)?.map(|(bytes, _)| bytes));
+            return Ok(self.get(name)?.map(|(bytes, _)| bytes));
         }
         let path = self.prefix.clone().join(name);
         let mut come: Vec<u8> = Vec::new();
@@ -98,8 +90,7 @@ impl Bucket {
             let from = come.len() as u64;
             let range = from..bytes.min(from + self.part as u64);
             let what = format!("get {name} from byte {from}");
-            let stop = stop.map(|stop| (stop, Duration::ZERO));
-            let got = self.attempt(&what, (1, stop), || async {
+            let got = self.attempt(&what, (1, Duration::ZERO), || async {
                 self.store.get_range(&path, range.clone()).await
             });
             let Some(part) = self.there_or_not(name, got)? else { return Ok(None) };
@@ -145,9 +136,8 @@ impl Bucket {
         let conditional = !matches!(mode, PutMode::Overwrite);
         // A write in parts knows no conditions.
         let parts = if conditional { 1 } else { bytes.len().div_ceil(self.part).max(1) };
-        let stop = self.ends.0.as_ref().map(|stop| (stop, self.ends.1));
         let send = |mode: PutMode| {
-            self.attempt(&format!("put {name}"), (parts as u32, stop), || {
+            self.attempt(&format!("put {name}"), (parts as u32, self.grace), || {
                 let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
                 let (bytes, path) = (bytes.clone(), path.clone());
                 async move {
@@ -169,7 +159,7 @@ impl Bucket {
             Ok(put) => Ok(UpdateVersion { e_tag: put.e_tag, version: put.version }),
             Err(Refusal::Store(
                 StoreError::Precondition { .. } | StoreError::AlreadyExists { .. },
-            )) => match self.get(name, None)? {
+            )) => match self.get(name)? {
                 // An answer that was lost on its way: what is there is what was to be.
                 Some((found, version)) if found == sent => Ok(version),
                 _ => Err(CacheError::InUse { place: self.place.clone(), holder: None }),
@@ -178,11 +168,12 @@ impl Bucket {
         }
     }
 
-    /// Makes a call of so many parts, again where that may help.
+    /// Makes a call of so many parts, again where that may help. Where a stop is asked for it is given up
+    /// after `grace`.
     fn attempt<T, F>(
         &self,
         what: &str,
-        (parts, stop): (u32, Option<(&Stop, Duration)>),
+        (parts, grace): (u32, Duration),
         call: impl Fn() -> F,
     ) -> Result<T, Refusal>
     where
@@ -193,14 +184,14 @@ impl Bucket {
             loop {
                 let tried_once = tokio::select! {
                     tried = tokio::time::timeout(self.patience * parts, call()) => tried,
-                    () = asked_to(stop) => return Err(Refusal::Stopped),
+                    () = self.stopped(grace) => return Err(Refusal::Stopped),
                 };
                 let refusal = match tried_once {
                     Ok(Ok(done)) => return Ok(done),
                     Ok(Err(error)) => Refusal::Store(error),
                     Err(_) => Refusal::Silent,
                 };
-                let stopped = stop.is_some_and(|(stop, _)| stop.requested());
+                let stopped = self.stop.as_ref().is_some_and(Stop::requested);
                 if tried >= ATTEMPTS || refusal.is_final() || stopped {
                     return Err(refusal);
                 }
@@ -209,6 +200,15 @@ impl Bucket {
                 tried += 1;
             }
         })
+    }
+
+    /// Waits for a stop, where somebody may ask for one, and then for a while.
+    async fn stopped(&self, grace: Duration) {
+        match &self.stop {
+            Some(stop) => stop.wait().await,
+            None => std::future::pending().await,
+        }
+        tokio::time::sleep(grace).await;
     }
 
     fn wrong(&self, what: &str, refusal: Refusal) -> CacheError {
@@ -248,17 +248,6 @@ fn cure(place: &str, text: &str) -> &'static str {
             "; look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         }
         _ => "",
-    }
-}
-
-/// Waits for a stop, where somebody may ask for one, and then for a while.
-async fn asked_to(stop: Option<(&Stop, Duration)>) {
-    match stop {
-        Some((stop, grace)) => {
-            stop.wait().await;
-            tokio::time::sleep(grace).await;
-        }
-        None => std::future::pending().await,
     }
 }
 

@@ -288,7 +288,7 @@ pub fn info(config: &CacheConfig) -> Result<Info, CacheError> {
 /// The cache of this name, for reading; `thorough` as [`Located::open`] has it.
 pub(super) fn open(place: &str, thorough: bool) -> Result<Store, CacheError> {
     let absent = || CacheError::Absent { place: place.to_owned() };
-    Located::of(place)?.open(thorough, None)?.ok_or_else(absent)
+    Located::of(place)?.open(thorough)?.ok_or_else(absent)
 }
 
 /// Every newest whole record: its tokens and its answer.

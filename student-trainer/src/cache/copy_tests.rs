@@ -32,14 +32,14 @@ fn what_is_damaged_here_and_whole_in_the_store_is_brought_again() {
     spoil();
     let mut known = remote(&store);
     // One look at names and lengths believes it.
-    known.pull(&dir, false, None).unwrap();
+    known.pull(&dir, false).unwrap();
     assert!(readable(&dir) < RECORDS as usize);
     for (name, brought) in [(segment_name(0), false), (segment_name(1), true)] {
         assert_eq!(known.restore(&dir, &name).unwrap(), brought, "{name}");
     }
     assert_eq!(readable(&dir), RECORDS as usize);
     spoil();
-    assert!(known.pull(&dir, true, None).unwrap().is_empty());
+    assert!(known.pull(&dir, true).unwrap().is_empty());
     assert_eq!(readable(&dir), RECORDS as usize);
     // Nothing was taken for answers that the store never had.
     let names = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
@@ -111,7 +111,9 @@ fn fetching_can_be_stopped_and_begun_anew() {
     store.stall.store(usize::MAX, Relaxed);
     let stop = Stop::default();
     stop.request();
-    let refused = remote(&store).pull(&b, false, Some(&stop)).unwrap_err();
+    let mut of = remote(&store);
+    of.stopped_by(&stop);
+    let refused = of.pull(&b, false).unwrap_err();
     assert!(matches!(refused, CacheError::Stopped { .. }), "{refused}");
     store.stall.store(0, Relaxed);
     pull(&store, &b).unwrap();
@@ -126,8 +128,10 @@ fn sending_can_be_stopped_and_is_done_by_the_next() {
     let stop = Stop::default();
     let mut bucket = bucket(&store);
     bucket.patience = Duration::from_secs(600);
-    bucket.ends = (Some(stop.clone()), Duration::from_millis(50));
-    let of = Some(super::remote::Remote::at(bucket));
+    bucket.grace = Duration::from_millis(50);
+    let mut of = super::remote::Remote::at(bucket);
+    of.stopped_by(&stop);
+    let of = Some(of);
     let (mut writer, _) = Writer::open(&dir, &manifest(), 500, of).unwrap();
     writer.append(&key(0), &[0; 50]).unwrap();
     store.stall.store(usize::MAX, Relaxed);
@@ -212,7 +216,7 @@ fn of_two_machines_that_write_at_a_time_the_second_is_refused() {
     // What the second could not send is there for who only reads.
     let (place, dir) = ("s3://bucket/runs/one".to_owned(), b.clone());
     let mut located = Located { place, dir, remote: Some(remote(&store)) };
-    let mut opened = located.open(false, None).unwrap().unwrap();
+    let mut opened = located.open(false).unwrap().unwrap();
     assert!([0, 1, 2, 3, 10, 11].iter().all(|&i| opened.has(&key(i))));
     // Tried again, the second goes on behind the first, and sends it.
     fill(&store, &b, 0..0).unwrap();

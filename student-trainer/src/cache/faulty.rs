@@ -169,7 +169,7 @@ pub(super) fn fill(
 /// Brings what the store has to `dir`, for reading.
 pub(super) fn pull(store: &Arc<Faulty>, dir: &Path) -> Result<Vec<String>, CacheError> {
     fs::create_dir_all(dir).unwrap();
-    remote(store).pull(dir, false, None)
+    remote(store).pull(dir, false)
 }
 
 pub(super) fn readable(dir: &Path) -> usize {

@@ -62,7 +62,7 @@ impl Asker<'_> {
         sets: [(&'static str, &RowSet); 2],
     ) -> Result<Option<(Teacher, Ask)>, TrainError> {
         match place {
-            Some(place) => join(self, Located::of(place)?, sets),
+            Some(place) => join(self, Located::of(place)?.stopped_by(self.stop), sets),
             None => {
                 let joined = join_teacher(self)?;
                 if let Some((teacher, Ask { wanted: Wanted::Candidates { k, .. }, .. })) = &joined {
@@ -118,7 +118,7 @@ fn join(
     let (urls, access) = asker.reach;
     let facts = asker.who.1;
     let alone = urls.is_empty();
-    let Some(mut store) = located.open(asker.thorough, Some(asker.stop))? else {
+    let Some(mut store) = located.open(asker.thorough)? else {
         if alone {
             return Err(CacheError::Absent { place }.into());
         }

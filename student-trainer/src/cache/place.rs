@@ -55,6 +55,14 @@ impl Located {
         Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(Remote::at(bucket)) })
     }
 
+    /// The same, with somebody who may ask that its store is waited for no more.
+    pub(crate) fn stopped_by(mut self, stop: &Stop) -> Self {
+        if let Some(remote) = &mut self.remote {
+            remote.stopped_by(stop);
+        }
+        self
+    }
+
     /// Opens the cache for reading; none where there is none. What a store does not have as it lists it
     /// is added to the damage. Where that is `thorough`, what is here of a store's cache is compared with
     /// what the store has, and brought again where it differs.
@@ -62,20 +70,15 @@ impl Located {
     /// # Errors
     /// Those of [`Store::open`] and [`Remote::pull`]; [`CacheError::Stopped`] when a stop was asked for
     /// meanwhile.
-    pub(crate) fn open(
-        &mut self,
-        thorough: bool,
-        stop: Option<&Stop>,
-    ) -> Result<Option<Store>, CacheError> {
+    pub(crate) fn open(&mut self, thorough: bool) -> Result<Option<Store>, CacheError> {
         let (mut lost, mut pulled) = (Vec::new(), None);
         if let Some(remote) = &mut self.remote {
-            remote.ends_with(stop);
             at("create", &self.dir, std::fs::create_dir_all(&self.dir))?;
             // Until it is opened nobody changes what it is made of.
-            pulled = Some(pulling(&self.dir, stop)?);
+            pulled = Some(pulling(&self.dir, remote.stop())?);
             // A program that writes here brought what there was, and has what the store does not have yet.
             if !is_written(&self.dir)? {
-                lost = remote.pull(&self.dir, thorough, stop)?;
+                lost = remote.pull(&self.dir, thorough)?;
                 // What this machine could not send is no less an answer.
                 if let (true, Some(manifest)) = (has_unsent(&self.dir)?, Manifest::read(&self.dir)?)
                 {

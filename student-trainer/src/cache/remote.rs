@@ -13,7 +13,7 @@ use distill::fingerprint::Fingerprint;
 use object_store::{PutMode, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
-use super::append::{is_written, pulling};
+use super::append::{is_written, pulling, set_aside};
 use super::bucket::{Bucket, remote};
 use super::error::{CacheError, at};
 use super::manifest::{BLOB, FILE, Manifest, blob_name};
@@ -21,8 +21,6 @@ use super::store::{index_name, numbers_in, segment_name};
 use crate::files;
 use crate::stop::Stop;
 
-/// How the names of segments end that were to be sent and whose place another machine took.
-pub(super) const UNSENT: &str = ".unsent";
 /// The list of what is in the store.
 const LIST: &str = "segments.json";
 
@@ -109,14 +107,14 @@ impl Remote {
         Self { bucket, list, lost, version, described, known, unanswered }
     }
 
-    /// Who may ask that nothing is sent any more.
-    pub(crate) fn ends_with(&mut self, stop: Option<&Stop>) {
-        self.bucket.ends.0 = stop.cloned();
+    /// From now on this may ask that it is waited for no more.
+    pub(super) fn stopped_by(&mut self, stop: &Stop) {
+        self.bucket.stop = Some(stop.clone());
     }
 
-    /// Whether it is to end is asked here.
-    pub(super) fn stop(&self) -> Option<Stop> {
-        self.bucket.ends.0.clone()
+    /// Who that is.
+    pub(super) fn stop(&self) -> Option<&Stop> {
+        self.bucket.stop.as_ref()
     }
 
     /// Brings what the store lists and `dir` lacks into `dir`. Says what of it could not be had as it is
@@ -127,28 +125,18 @@ impl Remote {
     /// [`CacheError::Remote`] when the store does not answer, [`CacheError::Io`] when `dir` refuses,
     /// [`CacheError::Differs`] when `dir` is a copy of something else, [`CacheError::Stopped`] when a stop was
     /// asked for meanwhile.
-    pub(crate) fn pull(
-        &mut self,
-        dir: &Path,
-        thorough: bool,
-        stop: Option<&Stop>,
-    ) -> Result<Vec<String>, CacheError> {
+    pub(crate) fn pull(&mut self, dir: &Path, thorough: bool) -> Result<Vec<String>, CacheError> {
         self.known = false;
-        let Brought { described, list, version, lost, told } = self.bring(dir, thorough, stop)?;
+        let Brought { described, list, version, lost, told } = self.bring(dir, thorough)?;
         (self.list, self.version, self.lost) = (list, version, lost);
         (self.described, self.known) = (described, true);
         Ok(told)
     }
 
     /// Does what [`Self::pull`] is for.
-    fn bring(
-        &self,
-        dir: &Path,
-        thorough: bool,
-        stop: Option<&Stop>,
-    ) -> Result<Brought, CacheError> {
+    fn bring(&self, dir: &Path, thorough: bool) -> Result<Brought, CacheError> {
         let mut brought = Brought::default();
-        let Some((manifest, _)) = self.bucket.get(FILE, stop)? else { return Ok(brought) };
+        let Some((manifest, _)) = self.bucket.get(FILE)? else { return Ok(brought) };
         let manifest = Manifest::parse(&manifest, &PathBuf::from(&self.bucket.place).join(FILE))?;
         match Manifest::read(dir)? {
             Some(here) => {
@@ -157,7 +145,7 @@ impl Remote {
             None => manifest.write(dir)?,
         }
         brought.described = true;
-        let Some((text, version)) = self.bucket.get(LIST, stop)? else { return Ok(brought) };
+        let Some((text, version)) = self.bucket.get(LIST)? else { return Ok(brought) };
         brought.version = Some(version);
         let wrong = |e: serde_json::Error| remote(&self.bucket.place, format!("{LIST}: {e}"));
         let list: List = serde_json::from_slice(&text).map_err(wrong)?;
@@ -177,10 +165,10 @@ impl Remote {
             let path = dir.join(&file.name);
             let believed = if thorough { &List::default() } else { &known };
             if !file.is_at(&path, believed) {
-                match self.fetch(file, stop)? {
+                match self.fetch(file)? {
                     Ok(bytes) => {
                         let begun = at("write", &path, files::begin(&path, &bytes))?;
-                        set_aside(&path, &file.name, &known)?;
+                        make_way(&path, &file.name, &known)?;
                         at("write", &path, fs::rename(&begun, &path))?;
                     }
                     Err(reason) => {
@@ -211,28 +199,23 @@ impl Remote {
         let Some(file) = self.list.files.iter().find(|file| file.name == name) else {
             return Ok(false);
         };
-        let stop = self.bucket.ends.0.as_ref();
-        let _pulling = pulling(dir, stop)?;
+        let _pulling = pulling(dir, self.stop())?;
         let path = dir.join(name);
         if is_written(dir)? || file.is_at(&path, &List::default()) {
             return Ok(false);
         }
-        match self.fetch(file, stop)? {
+        match self.fetch(file)? {
             Ok(bytes) => at("write", &path, files::write(&path, &bytes)).map(|()| true),
             Err(_) => Ok(false),
         }
     }
 
     /// A file as it is listed; the inner error is why the store does not have it so.
-    fn fetch(
-        &self,
-        file: &Listed,
-        stop: Option<&Stop>,
-    ) -> Result<Result<Vec<u8>, String>, CacheError> {
+    fn fetch(&self, file: &Listed) -> Result<Result<Vec<u8>, String>, CacheError> {
         let mut reason = String::new();
         // What arrives damaged may arrive whole the next time.
         for _ in 0..2 {
-            let Some(bytes) = self.bucket.get_long(&file.object(), file.bytes, stop)? else {
+            let Some(bytes) = self.bucket.get_long(&file.object(), file.bytes)? else {
                 return Ok(Err("it is listed and not there".to_owned()));
             };
             let found = Listed::of(file.name.clone(), &bytes);
@@ -301,7 +284,7 @@ impl Remote {
             Err(CacheError::InUse { .. }) => {
                 // Another machine was first: with answers of the same kind, the list decides.
                 let place = &self.bucket.place;
-                let theirs = self.bucket.get(FILE, None)?.map_or_else(Vec::new, |(text, _)| text);
+                let theirs = self.bucket.get(FILE)?.map_or_else(Vec::new, |(text, _)| text);
                 let theirs = Manifest::parse(&theirs, &PathBuf::from(place).join(FILE))?;
                 let differs = theirs.same(place, &Manifest::parse(&ours, &path)?);
                 differs.map_err(|error| begun_by_another(error, dir))?;
@@ -316,7 +299,7 @@ impl Remote {
     fn put_list(&mut self, text: Vec<u8>, mode: PutMode) -> Result<UpdateVersion, CacheError> {
         let mut put = self.bucket.put(LIST, text.clone(), mode);
         if let (Err(CacheError::InUse { .. }), Some(ours)) = (&put, &self.unanswered)
-            && let Some((found, version)) = self.bucket.get(LIST, None)?
+            && let Some((found, version)) = self.bucket.get(LIST)?
             && found == *ours
         {
             put = self.bucket.put(LIST, text.clone(), PutMode::Update(version));
@@ -377,7 +360,7 @@ fn begun_by_another(error: CacheError, dir: &Path) -> CacheError {
 /// Before the store's segment takes the place of one of this machine that the store never had: that one
 /// stays beside it, and the next writer takes its records up. So does one that came from the store and that
 /// the store has no more; one that came from it and was damaged here does not.
-fn set_aside(path: &Path, name: &str, known: &List) -> Result<(), CacheError> {
+fn make_way(path: &Path, name: &str, known: &List) -> Result<(), CacheError> {
     let Ok(bytes) = files::read(path) else { return Ok(()) };
     let here = Listed::of(name.to_owned(), &bytes);
     let was = known.files.iter().find(|file| file.name == here.name);
@@ -385,6 +368,5 @@ fn set_aside(path: &Path, name: &str, known: &List) -> Result<(), CacheError> {
     if !name.ends_with(".seg") || damaged {
         return Ok(());
     }
-    let aside = path.with_file_name(format!("{name}.{}{UNSENT}", &here.digest[..16]));
-    at("set aside", path, fs::rename(path, aside))
+    set_aside(path, &bytes)
 }

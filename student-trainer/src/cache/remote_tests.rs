@@ -74,7 +74,7 @@ fn a_list_whose_writing_was_never_answered_is_no_other_writers() {
     let (store, _root, [a, fresh]) = places(["a", "fresh"]);
     fs::create_dir(&a).unwrap();
     let mut remote = remote(&store);
-    remote.pull(&a, false, None).unwrap();
+    remote.pull(&a, false).unwrap();
     let (mut writer, _) = Writer::open(&a, &manifest(), 500, None).unwrap();
     let mut append = |i: u32| assert!(writer.append(&key(i), &[i as u8; 50]).is_ok());
     (0..5).for_each(&mut append);
@@ -100,13 +100,13 @@ fn long_objects_travel_in_parts() {
     for (length, calls) in [(10, 1), (35, 4)] {
         bucket.put("long", bytes[..length].to_vec(), PutMode::Overwrite).unwrap();
         let before = store.calls.load(Relaxed);
-        let come = bucket.get_long("long", length as u64, None).unwrap();
+        let come = bucket.get_long("long", length as u64).unwrap();
         assert_eq!(come.as_deref(), Some(&bytes[..length]));
         assert_eq!(store.calls.load(Relaxed) - before, calls);
     }
-    assert!(bucket.get_long("none", 35, None).unwrap().is_none());
+    assert!(bucket.get_long("none", 35).unwrap().is_none());
     // Shorter than it was said to be: what is there comes, and its digest tells.
-    assert_eq!(bucket.get_long("long", 40, None).unwrap().as_deref(), Some(&bytes[..]));
+    assert_eq!(bucket.get_long("long", 40).unwrap().as_deref(), Some(&bytes[..]));
 }
 
 #[test]

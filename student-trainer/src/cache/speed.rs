@@ -110,7 +110,7 @@ pub fn throughput(
     drop(cache);
     let mut located = Located::of(&place)?;
     let absent = || CacheError::Absent { place: place.clone() };
-    let store = located.open(false, None)?.ok_or_else(absent)?;
+    let store = located.open(false)?.ok_or_else(absent)?;
     let bytes: u64 = store.segments.iter().map(|segment| segment.bytes).sum();
     let cache = Cache::reading(located, store);
     let begin = Instant::now();

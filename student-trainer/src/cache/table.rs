@@ -229,7 +229,7 @@ struct Filled {
 impl Filled {
     fn open(place: &str, manifest: &Manifest) -> Result<Self, CacheError> {
         let mut located = Located::of(place)?;
-        located.open(false, None)?;
+        located.open(false)?;
         let (writer, store) = Writer::open(&located.dir, manifest, SEGMENT_BYTES, located.remote)?;
         // Another cache may have been there.
         store.manifest.same(place, manifest)?;
