@@ -22,27 +22,40 @@ fn long_run(rows: &Path, out: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// Who waits for a teacher that is silent has no step to keep, and was stopped all the same.
+/// Who waits for a teacher or a store that is silent has no step to keep, and was stopped all the same.
 #[test]
 fn a_signal_before_the_first_step_gives_its_status() {
     let folder = tempfile::tempdir().expect("a folder");
     let rows = folder.path().join("rows.jsonl");
     std::fs::write(&rows, "{\"text\": \"Two and two are four.\"}\n".repeat(8)).expect("rows");
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("grpc://{}", silent.local_addr().expect("an address"));
-    let more = ["--alpha", "0.5", "--teacher", &url];
     let student = root().join("student-trainer/demo/student").display().to_string();
-    let (text, out) = (rows.display().to_string(), folder.path().join("out").display().to_string());
-    let flags = ["train", "--student", &student, "--train-file", &text, "--output-dir", &out];
-    let mut train = trainer(&[&flags[..], &more].concat());
-    let child = train.stderr(Stdio::piped()).spawn().expect("the trainer starts");
-    // Somebody has knocked: what comes before it is done.
-    let (_held, _) = silent.accept().expect("a connection");
-    let pid = child.id().to_string();
-    assert!(run(Command::new("kill").args(["-INT", &pid])).status.success());
-    let ended = child.wait_with_output().expect("it ends");
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(130), "{said}");
+    let (rows, out) = (rows.display().to_string(), folder.path().join("out").display().to_string());
+    let flags = ["train", "--student", &student, "--train-file", &rows, "--output-dir", &out];
+    for more in [&[][..], &["--cache", "s3://bucket/place"]] {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let host = silent.local_addr().expect("an address").to_string();
+        let teacher = ["--teacher", &format!("grpc://{host}")];
+        let mut train = trainer(&[&flags[..], &teacher, more].concat());
+        train.env("AWS_ENDPOINT", format!("http://{host}")).env("AWS_ALLOW_HTTP", "true");
+        train.envs(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(|name| (name, "any")));
+        train.env("XDG_CACHE_HOME", folder.path()).stderr(Stdio::piped());
+        let mut child = train.spawn().expect("the trainer starts");
+        // Somebody has knocked: what comes before it is done.
+        let (_held, _) = silent.accept().expect("a connection");
+        let pid = child.id().to_string();
+        assert!(run(Command::new("kill").args(["-INT", &pid])).status.success());
+        let begin = Instant::now();
+        while child.try_wait().expect("a child").is_none() {
+            if begin.elapsed() > Duration::from_secs(60) {
+                child.kill().expect("it can be killed");
+                panic!("{more:?}: it waits on");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let ended = child.wait_with_output().expect("it has ended");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(130), "{more:?}: {said}");
+    }
 }
 
 #[test]

@@ -147,6 +147,32 @@ fn sending_can_be_stopped_and_is_done_by_the_next() {
     assert_eq!(readable(&fresh), 1);
 }
 
+/// What was waited for once since the stop is not waited for again at the end.
+#[test]
+fn a_store_that_is_silent_is_waited_for_once_after_a_stop() {
+    let (store, _root, [dir]) = places(["a"]);
+    let stop = Stop::default();
+    let mut bucket = bucket(&store);
+    bucket.patience = Duration::from_secs(600);
+    bucket.grace = Duration::from_millis(50);
+    let mut of = super::remote::Remote::at(bucket);
+    of.stopped_by(&stop);
+    let (mut writer, _) = Writer::open(&dir, &manifest(), 500, Some(of)).unwrap();
+    store.stall.store(usize::MAX, Relaxed);
+    let before = store.calls.load(Relaxed);
+    for i in 0..RECORDS {
+        writer.append(&key(i), &[i as u8; 50]).unwrap();
+    }
+    while store.calls.load(Relaxed) == before {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stop.request();
+    let refused = writer.finish().unwrap_err();
+    assert!(matches!(refused, CacheError::Stopped { .. }), "{refused}");
+    assert_eq!(store.calls.load(Relaxed), before + 1);
+    assert_eq!(readable(&dir), RECORDS as usize);
+}
+
 /// A store that holds another cache than it did: the copy is named, not the store alone.
 #[test]
 fn a_copy_of_another_cache_is_named() {
