@@ -26,6 +26,9 @@ use tables::{Coding, FIRST_CLASS, LAST_CLASS, Tables};
 
 /// Largest magnitude of an entry of the decoding matrix: 2^24 · 2^15 · 8,192 directions stay below 2^52.
 pub const MAX_ENTRY: i32 = (1 << 24) - 1;
+/// Largest magnitude of an entry of a code that is made here: 24 bits with its sign, for decoders that
+/// multiply bytes.
+const MADE_ENTRY: i32 = (1 << 23) - 1;
 /// Largest width of a hidden state.
 pub const MAX_WIDTH: usize = 8192;
 
@@ -187,10 +190,10 @@ impl Code {
         }
         standardised.sort_unstable_by(f32::total_cmp);
         let largest = matrix.iter().fold(f64::MIN_POSITIVE, |most, x| most.max(x.abs()));
-        // The largest entry just fits.
-        let exponent = largest.log2().floor() as i32 - 23;
+        // The largest entry takes 24 bits with its sign, one fewer than it may: three bytes.
+        let exponent = largest.log2().floor() as i32 - 22;
         let unit = f64::from(exponent).exp2();
-        let entry = |x: &f64| ((x / unit).round() as i32).clamp(-MAX_ENTRY, MAX_ENTRY);
+        let entry = |x: &f64| ((x / unit).round() as i32).clamp(-MADE_ENTRY, MADE_ENTRY);
         let least = f64::from(i32::from(i16::MIN));
         let class = |spread: &f64| (16.0 * spread.log2()).round().max(least) as i16;
         let code = Self {
@@ -296,10 +299,22 @@ impl Code {
         numbers.chunks_exact(self.directions()).map(of_row).sum()
     }
 
-    /// The decoding matrix as float64 whole numbers, `[width, directions]`, and what a sum of its products
-    /// with numbers is multiplied by at this step before the mean is added.
-    pub fn decoding(&self, rung: Rung) -> (Vec<f64>, f64) {
-        (self.matrix.iter().map(|&entry| f64::from(entry)).collect(), self.unit(rung))
+    /// The decoding matrix, `[width, directions]`.
+    pub fn matrix(&self) -> &[i32] {
+        &self.matrix
+    }
+
+    /// What a sum of the matrix's products with numbers is multiplied by at this step, before the mean is
+    /// added.
+    pub fn unit(&self, rung: Rung) -> f64 {
+        rung.step() * f64::from(self.exponent).exp2()
+    }
+
+    /// Of the directions in their order, those before the first in which a number is other than 0 in less than
+    /// this share of positions, by the tables.
+    pub fn frequent(&self, rung: Rung, share: f64) -> usize {
+        let often = |coding: &Coding<'_>| 1.0 - (-coding.information(0)).exp2() >= share;
+        self.codings(rung).iter().take_while(|coding| often(coding)).count()
     }
 
     /// The hidden states of rows of numbers, one at a time: the reference for every faster way.
@@ -318,10 +333,6 @@ impl Code {
             values[row * self.width()..(row + 1) * self.width()].copy_from_slice(hidden);
         }
         HiddenStates { width: self.width(), values }
-    }
-
-    fn unit(&self, rung: Rung) -> f64 {
-        rung.step() * f64::from(self.exponent).exp2()
     }
 
     /// How the directions that are spoken of at this step are coded: the first ones.

@@ -3,8 +3,8 @@
 //! the two matrix products are done elsewhere.
 //!
 //! The states are drawn: independent coordinates whose spread falls from direction to direction as
-//! exp(-5 j / width), about as the small trained models' do, turned by a reflection. At this step a state of
-//! 256 numbers takes 48 bytes.
+//! exp(-5 j / width), about as the small trained models' do, turned by a reflection. At a step of 1 a state of
+//! 256 numbers takes 48 bytes, at one of 2 half of that.
 
 #![allow(missing_docs, reason = "criterion's macros make public items without comments")]
 
@@ -20,9 +20,10 @@ use rand::SeedableRng as _;
 
 const WIDTHS: [usize; 3] = [256, 1024, 2560];
 const ROWS: usize = 1024;
-/// Spread of the first direction, in steps of [`RUNG`].
+/// Spread of the first direction.
 const FIRST_SPREAD: f64 = 5.5;
-const RUNG: Rung = Rung(0);
+/// Steps of 1 and of 2.
+const RUNGS: [Rung; 2] = [Rung(0), Rung(16)];
 
 fn normal(random: &mut impl rand::Rng) -> f32 {
     (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0
@@ -67,34 +68,34 @@ fn benches(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(ROWS as u64)).sample_size(10);
     for width in WIDTHS {
         let (encoder, states) = drawn(width);
-        let bytes = encoder.encode(&states, RUNG).expect("bytes");
         let flat: Vec<f32> = states.flatten_all().expect("flat").to_vec1().expect("f32");
-        let numbers = encoder.numbers(&flat, RUNG);
-        let numbers = numbers.expect("numbers");
-        let bound = encoder.code().information(RUNG, &numbers) / 8.0;
-        let taken = bytes.len() as f64;
-        let (each, over) = (taken / ROWS as f64, 100.0 * (taken / bound - 1.0));
-        println!(
-            "width {width}: {each:.1} bytes a position, {over:.1} % above the tables' entropy"
-        );
-        group.bench_function(format!("put/{width}"), |bencher| {
-            bencher.iter(|| encoder.code().encode(RUNG, black_box(&numbers), &flat));
-        });
-        group.bench_function(format!("get/{width}"), |bencher| {
-            bencher.iter(|| encoder.code().decode(black_box(&bytes), ROWS));
-        });
-        group.bench_function(format!("encode/{width}"), |bencher| {
-            one.install(|| bencher.iter(|| encoder.encode(black_box(&states), RUNG)));
-        });
-        let decoder = Decoder::new(Arc::clone(encoder.code()), RUNG);
-        group.bench_function(format!("decode/{width}"), |bencher| {
-            one.install(|| {
-                bencher.iter(|| {
-                    let numbers = encoder.code().decode(black_box(&bytes), ROWS).expect("numbers");
-                    decoder.hidden_states(&numbers)
+        for rung in RUNGS {
+            let bytes = encoder.encode(&states, rung).expect("bytes");
+            let numbers = encoder.numbers(&flat, rung).expect("numbers");
+            let bound = encoder.code().information(rung, &numbers) / 8.0;
+            let taken = bytes.len() as f64;
+            let (each, over) = (taken / ROWS as f64, 100.0 * (taken / bound - 1.0));
+            let at = format!("{width}/step {}", rung.step());
+            println!("{at}: {each:.1} bytes a position, {over:.1} % above the tables' entropy");
+            group.bench_function(format!("put/{at}"), |bencher| {
+                bencher.iter(|| encoder.code().encode(rung, black_box(&numbers), &flat));
+            });
+            group.bench_function(format!("get/{at}"), |bencher| {
+                bencher.iter(|| encoder.code().decode(black_box(&bytes), ROWS));
+            });
+            group.bench_function(format!("encode/{at}"), |bencher| {
+                one.install(|| bencher.iter(|| encoder.encode(black_box(&states), rung)));
+            });
+            let decoder = Decoder::new(Arc::clone(encoder.code()), rung);
+            group.bench_function(format!("decode/{at}"), |bencher| {
+                one.install(|| {
+                    bencher.iter(|| {
+                        let read = encoder.code().decode(black_box(&bytes), ROWS).expect("rows");
+                        decoder.hidden_states(&read)
+                    });
                 });
             });
-        });
+        }
     }
     group.finish();
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use distill::coded::Code;
+use distill::coded::{Code, Rung};
 use distill::fingerprint::Fingerprint;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::ops::Precision;
 
 const WIDTH: usize = 24;
 const CLASSES: usize = 300;

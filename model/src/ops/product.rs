@@ -9,6 +9,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+mod laid;
 mod single;
 #[cfg(test)]
 #[path = "product_tests.rs"]
@@ -21,6 +22,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Floats, Precision, math};
+pub(crate) use laid::Laid;
 
 /// Multiply-adds below which a product stays on the calling thread.
 const PARALLEL_FROM: usize = 1 << 19;
@@ -243,6 +245,16 @@ pub(crate) enum Threads {
     Own,
 }
 
+impl Threads {
+    /// Into how many parts this many multiply-adds are cut.
+    fn parts(self, work: usize) -> usize {
+        match self {
+            Self::Pool if work >= PARALLEL_FROM => rayon::current_num_threads(),
+            Self::Pool | Self::Own => 1,
+        }
+    }
+}
+
 /// `dst = alpha·a·b` or `dst += alpha·a·b`, with `a` [m, k], `b` [k, n] and `dst` [m, n], the
 /// operands rounded to `precision`.
 pub(crate) fn product(
@@ -258,11 +270,7 @@ pub(crate) fn product(
     if dst.rows == 0 || dst.cols == 0 {
         return;
     }
-    let parts = match threads {
-        Threads::Own => 1,
-        Threads::Pool if dst.rows * dst.cols * a.cols < PARALLEL_FROM => 1,
-        Threads::Pool => rayon::current_num_threads(),
-    };
+    let parts = threads.parts(dst.rows * dst.cols * a.cols);
     #[cfg(target_arch = "x86_64")]
     if precision == Precision::Bf16 && bf16::available() {
         let grid = reading_least(dst.rows, dst.cols, parts);

@@ -21,6 +21,35 @@ fn a_processor_without_the_instruction_gets_the_same_products() {
     assert!(error(&found, &exact) < 1e-6);
 }
 
+/// The same for an operand that was laid out before, in whole and for a row alone.
+#[test]
+fn a_matrix_laid_out_once_gives_the_same_products() {
+    for (m, n, k) in [(1, 1, 1), (37, 300, 1101), (200, 33, 2), (61, 70, 4000)] {
+        let (a, b) = (random(7, m * k), random(8, n * k));
+        let (a, b) = (MatRef::new(&a[..], m, k), MatRef::new(&b[..], n, k).transposed());
+        let laid = Laid::out(b);
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(laid.is_some(), bf16::available());
+        let Some(laid) = laid else { return };
+        let mut by_widening = vec![0.0; m * n];
+        let dst = MatMut::new(&mut by_widening, m, n);
+        widening(dst, Store::Replace, 0.5, a, b, Precision::Bf16);
+        let exact: Vec<f64> = by_widening.iter().copied().map(f64::from).collect();
+        let run = |a: MatRef<'_>| {
+            let mut found = vec![f32::NAN; a.rows() * n];
+            let dst = MatMut::new(&mut found, a.rows(), n);
+            laid.product(dst, 0.5, a, Threads::Pool);
+            found
+        };
+        let one = on_threads(1, || run(a));
+        assert!(error(&one, &exact) < 1e-6, "{m} x {n} x {k}");
+        for threads in [2, 7, 64] {
+            assert!(on_threads(threads, || run(a)) == one, "{m} x {n} x {k}, {threads} threads");
+        }
+        assert_eq!(run(a.row_range(m - 1..m)), one[(m - 1) * n..]);
+    }
+}
+
 #[test]
 fn infinities_and_nan_are_seen_and_touch_their_own_rows_only() {
     let (m, n, k) = (14, 40, 33);

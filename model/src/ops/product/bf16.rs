@@ -13,6 +13,7 @@ mod kernel;
 mod pack;
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::{MatMut, MatRef, Store, in_pieces};
 use kernel::Tile;
@@ -26,6 +27,8 @@ const DEPTH: usize = 512;
 const PAIR: usize = 2;
 /// Rows of `a` that are held rounded: 768 kB at [`DEPTH`] terms.
 const BLOCK_ROWS: usize = 768;
+/// The same where panels are as deep as the sum: a third of it, since a panel is read by all of them.
+const WHOLE_ROWS: usize = 256;
 
 /// Whether this processor has the instruction.
 pub(super) fn available() -> bool {
@@ -61,6 +64,43 @@ pub(super) fn on_this_thread(
     });
 }
 
+/// `b` `[depth, columns]`, at most [`UNITS`]\[1\] of them, as the kernel reads it.
+///
+/// # Panics
+/// When the instruction is not [`available`].
+pub(super) fn laid_out(b: MatRef<'_>) -> Vec<u32> {
+    assert!(available(), "this processor multiplies no bfloat16");
+    let mut space = Vec::new();
+    pack::panel(b, &mut space);
+    space.truncate(b.rows().div_ceil(PAIR) * kernel::COLUMNS);
+    space
+}
+
+/// `dst = alpha·a·b` for panels of [`laid_out`] of all columns of `dst`, the whole depth in registers.
+///
+/// # Panics
+/// When the instruction is not [`available`].
+pub(super) fn with_panels<'p>(
+    dst: &MatMut<'_>,
+    alpha: f32,
+    a: MatRef<'_>,
+    panels: impl Iterator<Item = &'p [u32]> + Clone,
+) {
+    assert!(available(), "this processor multiplies no bfloat16");
+    let most = WHOLE_ROWS * DEPTH / a.cols().max(DEPTH) / kernel::ROWS * kernel::ROWS;
+    let block_rows = most.max(kernel::ROWS);
+    SCRATCH.with_borrow_mut(|[row_space, _]| {
+        for first in (0..a.rows()).step_by(block_rows) {
+            let block = first..a.rows().min(first + block_rows);
+            let rounded = Rows::round(a.row_range(block.clone()), row_space);
+            for (column, panel) in (0..).step_by(kernel::COLUMNS).zip(panels.clone()) {
+                let columns = column..dst.cols().min(column + kernel::COLUMNS);
+                tiles(dst, Store::Replace, alpha, &rounded, block.clone(), columns, panel);
+            }
+        }
+    });
+}
+
 /// One piece of the sum, for all rows and columns.
 fn add_piece(
     dst: &MatMut<'_>,
@@ -78,13 +118,26 @@ fn add_piece(
         for column in (0..b.cols()).step_by(kernel::COLUMNS) {
             let columns = column..b.cols().min(column + kernel::COLUMNS);
             let panel = pack::panel(b.columns(columns.clone()), panel);
-            for row in block.clone().step_by(kernel::ROWS) {
-                let rows = row..block.end.min(row + kernel::ROWS);
-                #[expect(unsafe_code, reason = "a block of a matrix of this call alone")]
-                // SAFETY: the block is gone before the next one is cut.
-                let target = unsafe { dst.block(rows, columns.clone()) };
-                Tile { target, store, alpha }.multiply(&rounded, row - first, panel);
-            }
+            tiles(dst, store, alpha, &rounded, block.clone(), columns, panel);
         }
+    }
+}
+
+/// A block of rounded rows times a panel, a tile after the other.
+fn tiles(
+    dst: &MatMut<'_>,
+    store: Store,
+    alpha: f32,
+    rounded: &Rows<'_>,
+    block: Range<usize>,
+    columns: Range<usize>,
+    panel: &[u32],
+) {
+    for row in block.clone().step_by(kernel::ROWS) {
+        let rows = row..block.end.min(row + kernel::ROWS);
+        #[expect(unsafe_code, reason = "a block of a matrix of this call alone")]
+        // SAFETY: the block is gone before the next one is cut.
+        let target = unsafe { dst.block(rows, columns.clone()) };
+        Tile { target, store, alpha }.multiply(rounded, row - block.start, panel);
     }
 }
