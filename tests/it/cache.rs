@@ -304,6 +304,25 @@ fn a_copy_that_is_damaged_is_fetched_again_from_its_store() {
     spoil();
     let (status, shown, complaint) = bench.go(&["cache", "verify", "--cache", &cache]);
     assert!(status == 0 && shown.contains("12 records whole"), "{shown}{complaint}");
+    // A store that cannot be read, where the copy is whole.
+    fs::write(bench.path("store/segments.json"), "").expect("a list");
+    let (status, complaint) = bench.train(None, &cache, "away");
+    assert!(status == 0 && complaint.contains("is used without it"), "{complaint}");
+    let (status, _, complaint) = bench.go(&["cache", "verify", "--cache", &cache]);
+    assert!(status == 1 && complaint.contains("segments.json"), "{complaint}");
+}
+
+/// Nothing is made by looking for it, and what is no address is refused before anything is read.
+#[test]
+fn a_place_that_is_not_there_or_none_is_named() {
+    let bench = Bench::new();
+    let cache = format!("file://{}", bench.text("store"));
+    let (status, _, complaint) = bench.go(&["cache", "info", "--cache", &cache]);
+    assert!(status == 1 && complaint.contains(&cache), "{complaint}");
+    assert!(!bench.path("store").exists() && !bench.path("home").exists());
+    let (status, complaint) = bench.train(None, "s3:bucket", "out");
+    assert!(status == 2 && complaint.contains("s3://BUCKET/PREFIX"), "{complaint}");
+    assert!(!bench.path("out").exists());
 }
 
 /// What a store refuses makes a build fail, and is sent by the next one without asking anybody again.

@@ -125,6 +125,9 @@ fn a_cache_in_an_s3_store_serves_another_machine_and_is_mended() {
     assert!(status == 1 && complaint.contains(absent), "{complaint}");
     assert!(complaint.contains("make the bucket"), "{complaint}");
     drop(store);
+    // What this machine has of it does for a run, not for a build.
+    let (status, complaint) = bench.train(None, cache, "away");
+    assert!(status == 0 && complaint.contains("is used without it"), "{complaint}");
     let (status, complaint) = bench.build(&teacher, cache);
     assert!(status == 1 && complaint.contains(cache), "{complaint}");
 }

@@ -118,7 +118,8 @@ fn join(
     let (urls, access) = asker.reach;
     let facts = asker.who.1;
     let alone = urls.is_empty();
-    let Some(mut store) = located.open(asker.thorough)? else {
+    let (found, away) = open(asker, &mut located)?;
+    let Some(mut store) = found else {
         if alone {
             return Err(CacheError::Absent { place }.into());
         }
@@ -139,6 +140,9 @@ fn join(
     if let Some((what, rows)) = missing {
         if !alone {
             return with_teacher(asker, located);
+        }
+        if let Some(error) = away {
+            return Err(error.into());
         }
         let Some((_, set)) = sets.iter().find(|(name, _)| *name == what) else { return Ok(None) };
         let (missing, of, first) = (rows.len(), set.len(), set.place(rows[0]));
@@ -178,6 +182,25 @@ fn join(
     ));
     let teacher = teacher.read_by(reading).remembering(Arc::new(cache));
     Ok(Some((teacher, asker.terms.ask(wanted))))
+}
+
+/// Opens the cache for a run. Where its store is away what this machine has of it does, and why the store is
+/// not asked comes with it; a build is for the store.
+fn open(
+    asker: &mut Asker<'_>,
+    located: &mut Located,
+) -> Result<(Option<Store>, Option<CacheError>), CacheError> {
+    if located.remote.is_some() {
+        (asker.note)(&format!("--cache {}: looking at what the store has", located.place));
+    }
+    let error = match located.open(asker.thorough) {
+        Err(error @ CacheError::Remote { .. }) if !asker.thorough => error,
+        found => return found.map(|store| (store, None)),
+    };
+    let Some(store) = Store::open(&located.dir)? else { return Err(error) };
+    let copy = located.dir.display();
+    (asker.note)(&format!("{error}; this machine's copy, {copy}, is used without it"));
+    Ok((Some(store), Some(error)))
 }
 
 /// What the options want, in the words of a manifest, as far as it can be known without a teacher.

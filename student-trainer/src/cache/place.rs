@@ -1,6 +1,6 @@
 //! Where a cache is, as a person names it: a directory, or an object store with a copy on this machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,14 +43,14 @@ impl Located {
     /// [`CacheError::Remote`] when an address is none, or its settings (`AWS_…` and the like) make no sense.
     pub(crate) fn of(place: &str) -> Result<Self, CacheError> {
         let wrong = |reason: String| CacheError::Remote { place: place.to_owned(), reason };
-        let Some((scheme, rest)) = place.split_once("://") else {
-            let schemes = ["s3:", "gs:", "az:", "file:", "s3//", "gs//", "az//", "file//"];
-            if schemes.iter().any(|scheme| place.starts_with(scheme)) {
-                return Err(wrong(WANTED.to_owned()));
-            }
+        let Some(address) = address(place).map_err(wrong)? else {
             return Ok(Self { place: place.to_owned(), dir: place.into(), remote: None });
         };
-        let (store, prefix) = store_of(scheme, rest).map_err(wrong)?;
+        let (store, prefix) = match address {
+            ("file", dir) => local(dir),
+            (scheme, rest) => store_of(scheme, rest),
+        }
+        .map_err(wrong)?;
         let bucket = Bucket::new(store, prefix, place)?;
         Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(Remote::at(bucket)) })
     }
@@ -95,13 +95,45 @@ impl Located {
     }
 }
 
-/// The store of an address, and the place in it; the error is a reason.
-fn store_of(scheme: &str, rest: &str) -> Result<(Arc<dyn ObjectStore>, Name), String> {
-    if scheme == "file" && rest.starts_with('/') && !rest.trim_matches('/').is_empty() {
-        std::fs::create_dir_all(rest).map_err(|e| e.to_string())?;
-        let store = LocalFileSystem::new_with_prefix(rest).map_err(|e| e.to_string())?;
-        return Ok((Arc::new(store), Name::default()));
+/// What is wrong with the name of a cache's place, as far as can be said without going there.
+pub(crate) fn fault(place: &str) -> Option<String> {
+    let reached = match address(place) {
+        Ok(None | Some(("file", _))) => return None,
+        Ok(Some((scheme, rest))) => store_of(scheme, rest).map(drop),
+        Err(reason) => Err(reason),
+    };
+    reached.err().map(|reason| format!("--cache {place}: {reason}"))
+}
+
+/// Whether there is anything at a `file:///` place; of another nothing is known here.
+pub(super) fn may_exist(place: &str) -> bool {
+    place.strip_prefix("file://").is_none_or(|dir| Path::new(dir).exists())
+}
+
+/// An address apart at its `://`; none of a directory. The error is a reason.
+fn address(place: &str) -> Result<Option<(&str, &str)>, String> {
+    let Some((scheme, rest)) = place.split_once("://") else {
+        let schemes = ["s3:", "gs:", "az:", "file:", "s3//", "gs//", "az//", "file//"];
+        let meant = schemes.iter().any(|scheme| place.starts_with(scheme));
+        return if meant { Err(WANTED.to_owned()) } else { Ok(None) };
+    };
+    match scheme {
+        "file" if !rest.starts_with('/') || rest.trim_matches('/').is_empty() => {
+            Err(WANTED.to_owned())
+        }
+        _ => Ok(Some((scheme, rest))),
     }
+}
+
+/// A store that is a directory, and the place in it; the error is a reason.
+fn local(dir: &str) -> Result<(Arc<dyn ObjectStore>, Name), String> {
+    std::fs::create_dir_all(dir).map_err(|e| e.to_string())?;
+    let store = LocalFileSystem::new_with_prefix(dir).map_err(|e| e.to_string())?;
+    Ok((Arc::new(store), Name::default()))
+}
+
+/// The store of another address, and the place in it; the error is a reason.
+fn store_of(scheme: &str, rest: &str) -> Result<(Arc<dyn ObjectStore>, Name), String> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
         return Err(WANTED.to_owned());

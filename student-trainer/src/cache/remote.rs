@@ -97,14 +97,16 @@ pub(crate) struct Remote {
     known: bool,
     /// A `segments.json` whose writing was not answered.
     unanswered: Option<Vec<u8>>,
+    /// Why the store could not be read: it is not waited for again in this run.
+    away: Option<String>,
 }
 
 impl Remote {
     /// The cache at a place of a store. Nothing is known of it before it is pulled.
     pub(crate) fn at(bucket: Bucket) -> Self {
         let (list, lost) = (List::default(), Vec::new());
-        let (version, described, known, unanswered) = (None, false, false, None);
-        Self { bucket, list, lost, version, described, known, unanswered }
+        let (version, described, known, unanswered, away) = (None, false, false, None, None);
+        Self { bucket, list, lost, version, described, known, unanswered, away }
     }
 
     /// From now on this may ask that it is waited for no more.
@@ -127,7 +129,14 @@ impl Remote {
     /// asked for meanwhile.
     pub(crate) fn pull(&mut self, dir: &Path, thorough: bool) -> Result<Vec<String>, CacheError> {
         self.known = false;
-        let Brought { described, list, version, lost, told } = self.bring(dir, thorough)?;
+        if let Some(reason) = &self.away {
+            return Err(remote(&self.bucket.place, reason.clone()));
+        }
+        let brought = self.bring(dir, thorough);
+        if let Err(CacheError::Remote { reason, .. }) = &brought {
+            self.away = Some(reason.clone());
+        }
+        let Brought { described, list, version, lost, told } = brought?;
         (self.list, self.version, self.lost) = (list, version, lost);
         (self.described, self.known) = (described, true);
         Ok(told)

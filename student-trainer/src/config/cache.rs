@@ -10,6 +10,7 @@ use super::reader::Reader;
 use super::signal::SignalConfig;
 use super::teachers::teachers;
 use super::{count, length, optional_count, seconds, temperature};
+use crate::cache::place::fault as place_fault;
 
 /// Everything `cache build` needs to know. Fields are named as the flags.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,8 +63,17 @@ pub struct CacheImportConfig {
     pub temperature: f64,
 }
 
+/// Where a cache is, looked at as far as can be without going there.
+pub(super) fn place(r: &mut Reader<'_>) -> Option<String> {
+    let place = r.text("cache")?;
+    if let Some(fault) = place_fault(&place) {
+        r.fault(fault);
+    }
+    Some(place)
+}
+
 fn cache(r: &mut Reader<'_>) -> String {
-    r.required("cache", "a directory")
+    place(r).unwrap_or_else(|| r.required("cache", "a directory or an address"))
 }
 
 fn parquet(r: &mut Reader<'_>) -> PathBuf {
