@@ -127,15 +127,7 @@ fn join(
     };
     let words = wanted_in_words(asker);
     store.manifest.serves(&place, facts, (&words, asker.terms.temperature))?;
-    for what in store.damage.iter().take(DAMAGE_TOLD) {
-        (asker.note)(&format!("--cache: damaged: {what}; it counts as not there"));
-    }
-    if store.damage.len() > DAMAGE_TOLD {
-        let more = store.damage.len() - DAMAGE_TOLD;
-        (asker.note)(&format!(
-            "--cache: {more} more are damaged; `student-trainer cache verify` names all"
-        ));
-    }
+    tell_damage(asker, &store);
     let missing = missing(&mut store, sets, asker.thorough);
     if let Some((what, rows)) = missing {
         if !alone {
@@ -201,6 +193,19 @@ fn open(
     let copy = located.dir.display();
     (asker.note)(&format!("{error}; this machine's copy, {copy}, is used without it"));
     Ok((Some(store), Some(error)))
+}
+
+/// Names what of a cache is damaged, and how much more.
+fn tell_damage(asker: &mut Asker<'_>, store: &Store) {
+    for what in store.damage.iter().take(DAMAGE_TOLD) {
+        (asker.note)(&format!("--cache: damaged: {what}; it counts as not there"));
+    }
+    if store.damage.len() > DAMAGE_TOLD {
+        let more = store.damage.len() - DAMAGE_TOLD;
+        (asker.note)(&format!(
+            "--cache: {more} more are damaged; `student-trainer cache verify` names all"
+        ));
+    }
 }
 
 /// What the options want, in the words of a manifest, as far as it can be known without a teacher.
