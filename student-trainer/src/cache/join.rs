@@ -191,7 +191,8 @@ fn open(
     };
     let Some(store) = Store::open(&located.dir)? else { return Err(error) };
     let copy = located.dir.display();
-    (asker.note)(&format!("{error}; this machine's copy, {copy}, is used without it"));
+    // Who wants no progress wants to know this.
+    tracing::warn!("{error}; this machine's copy, {copy}, is used without it");
     Ok((Some(store), Some(error)))
 }
 
