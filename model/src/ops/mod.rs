@@ -15,6 +15,8 @@ pub mod adamw;
 pub mod attention;
 pub mod draws;
 pub mod embed;
+#[cfg(test)]
+mod emulated_tests;
 pub mod head;
 pub mod math;
 pub mod matmul;

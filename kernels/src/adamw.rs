@@ -1,0 +1,90 @@
+//! Launches of AdamW and of clipping by the global norm (`cuda/adamw.cu`).
+
+use crate::Argument::{Buffer, F32, U32};
+use crate::{Call, WARP};
+
+const THREADS: u32 = 256;
+/// Blocks of a sum of squares, whatever the card: where it is broken is the same everywhere.
+const SHARES: u32 = 1056;
+/// Most blocks of a step: enough for any card, each with many elements.
+const MOST_BLOCKS: u32 = 4224;
+
+/// Doubles that [`clip`] needs room for, for so many gradients.
+pub fn shares(count: u32) -> u32 {
+    SHARES.min(count.div_ceil(THREADS)).max(1)
+}
+
+/// The Euclidean norm of `gradients` `[count]` float32 into `norm` `[1]`, and what they are to be multiplied with
+/// so that it is at most `max_norm` into `scale` `[1]`; `room` `[shares(count)]` float64. Nothing of it goes
+/// through the host.
+pub fn clip<B: Copy>(
+    [gradients, room, norm, scale]: [B; 4],
+    count: u32,
+    max_norm: f32,
+) -> [Call<B>; 2] {
+    let shares = shares(count);
+    let first = Call {
+        kernel: "squares",
+        blocks: [shares, 1],
+        threads: THREADS,
+        memory: 8 * THREADS / WARP,
+        arguments: vec![Buffer(gradients), Buffer(room), U32(count)],
+    };
+    let second = Call {
+        kernel: "clip",
+        blocks: [1, 1],
+        threads: 1,
+        memory: 0,
+        arguments: vec![Buffer(room), Buffer(norm), Buffer(scale), U32(shares), F32(max_norm)],
+    };
+    [first, second]
+}
+
+/// What is the same for every element of a step: `p (1 - lr · weight_decay)` and the like, formed in `f64` and
+/// rounded once.
+#[derive(Clone, Copy, Debug)]
+pub struct Scalars {
+    /// `1 - lr · weight_decay`.
+    pub decay: f32,
+    /// `1 - beta1`.
+    pub one_minus_beta1: f32,
+    /// beta2.
+    pub beta2: f32,
+    /// `1 - beta2`.
+    pub one_minus_beta2: f32,
+    /// `√(1 - beta2^t)`.
+    pub root_correction2: f32,
+    /// epsilon.
+    pub epsilon: f32,
+    /// `lr / (1 - beta1^t)`.
+    pub step_size: f32,
+}
+
+/// A step over all parameters in one launch: `p`, `m`, `v` and `gradients` `[count]` float32, `scale` `[1]` as
+/// [`clip`] leaves it. Where there is a `rounded` `[count]` bfloat16, the new parameters are written there too,
+/// as products read them.
+pub fn adamw<B>(
+    [p, m, v, gradients, scale]: [B; 5],
+    rounded: Option<B>,
+    count: u32,
+    scalars: &Scalars,
+) -> Call<B> {
+    let s = scalars;
+    let kernel = if rounded.is_some() { "adamw_bf16" } else { "adamw_f32" };
+    let buffers = [p, m, v, gradients, scale].map(Buffer);
+    let numbers = [
+        s.decay,
+        s.one_minus_beta1,
+        s.beta2,
+        s.one_minus_beta2,
+        s.root_correction2,
+        s.epsilon,
+        s.step_size,
+    ];
+    let mut arguments: Vec<_> = buffers.into_iter().collect();
+    arguments.push(U32(count));
+    arguments.extend(numbers.map(F32));
+    arguments.extend(rounded.map(Buffer));
+    let blocks = count.div_ceil(4 * THREADS).clamp(1, MOST_BLOCKS);
+    Call { kernel, blocks: [blocks, 1], threads: THREADS, memory: 0, arguments }
+}

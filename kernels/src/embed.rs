@@ -1,0 +1,66 @@
+//! Launches that read and add to rows of a matrix by number (`cuda/embed.cu`).
+
+use crate::Argument::{Buffer, U32};
+use crate::{Activations, Call};
+
+const THREADS: u32 = 256;
+
+/// `y[j] = w[ids[j]]`: `w` `[R, width]` in `weights`, `ids` `[rows]` u32, `y` `[rows, width]` float32. Ids are the
+/// caller's to check.
+pub fn gather<B>([w, ids, y]: [B; 3], [rows, width]: [u32; 2], weights: Activations) -> Call<B> {
+    Call {
+        kernel: weights.of(["gather_f32", "gather_bf16"]),
+        blocks: [rows, width.div_ceil(THREADS)],
+        threads: THREADS,
+        memory: 0,
+        arguments: vec![Buffer(w), Buffer(ids), Buffer(y), U32(width)],
+    }
+}
+
+/// Which rows are added to which: places with the same id together, in the order they had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runs {
+    /// Places `0..n`, sorted by their ids; `[n]`.
+    pub places: Vec<u32>,
+    /// The ids, each once, rising.
+    pub ids: Vec<u32>,
+    /// Where each id's places begin in `places`, and, last, n; one more than `ids`.
+    pub starts: Vec<u32>,
+}
+
+impl Runs {
+    /// Of these ids.
+    pub fn of(ids: &[u32]) -> Self {
+        let mut places: Vec<u32> = (0..ids.len() as u32).collect();
+        places.sort_by_key(|&place| ids[place as usize]);
+        let (mut once, mut starts) = (Vec::new(), Vec::new());
+        for (at, &place) in places.iter().enumerate() {
+            let id = ids[place as usize];
+            if once.last() != Some(&id) {
+                once.push(id);
+                starts.push(at as u32);
+            }
+        }
+        starts.push(ids.len() as u32);
+        Self { places, ids: once, starts }
+    }
+}
+
+/// `dw[ids[j]] += d[j]`, a row that occurs several times in the order of its places: `d` `[n, width]` and `dw` `[R,
+/// width]` float32, and buffers of what [`Runs`] holds, of `runs` ids.
+pub fn scatter_add<B>([d, places, ids, starts, dw]: [B; 5], [runs, width]: [u32; 2]) -> Call<B> {
+    Call {
+        kernel: "scatter_add",
+        blocks: [runs, width.div_ceil(THREADS)],
+        threads: THREADS,
+        memory: 0,
+        arguments: vec![
+            Buffer(d),
+            Buffer(places),
+            Buffer(ids),
+            Buffer(starts),
+            Buffer(dw),
+            U32(width),
+        ],
+    }
+}

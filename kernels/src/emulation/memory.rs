@@ -1,0 +1,213 @@
+//! Buffers of emulated kernels: each ends where a page begins that nobody may touch.
+
+use std::ffi::{CString, c_char};
+
+/// A buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id(usize);
+
+/// The buffers of launches that belong together.
+#[derive(Debug, Default)]
+pub struct Memory {
+    buffers: Vec<Buffer>,
+}
+
+/// A buffer as `emulate.h` has it.
+#[repr(C)]
+pub(super) struct Named {
+    name: *const c_char,
+    start: *mut u8,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Buffer {
+    name: CString,
+    kind: char,
+    /// All pages, the two outer ones included.
+    pages: *mut u8,
+    page_bytes: usize,
+    bytes: usize,
+}
+
+/// What an element is on both sides.
+pub trait Element: Copy {
+    /// Its letter in a kernel's signature.
+    const KIND: char;
+    /// Little-endian bytes.
+    fn bytes(self) -> impl IntoIterator<Item = u8>;
+}
+
+impl Element for f32 {
+    const KIND: char = 'f';
+    fn bytes(self) -> impl IntoIterator<Item = u8> {
+        self.to_le_bytes()
+    }
+}
+
+impl Element for u32 {
+    const KIND: char = 'u';
+    fn bytes(self) -> impl IntoIterator<Item = u8> {
+        self.to_le_bytes()
+    }
+}
+
+impl Element for f64 {
+    const KIND: char = 'd';
+    fn bytes(self) -> impl IntoIterator<Item = u8> {
+        self.to_le_bytes()
+    }
+}
+
+/// The bits of a bfloat16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bf16(pub u16);
+
+impl Element for Bf16 {
+    const KIND: char = 'b';
+    fn bytes(self) -> impl IntoIterator<Item = u8> {
+        self.0.to_le_bytes()
+    }
+}
+
+impl Memory {
+    /// A buffer of these values.
+    pub fn of<T: Element>(&mut self, name: &str, values: &[T]) -> Id {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.bytes()).collect();
+        let buffer = Buffer::new(name, T::KIND, bytes.len());
+        buffer.write(&bytes);
+        self.buffers.push(buffer);
+        Id(self.buffers.len() - 1)
+    }
+
+    /// A buffer of so many elements that were never written: they are no numbers.
+    pub fn unwritten<T: Element>(&mut self, name: &str, len: usize) -> Id {
+        let bytes = len * size_of::<T>();
+        let buffer = Buffer::new(name, T::KIND, bytes);
+        buffer.write(&vec![0xff; bytes]);
+        self.buffers.push(buffer);
+        Id(self.buffers.len() - 1)
+    }
+
+    /// The numbers of a buffer of float32 or bfloat16.
+    pub fn floats(&self, id: Id) -> Vec<f32> {
+        let bytes = self.buffers[id.0].read();
+        match self.kind(id) {
+            'b' => bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|two| widened(u16::from_le_bytes(*two)))
+                .collect(),
+            _ => bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+        }
+    }
+
+    pub(super) fn kind(&self, id: Id) -> char {
+        self.buffers[id.0].kind
+    }
+
+    pub(super) fn address(&self, id: Id) -> *mut u8 {
+        self.buffers[id.0].start()
+    }
+
+    pub(super) fn named(&self) -> Vec<Named> {
+        let named = |buffer: &Buffer| Named {
+            name: buffer.name.as_ptr(),
+            start: buffer.start(),
+            bytes: buffer.bytes,
+        };
+        self.buffers.iter().map(named).collect()
+    }
+
+    pub(super) fn contents(&self) -> Vec<Vec<u8>> {
+        self.buffers.iter().map(Buffer::read).collect()
+    }
+
+    pub(super) fn restore(&self, contents: &[Vec<u8>]) {
+        self.buffers.iter().zip(contents).for_each(|(buffer, bytes)| buffer.write(bytes));
+    }
+
+    /// Where two contents first differ, in words.
+    pub(super) fn difference(&self, one: &[Vec<u8>], other: &[Vec<u8>]) -> Option<String> {
+        self.buffers.iter().zip(one).zip(other).find_map(|((buffer, one), other)| {
+            let byte = one.iter().zip(other).position(|(a, b)| a != b)?;
+            Some(format!("byte {byte} of `{}`", buffer.name.to_string_lossy()))
+        })
+    }
+
+    /// Until the result is gone nobody may write to those of which `is_read_only` is true.
+    pub(super) fn read_only(&self, is_read_only: impl Fn(Id) -> bool) -> ReadOnly<'_> {
+        let those = |(at, buffer): (usize, _)| is_read_only(Id(at)).then_some(buffer);
+        let buffers: Vec<&Buffer> = self.buffers.iter().enumerate().filter_map(those).collect();
+        buffers.iter().for_each(|buffer| buffer.protect(libc::PROT_READ));
+        ReadOnly(buffers)
+    }
+}
+
+/// Buffers that nobody may write to.
+pub(super) struct ReadOnly<'a>(Vec<&'a Buffer>);
+
+impl Drop for ReadOnly<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|buffer| buffer.protect(libc::PROT_READ | libc::PROT_WRITE));
+    }
+}
+
+#[expect(unsafe_code, reason = "pages of its own, between two that nobody may touch")]
+impl Buffer {
+    fn new(name: &str, kind: char, bytes: usize) -> Self {
+        let inner = bytes.next_multiple_of(page()).max(page());
+        let page_bytes = inner + 2 * page();
+        let (anywhere, flags) = (std::ptr::null_mut(), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new pages, wherever the system puts them.
+        let pages = unsafe { libc::mmap(anywhere, page_bytes, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(pages, libc::MAP_FAILED, "{bytes} bytes for `{name}`");
+        let name = CString::new(name).expect("a name without 0");
+        let buffer = Self { name, kind, pages: pages.cast(), page_bytes, bytes };
+        buffer.protect(libc::PROT_READ | libc::PROT_WRITE);
+        buffer
+    }
+
+    /// It ends where the last page begins, to the element.
+    fn start(&self) -> *mut u8 {
+        self.pages.wrapping_add(self.page_bytes - page() - self.bytes)
+    }
+
+    fn protect(&self, how: i32) {
+        let inner = self.pages.wrapping_add(page());
+        // SAFETY: pages of this buffer.
+        let done = unsafe { libc::mprotect(inner.cast(), self.page_bytes - 2 * page(), how) };
+        assert_eq!(done, 0, "pages of {:?}", self.name);
+    }
+
+    fn read(&self) -> Vec<u8> {
+        // SAFETY: its bytes, which were all written when it was made.
+        unsafe { std::slice::from_raw_parts(self.start(), self.bytes) }.to_vec()
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.bytes, "bytes of {:?}", self.name);
+        // SAFETY: its bytes; nobody holds a reference to them.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start(), self.bytes) };
+    }
+}
+
+impl Drop for Buffer {
+    #[expect(unsafe_code, reason = "pages of its own")]
+    fn drop(&mut self) {
+        // SAFETY: all its pages, which nobody reads any more.
+        unsafe { libc::munmap(self.pages.cast(), self.page_bytes) };
+    }
+}
+
+#[expect(unsafe_code, reason = "a function of the system")]
+fn page() -> usize {
+    // SAFETY: it reads a number.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(bytes).expect("pages have a size")
+}
+
+fn widened(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}

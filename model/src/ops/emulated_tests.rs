@@ -1,0 +1,9 @@
+//! The kernels of NVIDIA cards against the references in `f64`, emulated on the host: in float32 and with
+//! activations in bfloat16, at small and odd shapes.
+
+mod adamw;
+mod elements;
+mod embed;
+mod heads;
+mod norm;
+mod swiglu;
