@@ -2,9 +2,10 @@
 //! made of a teacher ([`fn@fit`]).
 //!
 //! The teacher holds an [`Encoder`]: coordinates z = B (h - mean), numbers round(z / step). Which number
-//! a coordinate rounds to is the encoder's affair: it computes in `f32`. The student's side holds a
-//! [`Decoder`], whose sums are exact whole numbers in `f64` whatever their order (see
-//! [`distill::coded`]), so that every machine finds the same hidden states.
+//! a coordinate rounds to is the encoder's affair: it computes in bfloat16 where that is lost beside the
+//! step, else in `f32`. The student's side holds a [`Decoder`], whose sums are exact whole numbers, in
+//! bytes or in `f64` and whatever their order (see [`distill::coded`]), so that every machine finds the
+//! same hidden states.
 
 mod decoder;
 mod encoder;

@@ -13,6 +13,7 @@ pub mod build;
 mod error;
 pub(crate) mod handle;
 pub(crate) mod join;
+mod listing;
 pub(crate) mod manifest;
 pub(crate) mod payload;
 pub(crate) mod place;

@@ -347,3 +347,20 @@ fn a_build_that_a_store_refuses_fails_and_the_next_one_sends_what_is_there() {
     let (status, complaint) = bench.train(None, &cache, "elsewhere");
     assert_eq!(status, 0, "{complaint}");
 }
+
+/// Nor does that take a build: a run that finds every answer here sends what its store lacks.
+#[test]
+fn what_was_not_sent_is_sent_by_a_run_that_needs_nothing() {
+    let bench = Bench::new();
+    let (teacher, store) = (start(), bench.path("store"));
+    let cache = format!("file://{}", store.display());
+    fs::create_dir_all(store.join("segments.json/x")).expect("a folder");
+    assert_eq!(bench.build(&teacher, &cache).0, 1);
+    drop(teacher);
+    fs::remove_dir_all(store.join("segments.json")).expect("a folder");
+    let (status, complaint) = bench.train(None, &cache, "here");
+    assert_eq!(status, 0, "{complaint}");
+    fs::remove_dir_all(bench.path("home")).expect("the copy");
+    let (status, complaint) = bench.train(None, &cache, "elsewhere");
+    assert_eq!(status, 0, "{complaint}");
+}

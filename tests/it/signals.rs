@@ -285,8 +285,6 @@ fn a_code_outlives_its_teacher() {
     }
 }
 
-/// The table of signals on rows of one's own: everything is exact, what is coded finer is nearer, and a
-/// budget is kept.
 /// What a teacher cannot say is named, and costs the table nothing else.
 #[test]
 fn where_a_teacher_makes_no_code_the_other_signals_are_measured() {
@@ -317,6 +315,8 @@ fn where_a_teacher_makes_no_code_the_other_signals_are_measured() {
     assert!(names.len() > 8 && !names.iter().any(|name| name.contains("coded")), "{names:?}");
 }
 
+/// The table of signals on rows of one's own: everything is exact, what is coded finer is nearer, and a
+/// budget is kept.
 #[test]
 fn what_each_signal_is_worth_is_measured_and_one_recommended() {
     let bench = Bench::new();

@@ -9,10 +9,10 @@ use super::*;
 
 const RUNG: Rung = Rung(3);
 
-/// Directions whose spread falls from 16 steps to a hundredth.
-fn code(width: usize, directions: usize, random: &mut StdRng) -> Code {
+/// Directions whose spread falls from `first` steps to a thousandth of that.
+fn code(width: usize, directions: usize, first: f64, random: &mut StdRng) -> Code {
     let mut centred = || random.random::<f64>() - 0.5;
-    let fall = |at: usize| 16.0 * (-7.0 * at as f64 / directions as f64).exp();
+    let fall = |at: usize| first * (-7.0 * at as f64 / directions as f64).exp();
     Code::new(Parts {
         model: Fingerprint([0; 32]),
         mean: (0..width).map(|_| centred() as f32).collect(),
@@ -41,8 +41,16 @@ fn numbers(rows: usize, directions: usize, random: &mut StdRng) -> Numbers {
 #[test]
 fn every_way_comes_to_the_slow_one_to_the_bit() {
     let mut random = StdRng::seed_from_u64(4);
-    for (rows, width, directions) in [(1, 1, 1), (7, 16, 15), (300, 37, 30), (17, 130, 128)] {
-        let code = Arc::new(code(width, directions, &mut random));
+    // The last two: all directions are frequent, and no whole number of quads; none is.
+    for (rows, width, directions, first) in [
+        (1, 1, 1, 16.0),
+        (7, 16, 15, 16.0),
+        (300, 37, 30, 16.0),
+        (17, 130, 128, 16.0),
+        (11, 20, 13, 16_000.0),
+        (11, 20, 13, 0.01),
+    ] {
+        let code = Arc::new(code(width, directions, first, &mut random));
         let numbers = numbers(rows, directions, &mut random);
         let truth = code.reconstruct(RUNG, &numbers);
         assert_eq!(Decoder::in_doubles(Arc::clone(&code), RUNG).hidden_states(&numbers), truth);
@@ -54,7 +62,7 @@ fn every_way_comes_to_the_slow_one_to_the_bit() {
 #[cfg(target_arch = "x86_64")]
 fn bytes_are_multiplied_where_the_processor_can_and_the_entries_fit() {
     let mut random = StdRng::seed_from_u64(5);
-    let made = code(20, 18, &mut random);
+    let made = code(20, 18, 16.0, &mut random);
     let here = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bw");
     assert_eq!(Digits::of(&made, RUNG).is_some(), here);
     // Its first entry as large as the format lets it be: docs/wire.md.

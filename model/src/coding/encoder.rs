@@ -11,10 +11,11 @@ use crate::ops::{Precision, expect_len, read};
 /// Rows whose coordinates exist at a time.
 const CHUNK_ROWS: usize = 1024;
 /// What rounding the operands to bfloat16 may do to a coordinate, in root mean square, as a share of the
-/// step. To the error of a number, `step / √12`, it adds 0.15 % at the most.
+/// step. A number's own error has `1 / √12` of it; both together are 0.15 % more.
 const ROUNDING_SHARE: f64 = 1.0 / 64.0;
-/// Largest relative error of a number rounded to bfloat16.
-const BF16_ROUNDING: f64 = 1.0 / 512.0;
+/// Largest relative error of a number rounded to bfloat16 (8 significant bits). The root mean square of what
+/// rounding two operands does to a product is 0.6 of it, and 1.1 of it where one operand is as far off as can be.
+const BF16_ROUNDING: f64 = 1.0 / 256.0;
 
 /// What turns a teacher's hidden states into coded rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,7 +92,7 @@ impl Encoder {
                 for (row, coordinates) in rows.iter().zip(coordinates.chunks_exact(directions)) {
                     let numbers = &mut numbers[row * directions..][..directions];
                     for (number, z) in numbers.iter_mut().zip(coordinates) {
-                        // To the nearest; what is out of range saturates, and its row travels as it is.
+                        // To the nearest, or beside it by rounding; what is out of range saturates, and its row travels as it is.
                         *number = (z + 0.5_f32.copysign(*z)) as i32;
                     }
                 }
@@ -102,7 +103,8 @@ impl Encoder {
 
     /// Whether what bfloat16 does to the coordinates of this row is lost beside the step.
     ///
-    /// Both operands are rounded: a product is off by two roundings at most, independent of the others'.
+    /// Taken as independent of each other, products of rounded operands are off by `√(Σ_j x_j² mean_i B_ij²)`
+    /// times the relative error.
     fn bears_rounding(&self, centred: &[f32], rung: Rung) -> bool {
         let square = weighted_square(centred, &self.squares);
         let share = BF16_ROUNDING * f64::from(square).sqrt() / rung.step();

@@ -65,12 +65,43 @@ impl Bucket {
     /// [`CacheError::Remote`] where the store refuses, or there is no such bucket;
     /// [`CacheError::Stopped`] when a stop was asked for meanwhile.
     pub(super) fn get(&self, name: &str) -> Result<Option<(Vec<u8>, UpdateVersion)>, CacheError> {
+        self.get_within(name, Duration::ZERO)
+    }
+
+    /// An object that a write has to know of; none where there is none.
+    ///
+    /// # Errors
+    /// As [`Self::get`], when it takes longer than a while after a stop.
+    pub(super) fn look_at(
+        &self,
+        name: &str,
+    ) -> Result<Option<(Vec<u8>, UpdateVersion)>, CacheError> {
+        self.get_within(name, self.grace)
+    }
+
+    fn get_within(
+        &self,
+        name: &str,
+        grace: Duration,
+    ) -> Result<Option<(Vec<u8>, UpdateVersion)>, CacheError> {
         let path = self.prefix.clone().join(name);
-        let got = self.attempt(&format!("get {name}"), (1, Duration::ZERO), || async {
+        let got = self.attempt(&format!("get {name}"), (1, grace), || async {
             let found = self.store.get(&path).await?;
             let meta = found.meta.clone();
             let version = UpdateVersion { e_tag: meta.e_tag, version: meta.version };
             Ok((found.bytes().await?.to_vec(), version))
+        });
+        self.there_or_not(name, got)
+    }
+
+    /// Bytes of an object; none where there is none.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(super) fn length(&self, name: &str) -> Result<Option<u64>, CacheError> {
+        let path = self.prefix.clone().join(name);
+        let got = self.attempt(&format!("look at {name}"), (1, Duration::ZERO), || async {
+            Ok(self.store.head(&path).await?.size)
         });
         self.there_or_not(name, got)
     }
@@ -159,7 +190,7 @@ impl Bucket {
             Ok(put) => Ok(UpdateVersion { e_tag: put.e_tag, version: put.version }),
             Err(Refusal::Store(
                 StoreError::Precondition { .. } | StoreError::AlreadyExists { .. },
-            )) => match self.get(name)? {
+            )) => match self.look_at(name)? {
                 // An answer that was lost on its way: what is there is what was to be.
                 Some((found, version)) if found == sent => Ok(version),
                 _ => Err(CacheError::InUse { place: self.place.clone(), holder: None }),
@@ -220,7 +251,7 @@ impl Bucket {
             }
             // A store answers with pages of XML.
             Refusal::Store(error) => {
-                let text = error.to_string();
+                let text = whole(&error);
                 let lines: Vec<&str> = text.lines().map(str::trim).collect();
                 format!("{what}: {}{}", lines.join(" "), cure(&self.place, &text))
             }
@@ -229,17 +260,32 @@ impl Bucket {
     }
 }
 
+/// An error with what it comes from, as far as that says more.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(from) = source {
+        let more = from.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = from.source();
+    }
+    text
+}
+
 /// What to do about what a store says, where its own words leave that open.
 fn cure(place: &str, text: &str) -> &'static str {
+    // Where machines of a cloud are told who they are: asked when nothing else says so.
+    let asked = ["169.254.169.254", "metadata"].iter().any(|who| text.contains(who));
     match text {
-        _ if place.starts_with("gs:") && text.contains("metadata") => {
+        _ if asked && place.starts_with("gs:") => {
             "; without GOOGLE_SERVICE_ACCOUNT this machine was asked who it is, and it does not say: set it"
         }
-        _ if place.starts_with("az:") && text.contains("metadata") => {
+        _ if asked && place.starts_with("az:") => {
             "; without AZURE_STORAGE_ACCOUNT_KEY this machine was asked who it is, and it does not say: set it"
         }
-        // Where machines of a cloud are told who they are: asked when nothing else says so.
-        _ if text.contains("169.254.169.254") => {
+        _ if asked => {
             "; without AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY this machine was asked who it is, and it \
              does not say: set them"
         }

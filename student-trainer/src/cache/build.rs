@@ -13,7 +13,8 @@ use super::handle::Cache;
 use super::join::Asker;
 use super::manifest::{DecoderNames, Manifest, blob_name};
 use super::payload;
-use super::place::{Located, may_exist};
+use super::place::Located;
+use super::remote::Remote;
 use super::store::{Store, describe, numbers_in, segment_name};
 use crate::asking::{Ask, Terms};
 use crate::config::{CacheBuildConfig, CacheConfig};
@@ -288,11 +289,10 @@ pub fn info(config: &CacheConfig) -> Result<Info, CacheError> {
 /// The cache of this name, for reading; `thorough` as [`Located::open`] has it.
 pub(super) fn open(place: &str, thorough: bool) -> Result<Store, CacheError> {
     let absent = || CacheError::Absent { place: place.to_owned() };
-    // Nor is the place made by looking for it.
-    if !may_exist(place) {
-        return Err(absent());
-    }
-    Located::of(place)?.open(thorough)?.ok_or_else(absent)
+    let mut located = Located::existing(place)?;
+    let mut store = located.open(thorough)?.ok_or_else(absent)?;
+    store.damage.extend(located.remote.iter().flat_map(Remote::lacking));
+    Ok(store)
 }
 
 /// Every newest whole record: its tokens and its answer.

@@ -62,7 +62,11 @@ impl Asker<'_> {
         sets: [(&'static str, &RowSet); 2],
     ) -> Result<Option<(Teacher, Ask)>, TrainError> {
         match place {
-            Some(place) => join(self, Located::of(place)?.stopped_by(self.stop), sets),
+            Some(place) => {
+                let alone = self.reach.0.is_empty();
+                let located = if alone { Located::existing(place) } else { Located::of(place) };
+                join(self, located?.stopped_by(self.stop), sets)
+            }
             None => {
                 let joined = join_teacher(self)?;
                 if let Some((teacher, Ask { wanted: Wanted::Candidates { k, .. }, .. })) = &joined {
@@ -152,6 +156,9 @@ fn join(
     if let Wanted::Sampled { .. } = wanted {
         (asker.note)(&of_draws(asker.terms.temperature));
     }
+    if away.is_none() {
+        store = send_rest(asker, &mut located, store)?;
+    }
     let cache = Cache::reading(located, store);
     let teacher = match urls {
         [url, ..] => {
@@ -176,8 +183,7 @@ fn join(
     Ok(Some((teacher, asker.terms.ask(wanted))))
 }
 
-/// Opens the cache for a run. Where its store is away what this machine has of it does, and why the store is
-/// not asked comes with it; a build is for the store.
+/// Opens the cache, for a run or for a build, which is for the store. Why a store is not asked comes with it.
 fn open(
     asker: &mut Asker<'_>,
     located: &mut Located,
@@ -185,15 +191,31 @@ fn open(
     if located.remote.is_some() {
         (asker.note)(&format!("--cache {}: looking at what the store has", located.place));
     }
-    let error = match located.open(asker.thorough) {
-        Err(error @ CacheError::Remote { .. }) if !asker.thorough => error,
-        found => return found.map(|store| (store, None)),
-    };
-    let Some(store) = Store::open(&located.dir)? else { return Err(error) };
-    let copy = located.dir.display();
-    // Who wants no progress wants to know this.
-    tracing::warn!("{error}; this machine's copy, {copy}, is used without it");
-    Ok((Some(store), Some(error)))
+    if asker.thorough {
+        return Ok((located.open(true)?, None));
+    }
+    let (store, away) = located.open_for_run()?;
+    if let Some(error) = &away {
+        // Who wants no progress wants to know this.
+        let copy = located.dir.display();
+        tracing::warn!("{error}; this machine's copy, {copy}, is used without it");
+    }
+    Ok((store, away))
+}
+
+/// Sends what an earlier run could not send: who finds every answer here writes nothing otherwise.
+fn send_rest(
+    asker: &mut Asker<'_>,
+    located: &mut Located,
+    store: Store,
+) -> Result<Store, CacheError> {
+    if !located.has_more()? {
+        return Ok(store);
+    }
+    let place = located.place.clone();
+    (asker.note)(&format!("--cache {place}: what the store lacks of the answers here is sent"));
+    let store = located.send_rest(&store.manifest, asker.stop)?;
+    store.ok_or(CacheError::Absent { place })
 }
 
 /// Names what of a cache is damaged, and how much more.

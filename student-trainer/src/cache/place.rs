@@ -9,6 +9,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use object_store::path::Path as Name;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 use tonic::codegen::http::Uri;
@@ -17,7 +18,7 @@ use super::append::{SEGMENT_BYTES, Writer, has_unsent, is_written, pulling};
 use super::bucket::Bucket;
 use super::error::{CacheError, at};
 use super::manifest::Manifest;
-use super::remote::Remote;
+use super::remote::{Remote, is_copy};
 use super::store::Store;
 use crate::stop::Stop;
 
@@ -46,13 +47,30 @@ impl Located {
         let Some(address) = address(place).map_err(wrong)? else {
             return Ok(Self { place: place.to_owned(), dir: place.into(), remote: None });
         };
+        let mut away = None;
         let (store, prefix) = match address {
-            ("file", dir) => local(dir),
-            (scheme, rest) => store_of(scheme, rest),
+            // A directory that cannot be made is a store that is away.
+            ("file", dir) => local(dir).unwrap_or_else(|reason| {
+                away = Some(reason);
+                (Arc::new(InMemory::new()), Name::default())
+            }),
+            (scheme, rest) => store_of(scheme, rest).map_err(wrong)?,
+        };
+        let remote = Remote::at(Bucket::new(store, prefix, place)?).away(away);
+        Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(remote) })
+    }
+
+    /// The same, of a place that is not made by looking for it.
+    ///
+    /// # Errors
+    /// As [`Self::of`], and [`CacheError::Absent`].
+    pub(crate) fn existing(place: &str) -> Result<Self, CacheError> {
+        let dir = place.strip_prefix("file://").map(Path::new);
+        // What cannot be looked at may be there.
+        if dir.is_some_and(|dir| matches!(dir.try_exists(), Ok(false))) && fault(place).is_none() {
+            return Err(CacheError::Absent { place: place.to_owned() });
         }
-        .map_err(wrong)?;
-        let bucket = Bucket::new(store, prefix, place)?;
-        Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(Remote::at(bucket)) })
+        Self::of(place)
     }
 
     /// The same, with somebody who may ask that its store is waited for no more.
@@ -71,6 +89,61 @@ impl Located {
     /// Those of [`Store::open`] and [`Remote::pull`]; [`CacheError::Stopped`] when a stop was asked for
     /// meanwhile.
     pub(crate) fn open(&mut self, thorough: bool) -> Result<Option<Store>, CacheError> {
+        self.open_or(thorough, Err)
+    }
+
+    /// The same for a run, for which this machine's copy does where the store is away. Why that is not asked
+    /// comes with it.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; the store's own where there was no copy before.
+    pub(crate) fn open_for_run(
+        &mut self,
+    ) -> Result<(Option<Store>, Option<CacheError>), CacheError> {
+        let (is_copy, mut away) = (is_copy(&self.dir), None);
+        let store = self.open_or(false, |error| {
+            if !is_copy || !matches!(error, CacheError::Remote { .. }) {
+                return Err(error);
+            }
+            away = Some(error);
+            Ok(())
+        })?;
+        Ok((store, away))
+    }
+
+    /// Whether a writer would send something, and nobody writes.
+    pub(crate) fn has_more(&self) -> Result<bool, CacheError> {
+        let Some(remote) = &self.remote else { return Ok(false) };
+        Ok(!is_written(&self.dir)? && remote.lists_less(&self.dir)?)
+    }
+
+    /// Sends what is here and the store lacks. What it refuses is told, and kept for the next time.
+    ///
+    /// # Errors
+    /// [`CacheError::Stopped`], and those of [`Self::open`].
+    pub(crate) fn send_rest(
+        &mut self,
+        manifest: &Manifest,
+        stop: &Stop,
+    ) -> Result<Option<Store>, CacheError> {
+        let writer = Writer::open(&self.dir, manifest, SEGMENT_BYTES, self.remote.take());
+        match writer.and_then(|(writer, _)| writer.finish()) {
+            Ok(_) => {}
+            Err(error @ CacheError::Stopped { .. }) => return Err(error),
+            Err(error) => {
+                tracing::warn!("{error}: what was not sent is kept in {}", self.dir.display())
+            }
+        }
+        *self = Self::of(&self.place)?.stopped_by(stop);
+        Ok(self.open_for_run()?.0)
+    }
+
+    /// Opens the cache; `unless` a failure to bring what the store has is the end.
+    fn open_or(
+        &mut self,
+        thorough: bool,
+        unless: impl FnOnce(CacheError) -> Result<(), CacheError>,
+    ) -> Result<Option<Store>, CacheError> {
         let (mut lost, mut pulled) = (Vec::new(), None);
         if let Some(remote) = &mut self.remote {
             at("create", &self.dir, std::fs::create_dir_all(&self.dir))?;
@@ -78,7 +151,10 @@ impl Located {
             pulled = Some(pulling(&self.dir, remote.stop())?);
             // A program that writes here brought what there was, and has what the store does not have yet.
             if !is_written(&self.dir)? {
-                lost = remote.pull(&self.dir, thorough)?;
+                match remote.pull(&self.dir, thorough) {
+                    Ok(found) => lost = found,
+                    Err(error) => unless(error)?,
+                }
                 // What this machine could not send is no less an answer.
                 if let (true, Some(manifest)) = (has_unsent(&self.dir)?, Manifest::read(&self.dir)?)
                 {
@@ -103,11 +179,6 @@ pub(crate) fn fault(place: &str) -> Option<String> {
         Err(reason) => Err(reason),
     };
     reached.err().map(|reason| format!("--cache {place}: {reason}"))
-}
-
-/// Whether there is anything at a `file:///` place; of another nothing is known here.
-pub(super) fn may_exist(place: &str) -> bool {
-    place.strip_prefix("file://").is_none_or(|dir| Path::new(dir).exists())
 }
 
 /// An address apart at its `://`; none of a directory. The error is a reason.
@@ -137,6 +208,10 @@ fn store_of(scheme: &str, rest: &str) -> Result<(Arc<dyn ObjectStore>, Name), St
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
         return Err(WANTED.to_owned());
+    }
+    let named = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if !bucket.chars().all(named) || !bucket.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return Err(format!("{bucket:?} is no name of a bucket: letters, digits and - . _ are"));
     }
     let allows = |name: &&str| std::env::var(name).is_ok_and(|text| text == "true");
     let allow_http = ["AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP"].iter().any(allows);
@@ -184,7 +259,12 @@ fn endpoint_fault(name: &str, value: &str, allow_http: bool) -> Option<String> {
     let wanted = "http://HOST:PORT or https://HOST:PORT is wanted";
     let uri = value.parse::<Uri>().ok();
     let sound = |uri: &Uri| uri.scheme_str().is_some() && uri.host().is_some_and(|h| !h.is_empty());
-    match uri.filter(sound).as_ref().and_then(Uri::scheme_str) {
+    // One whose port is none has an authority and no port.
+    let of_port = |uri: &Uri| {
+        let after_host = uri.authority().and_then(|all| all.as_str().rsplit_once(':'));
+        uri.port_u16().is_some() || after_host.is_none_or(|(_, port)| port.ends_with(']'))
+    };
+    match uri.filter(sound).filter(of_port).as_ref().and_then(Uri::scheme_str) {
         Some("https") => None,
         Some("http") if allow_http => None,
         Some("http") => Some(format!(
@@ -219,9 +299,15 @@ mod tests {
 
     #[test]
     fn the_address_of_a_server_of_ones_own_is_looked_at() {
-        for value in
-            ["", "127.0.0.1:9000", "localhost:9000", "http://", "minio:9000/x", "ftp://a:1"]
-        {
+        for value in [
+            "",
+            "127.0.0.1:9000",
+            "localhost:9000",
+            "http://",
+            "minio:9000/x",
+            "ftp://a:1",
+            "http://a:99999",
+        ] {
             let fault = endpoint_fault("AWS_ENDPOINT", value, true).unwrap();
             assert!(
                 fault.contains("http://HOST:PORT") && fault.contains("AWS_ENDPOINT is"),

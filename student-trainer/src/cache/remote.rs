@@ -9,63 +9,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use distill::fingerprint::Fingerprint;
 use object_store::{PutMode, UpdateVersion};
-use serde::{Deserialize, Serialize};
 
 use super::append::{is_written, pulling, set_aside};
 use super::bucket::{Bucket, remote};
 use super::error::{CacheError, at};
-use super::manifest::{BLOB, FILE, Manifest, blob_name};
+use super::listing::{LIST, List, Listed};
+use super::manifest::{FILE, Manifest, blob_name};
 use super::store::{index_name, numbers_in, segment_name};
 use crate::files;
 use crate::stop::Stop;
-
-/// The list of what is in the store.
-const LIST: &str = "segments.json";
-
-/// A file in the store.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Listed {
-    name: String,
-    bytes: u64,
-    /// BLAKE3, 64 hexadecimal digits.
-    digest: String,
-}
-
-impl Listed {
-    fn of(name: String, bytes: &[u8]) -> Self {
-        let digest = blake3::hash(bytes).to_hex().to_string();
-        Self { name, bytes: bytes.len() as u64, digest }
-    }
-
-    /// What it is called in the store.
-    fn object(&self) -> String {
-        format!("{}-{}", self.digest, self.name)
-    }
-
-    /// Whether a file is this one; `known` are those that were compared before.
-    fn is_at(&self, path: &Path, known: &List) -> bool {
-        let same_length = fs::metadata(path).is_ok_and(|meta| meta.len() == self.bytes);
-        let same = || fs::read(path).is_ok_and(|b| Self::of(self.name.clone(), &b) == *self);
-        same_length && (known.files.contains(self) || same())
-    }
-}
-
-/// `segments.json`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct List {
-    files: Vec<Listed>,
-}
-
-impl List {
-    /// Notes in a directory which files of it are those of the store.
-    fn write(&self, dir: &Path) -> Result<(), CacheError> {
-        let text = serde_json::to_vec_pretty(self).unwrap_or_default();
-        let path = dir.join(LIST);
-        at("write", &path, files::write(&path, &text))
-    }
-}
 
 /// What was found in a store.
 #[derive(Default)]
@@ -78,6 +31,8 @@ struct Brought {
     lost: Vec<String>,
     /// The same in words.
     told: Vec<String>,
+    /// What the store does not have as it is listed, and this machine has.
+    lacking: Vec<String>,
 }
 
 /// An object store that holds a cache.
@@ -97,6 +52,8 @@ pub(crate) struct Remote {
     known: bool,
     /// A `segments.json` whose writing was not answered.
     unanswered: Option<Vec<u8>>,
+    /// What of the list was found here alone.
+    lacking: Vec<String>,
     /// Why the store could not be read: it is not waited for again in this run.
     away: Option<String>,
 }
@@ -104,9 +61,14 @@ pub(crate) struct Remote {
 impl Remote {
     /// The cache at a place of a store. Nothing is known of it before it is pulled.
     pub(crate) fn at(bucket: Bucket) -> Self {
-        let (list, lost) = (List::default(), Vec::new());
+        let (list, lost, lacking) = (List::default(), Vec::new(), Vec::new());
         let (version, described, known, unanswered, away) = (None, false, false, None, None);
-        Self { bucket, list, lost, version, described, known, unanswered, away }
+        Self { bucket, list, lost, version, described, known, unanswered, lacking, away }
+    }
+
+    /// The same where it is known already why it cannot be read.
+    pub(crate) fn away(self, reason: Option<String>) -> Self {
+        Self { away: reason, ..self }
     }
 
     /// From now on this may ask that it is waited for no more.
@@ -136,8 +98,16 @@ impl Remote {
         if let Err(CacheError::Remote { reason, .. }) = &brought {
             self.away = Some(reason.clone());
         }
-        let Brought { described, list, version, lost, told } = brought?;
+        let Brought { described, list, version, lost, told, lacking } = brought?;
+        if list.files.is_empty() && !List::of_copy(dir).files.is_empty() {
+            let (place, copy) = (&self.bucket.place, dir.display());
+            tracing::warn!(
+                "{place} holds nothing any more; {copy} has what it held, and a run that writes sends it"
+            );
+        }
         (self.list, self.version, self.lost) = (list, version, lost);
+        self.lost.extend_from_slice(&lacking);
+        self.lacking = lacking;
         (self.described, self.known) = (described, true);
         Ok(told)
     }
@@ -145,7 +115,16 @@ impl Remote {
     /// Does what [`Self::pull`] is for.
     fn bring(&self, dir: &Path, thorough: bool) -> Result<Brought, CacheError> {
         let mut brought = Brought::default();
-        let Some((manifest, _)) = self.bucket.get(FILE)? else { return Ok(brought) };
+        let Some((manifest, _)) = self.bucket.get(FILE)? else {
+            let empty = |list: List| list.files.is_empty();
+            return match self.bucket.get(LIST)? {
+                // Who described it anew would make what is listed unreadable for everybody.
+                Some((text, _)) if !List::parse(&text).is_ok_and(empty) => {
+                    Err(remote(&self.bucket.place, undescribed(dir)))
+                }
+                _ => Ok(brought),
+            };
+        };
         let manifest = Manifest::parse(&manifest, &PathBuf::from(&self.bucket.place).join(FILE))?;
         match Manifest::read(dir)? {
             Some(here) => {
@@ -156,17 +135,10 @@ impl Remote {
         brought.described = true;
         let Some((text, version)) = self.bucket.get(LIST)? else { return Ok(brought) };
         brought.version = Some(version);
-        let wrong = |e: serde_json::Error| remote(&self.bucket.place, format!("{LIST}: {e}"));
-        let list: List = serde_json::from_slice(&text).map_err(wrong)?;
-        let known = files::read(&dir.join(LIST)).ok();
-        let known: List =
-            known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let list = List::parse(&text).map_err(|e| remote(&self.bucket.place, e))?;
+        let known = List::of_copy(dir);
         let mut here = List::default();
         for file in &list.files {
-            // A name of anything else would lead out of the directory.
-            if !is_ours(&file.name) {
-                return Err(remote(&self.bucket.place, format!("{LIST} lists {:?}", file.name)));
-            }
             // An index of nothing.
             if brought.lost.contains(&file.name) {
                 continue;
@@ -191,12 +163,36 @@ impl Remote {
                         continue;
                     }
                 }
+            } else if thorough && self.bucket.length(&file.object())? != Some(file.bytes) {
+                brought.lacking.push(file.name.clone());
             }
             here.files.push(file.clone());
         }
         here.write(dir)?;
         brought.list = list;
         Ok(brought)
+    }
+
+    /// What a thorough [`Self::pull`] found that the store does not have as it is listed, and this machine has.
+    pub(super) fn lacking(&self) -> Vec<String> {
+        let place = &self.bucket.place;
+        let said = |name| {
+            format!(
+                "{name} in {place}: it is not there as it is listed; this machine's copy is whole, and \
+                 `student-trainer cache build` sends it"
+            )
+        };
+        self.lacking.iter().map(said).collect()
+    }
+
+    /// Whether there is anything in `dir` that the store does not list.
+    pub(super) fn lists_less(&self, dir: &Path) -> Result<bool, CacheError> {
+        let listed = |name: &String| {
+            let length = fs::metadata(dir.join(name)).map(|meta| meta.len()).ok();
+            self.list.files.iter().any(|file| file.name == *name && Some(file.bytes) == length)
+        };
+        let unsealed = |number| !dir.join(index_name(number)).exists();
+        Ok(!whole_files(dir)?.iter().all(listed) || numbers_in(dir)?.into_iter().any(unsealed))
     }
 
     /// Brings one of the files again, if what is in `dir` of it is not as it is listed; says whether it
@@ -293,7 +289,7 @@ impl Remote {
             Err(CacheError::InUse { .. }) => {
                 // Another machine was first: with answers of the same kind, the list decides.
                 let place = &self.bucket.place;
-                let theirs = self.bucket.get(FILE)?.map_or_else(Vec::new, |(text, _)| text);
+                let theirs = self.bucket.look_at(FILE)?.map_or_else(Vec::new, |(text, _)| text);
                 let theirs = Manifest::parse(&theirs, &PathBuf::from(place).join(FILE))?;
                 let differs = theirs.same(place, &Manifest::parse(&ours, &path)?);
                 differs.map_err(|error| begun_by_another(error, dir))?;
@@ -308,7 +304,7 @@ impl Remote {
     fn put_list(&mut self, text: Vec<u8>, mode: PutMode) -> Result<UpdateVersion, CacheError> {
         let mut put = self.bucket.put(LIST, text.clone(), mode);
         if let (Err(CacheError::InUse { .. }), Some(ours)) = (&put, &self.unanswered)
-            && let Some((found, version)) = self.bucket.get(LIST)?
+            && let Some((found, version)) = self.bucket.look_at(LIST)?
             && found == *ours
         {
             put = self.bucket.put(LIST, text.clone(), PutMode::Update(version));
@@ -319,6 +315,11 @@ impl Remote {
         };
         put
     }
+}
+
+/// Whether a directory had anything of a store, or of its own, before.
+pub(super) fn is_copy(dir: &Path) -> bool {
+    dir.join(LIST).exists() || numbers_in(dir).is_ok_and(|numbers| !numbers.is_empty())
 }
 
 /// The files of a cache that change no more: what hidden states are read with, and segments that are
@@ -335,16 +336,15 @@ fn whole_files(dir: &Path) -> Result<Vec<String>, CacheError> {
     Ok(names)
 }
 
-/// Whether a name is that of a segment, its index, or what hidden states are read with.
-fn is_ours(name: &str) -> bool {
-    if name.strip_suffix(BLOB).is_some_and(|digest| digest.parse::<Fingerprint>().is_ok()) {
-        return true;
+/// What is said of a store that lists segments and does not say what they are of.
+fn undescribed(dir: &Path) -> String {
+    let mut said =
+        format!("it has {LIST} and no {FILE}, which says what its answers are of: put it back");
+    let ours = dir.join(FILE);
+    if ours.exists() {
+        said += &format!(" ({} is this machine's)", ours.display());
     }
-    let number = |end| name.strip_prefix("segment-")?.strip_suffix(end)?.parse::<u32>().ok();
-    [".seg", ".idx"]
-        .into_iter()
-        .find_map(number)
-        .is_some_and(|number| name == segment_name(number) || name == index_name(number))
+    said + ", or name another place"
 }
 
 /// What is said of a copy that is not of what the store holds.

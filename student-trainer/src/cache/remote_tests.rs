@@ -182,3 +182,43 @@ fn a_list_that_leads_elsewhere_is_refused() {
         assert!(error.contains(wrong), "{error}");
     }
 }
+
+/// A list without a description: whoever described it anew would make it unreadable for everybody.
+#[test]
+fn segments_that_nobody_describes_any_more_are_described_by_nobody() {
+    let (store, _root, [a, fresh]) = places(["a", "fresh"]);
+    fill(&store, &a, 0..RECORDS).unwrap();
+    let description = name("cache.json");
+    block(store.inner.delete(&description)).unwrap();
+    let error = pull(&store, &fresh).unwrap_err().to_string();
+    assert!(
+        error.contains("segments.json and no cache.json") && error.contains("put it back"),
+        "{error}"
+    );
+    let error = pull(&store, &a).unwrap_err().to_string();
+    assert!(error.contains(a.join("cache.json").to_str().unwrap()), "{error}");
+    assert!(fill(&store, &fresh, 0..3).is_err());
+    assert!(block(store.inner.get(&description)).is_err());
+    // Put back, all is as it was.
+    let ours = std::fs::read(a.join("cache.json")).unwrap();
+    block(store.inner.put(&description, ours.into())).unwrap();
+    pull(&store, &fresh).unwrap();
+    assert_eq!(readable(&fresh), RECORDS as usize);
+}
+
+/// What the store has lost and a copy has is found by who looks thoroughly, and sent again.
+#[test]
+fn what_a_store_has_lost_is_sent_again_by_who_has_it() {
+    let (store, _root, [a, fresh]) = places(["a", "fresh"]);
+    fill(&store, &a, 0..RECORDS).unwrap();
+    let (gone, cut) = (object(&store, &segment_name(0)), object(&store, &segment_name(1)));
+    block(store.inner.delete(&gone)).unwrap();
+    block(store.inner.put(&cut, vec![0; 9].into())).unwrap();
+    let mut of = remote(&store);
+    assert!(of.pull(&a, true).unwrap().is_empty());
+    let lacking = of.lacking();
+    assert!(lacking.len() == 2 && lacking[1].contains(&segment_name(1)), "{lacking:?}");
+    assert_eq!(of.push(&a).unwrap(), 2);
+    assert!(pull(&store, &fresh).unwrap().is_empty());
+    assert_eq!(readable(&fresh), RECORDS as usize);
+}

@@ -327,6 +327,12 @@ fn a_place_is_a_directory_or_a_whole_address() {
         assert!(refused.contains(wrong) && refused.contains("s3://BUCKET/PREFIX"), "{refused}");
     }
     assert!(Located::of("there/is").unwrap().remote.is_none());
+    for wrong in
+        ["s3://B u/p", "s3://b?x/p", "s3://b#/p", "s3://../p", "gs://b:9/p", "s3://b%20u/p"]
+    {
+        let refused = Located::of(wrong).unwrap_err().to_string();
+        assert!(refused.contains("is no name of a bucket"), "{refused}");
+    }
     // Whose account it is in has to be said beside it.
     let refused = Located::of("az://container/prefix").unwrap_err().to_string();
     for piece in ["az://container/prefix", "Account", "AZURE_STORAGE_"] {
