@@ -5,6 +5,7 @@
 //! both carry it out.
 
 pub mod adamw;
+pub mod bias;
 pub mod embed;
 #[cfg(feature = "emulation")]
 pub mod emulation;

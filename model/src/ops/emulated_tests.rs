@@ -2,6 +2,7 @@
 //! activations in bfloat16, at small and odd shapes.
 
 mod adamw;
+mod bias;
 mod elements;
 mod embed;
 mod heads;
