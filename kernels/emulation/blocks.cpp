@@ -1,7 +1,9 @@
-// Blocks of threads on the host. A thread is a fiber; it runs until it comes to a barrier or a warp operation,
-// so that what needs one and has none reads what is not written yet, in one order of the threads or another.
+// Blocks of threads on the host. A thread is a fiber; it runs until it comes to a barrier or a warp operation, and a
+// warp until it comes to a barrier, as far ahead of the others as a card would ever let it. So what needs a barrier and
+// has none reads what is not written yet, or no more, in one order of the warps or another.
 #include "emulate.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <random>
@@ -142,34 +144,48 @@ std::vector<unsigned> ordered(unsigned count, uint64_t order) {
 
 Dim place(unsigned at, Dim size) { return {at % size.x, at / size.x % size.y, at / size.x / size.y}; }
 
-// Lanes whose mates have all come go on.
-bool settle_warps() {
+// Lanes of the warp from `first` on whose mates have all come go on.
+bool settle_warp(size_t first) {
     bool any = false;
     auto& threads = running->threads;
-    for (size_t first = 0; first < threads.size(); first += WARP) {
-        size_t end = std::min(first + WARP, threads.size());
-        for (size_t i = first; i < end; i++) {
-            Thread& thread = threads[i];
-            if (thread.state != State::AtExchange) continue;
-            running->current = &thread;
-            bool all = true;
-            for (unsigned lane = 0; lane < WARP; lane++) {
-                if (!(thread.mask >> lane & 1)) continue;
-                if (first + lane >= end || threads[first + lane].state == State::Done) {
-                    complain(thread.where.file, thread.where.line, "waits for a lane that has ended");
-                    return false;
-                }
-                const Thread& mate = threads[first + lane];
-                all &= mate.state == State::AtExchange && mate.where == thread.where
-                    && mate.mask == thread.mask && mate.exchanges == thread.exchanges;
+    const size_t end = std::min(first + WARP, threads.size());
+    for (size_t i = first; i < end; i++) {
+        Thread& thread = threads[i];
+        if (thread.state != State::AtExchange) continue;
+        running->current = &thread;
+        bool all = true;
+        for (unsigned lane = 0; lane < WARP; lane++) {
+            if (!(thread.mask >> lane & 1)) continue;
+            if (first + lane >= end || threads[first + lane].state == State::Done) {
+                complain(thread.where.file, thread.where.line, "waits for a lane that has ended");
+                return false;
             }
-            if (!all) continue;
-            for (unsigned lane = 0; lane < WARP; lane++)
-                if (thread.mask >> lane & 1) threads[first + lane].state = State::Ready;
-            any = true;
+            const Thread& mate = threads[first + lane];
+            all &= mate.state == State::AtExchange && mate.where == thread.where
+                && mate.mask == thread.mask && mate.exchanges == thread.exchanges;
         }
+        if (!all) continue;
+        for (unsigned lane = 0; lane < WARP; lane++)
+            if (thread.mask >> lane & 1) threads[first + lane].state = State::Ready;
+        any = true;
     }
     return any;
+}
+
+// Runs a warp as far as it comes without the others: to a barrier, or to its end.
+bool run_warp(size_t first, const std::vector<unsigned>& lanes) {
+    do {
+        for (unsigned lane : lanes) {
+            if (first + lane >= running->threads.size()) continue;
+            Thread& thread = running->threads[first + lane];
+            if (thread.state != State::Ready) continue;
+            running->current = &thread;
+            self = &thread.self;
+            swapcontext(&running->scheduler, &thread.context);
+            if (running->failed) return false;
+        }
+    } while (settle_warp(first));
+    return !running->failed;
 }
 
 // All that have not ended stand at the same barrier: they go on.
@@ -193,22 +209,15 @@ bool settle_barrier() {
     return true;
 }
 
-bool run_block(const std::vector<unsigned>& order) {
-    for (;;) {
-        bool all_done = true;
-        for (unsigned at : order) {
-            Thread& thread = running->threads[at];
-            if (thread.state == State::Ready) {
-                running->current = &thread;
-                self = &thread.self;
-                swapcontext(&running->scheduler, &thread.context);
-                if (running->failed) return false;
-            }
-            all_done &= thread.state == State::Done;
-        }
-        if (all_done) return true;
-        if (!settle_warps() && (running->failed || !settle_barrier())) return false;
+bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& lanes) {
+    const auto& threads = running->threads;
+    auto done = [](const Thread& thread) { return thread.state == State::Done; };
+    while (!std::all_of(threads.begin(), threads.end(), done)) {
+        for (unsigned warp : warps)
+            if (!run_warp(size_t(warp) * WARP, lanes)) return false;
+        if (!std::all_of(threads.begin(), threads.end(), done) && !settle_barrier()) return false;
     }
+    return true;
 }
 
 }  // namespace
@@ -264,7 +273,7 @@ bool run(const Launch& launch, void (*body)(void*), void* context) {
             thread.context.uc_link = nullptr;
             makecontext(&thread.context, begin, 0);
         }
-        if (!run_block(ordered(count, launch.order))) break;
+        if (!run_block(ordered(now.warps.size(), launch.order), ordered(WARP, launch.order))) break;
     }
     running = nullptr;
     self = nullptr;

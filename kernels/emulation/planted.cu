@@ -29,6 +29,21 @@ KERNEL planted_used_again(const float* x, float* y) {
 }
 EXPORT(planted_used_again)
 
+// A sum of the block, twice, whose room is used again before every warp has read it: warps are together at their own
+// shuffles in between.
+KERNEL planted_one_barrier_of_two(const float* x, float* y) {
+    BLOCK_MEMORY(float, room);
+    for (unsigned round = 0; round < 2; round++) {
+        const float of_warp = warp_sum(x[threadIdx.x] + float(round));
+        if (threadIdx.x % WARP_LANES == 0) room[threadIdx.x / WARP_LANES] = of_warp;
+        __syncthreads();
+        float sum = 0.0f;
+        for (unsigned warp = 0; warp < blockDim.x / WARP_LANES; warp++) sum += room[warp];
+        y[round * blockDim.x + threadIdx.x] = sum;
+    }
+}
+EXPORT(planted_one_barrier_of_two)
+
 // One element too far: read, written, and in the block's memory.
 KERNEL planted_reads_beyond(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x + 1]; }
 EXPORT(planted_reads_beyond)

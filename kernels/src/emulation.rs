@@ -2,8 +2,8 @@
 //!
 //! A buffer ends where a page begins that nobody may touch, what is only read cannot be written, and what was
 //! never written is not a number. A block's threads give way to each other at barriers and warp operations
-//! only, so that launches in several orders of threads and blocks come to the same bits where nothing races,
-//! and as a rule to others where something does.
+//! only, and a warp runs to a barrier ahead of the others, so that launches in several orders of warps, lanes
+//! and blocks come to the same bits where nothing races, and as a rule to others where something does.
 
 mod memory;
 mod raw;

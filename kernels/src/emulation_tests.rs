@@ -46,6 +46,7 @@ fn planted_errors_are_found_and_said() {
     for (kernel, len, said) in [
         ("planted_no_barrier", 64, "a race"),
         ("planted_used_again", 128, "a race"),
+        ("planted_one_barrier_of_two", 128, "a race"),
         ("planted_reads_beyond", 64, "touches byte 1 beyond `x` of 256 bytes"),
         ("planted_writes_beyond", 64, "touches byte 1 beyond `y` of 256 bytes"),
         ("planted_block_beyond", 64, "touches byte 1 beyond `block memory` of 256 bytes"),
