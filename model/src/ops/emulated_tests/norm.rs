@@ -15,7 +15,8 @@ fn norms_agree_with_f64() {
         return;
     }
     // Fewer columns than threads, as many, more; rows fewer and more than share a backward pass.
-    for (n, d, size) in [(1, 1, 1.0), (3, 77, 1e-3), (5, 256, 2.0), (2, 1000, 2.0), (270, 40, 2.0)] {
+    for (n, d, size) in [(1, 1, 1.0), (3, 77, 1e-3), (5, 256, 2.0), (2, 1000, 2.0), (270, 40, 2.0)]
+    {
         for (activations, far) in BOTH {
             let memory = &mut Memory::default();
             let x: Vec<f32> = random(1, n * d).iter().map(|x| x * size).collect();
