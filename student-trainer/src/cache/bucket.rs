@@ -370,7 +370,9 @@ mod tests {
         let unknown = "error sending request for url (http://169.254.169.254/latest/api/token)";
         let cure = |text: &str| super::cure("s3://bucket", text);
         assert!(cure(unknown).contains("set them"));
-        assert!(super::cure("gs://bucket", "http://metadata/x").contains("GOOGLE_SERVICE_ACCOUNT"));
+        for asked in ["http://metadata/x", "http://169.254.169.254/x"] {
+            assert!(super::cure("gs://bucket", asked).contains("GOOGLE_SERVICE_ACCOUNT"));
+        }
         let wrong = "403 Forbidden: <Error><Code>InvalidAccessKeyId</Code>";
         for text in [wrong, "<Code>SignatureDoesNotMatch</Code>", unknown] {
             assert!(cure(text).contains("AWS_SECRET_ACCESS_KEY"), "{text}");

@@ -254,3 +254,32 @@ fn of_two_machines_that_write_at_a_time_the_second_is_refused() {
     let mut opened = Store::open(&fresh).unwrap().unwrap();
     assert!([0, 1, 2, 3, 10, 11].iter().all(|&i| opened.has(&key(i))));
 }
+
+/// A copy does for a run where the store is away; what the very fetch that failed has brought is none.
+#[test]
+fn a_copy_that_was_there_before_does_where_the_store_is_away() {
+    let (store, _root, [a, fresh]) = places(["a", "fresh"]);
+    fill(&store, &a, 0..RECORDS).unwrap();
+    let located = |dir: &Path| Located {
+        place: "s3://bucket/runs/one".to_owned(),
+        dir: dir.to_owned(),
+        remote: Some(remote(&store)),
+    };
+    let breaks_after = |calls| {
+        store.good.store(calls, Relaxed);
+        store.fail.store(usize::MAX, Relaxed);
+    };
+    breaks_after(2);
+    assert!(matches!(located(&fresh).open_for_run(), Err(CacheError::Remote { .. })));
+    breaks_after(1);
+    let mut of = located(&a);
+    let (found, away) = of.open_for_run().unwrap();
+    assert_eq!(found.unwrap().len(), RECORDS as usize);
+    assert!(matches!(away, Some(CacheError::Remote { .. })));
+    // It is not waited for again, nor is anything sent that may not be known of.
+    let before = store.calls.load(Relaxed);
+    assert!(of.open_for_run().unwrap().1.is_some());
+    assert_eq!(store.calls.load(Relaxed), before);
+    breaks_after(0);
+    assert!(matches!(located(&a).open(false), Err(CacheError::Remote { .. })));
+}
