@@ -4,18 +4,14 @@ use crate::Argument::{Buffer, U32};
 use crate::norm::{SHARES, add_shares};
 use crate::{Activations, Call};
 
-const THREADS: u32 = 256;
-
 /// `x` `[rows, width]` += `b` `[width]`, both in `activations`.
 pub fn add_bias<B>([x, b]: [B; 2], size: [u32; 2], activations: Activations) -> Call<B> {
-    let [rows, width] = size;
-    Call {
-        kernel: activations.of(["add_bias_f32", "add_bias_bf16"]),
-        blocks: [rows, width.div_ceil(THREADS)],
-        threads: THREADS,
-        memory: 0,
-        arguments: vec![Buffer(x), Buffer(b), U32(width)],
-    }
+    let [_, width] = size;
+    Call::over_rows(
+        activations.of(["add_bias_f32", "add_bias_bf16"]),
+        size,
+        vec![Buffer(x), Buffer(b), U32(width)],
+    )
 }
 
 /// Rows of the partial sums [`bias_backward`] needs room for, `[shares, width]` float32.
@@ -31,12 +27,10 @@ pub fn bias_backward<B: Copy>(
     activations: Activations,
 ) -> [Call<B>; 2] {
     let shares = shares(rows);
-    let first = Call {
-        kernel: activations.of(["bias_shares_f32", "bias_shares_bf16"]),
-        blocks: [shares, width.div_ceil(THREADS)],
-        threads: THREADS,
-        memory: 0,
-        arguments: vec![Buffer(dy), Buffer(room), U32(rows), U32(width)],
-    };
+    let first = Call::over_rows(
+        activations.of(["bias_shares_f32", "bias_shares_bf16"]),
+        [shares, width],
+        vec![Buffer(dy), Buffer(room), U32(rows), U32(width)],
+    );
     [first, add_shares([room, db], [shares, width, 0, width])]
 }

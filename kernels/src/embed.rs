@@ -3,18 +3,14 @@
 use crate::Argument::{Buffer, U32};
 use crate::{Activations, Call};
 
-const THREADS: u32 = 256;
-
 /// `y[j] = w[ids[j]]`: `w` `[R, width]` in `weights`, `ids` `[rows]` u32, `y` `[rows, width]` float32. Ids are the
 /// caller's to check.
 pub fn gather<B>([w, ids, y]: [B; 3], [rows, width]: [u32; 2], weights: Activations) -> Call<B> {
-    Call {
-        kernel: weights.of(["gather_f32", "gather_bf16"]),
-        blocks: [rows, width.div_ceil(THREADS)],
-        threads: THREADS,
-        memory: 0,
-        arguments: vec![Buffer(w), Buffer(ids), Buffer(y), U32(width)],
-    }
+    Call::over_rows(
+        weights.of(["gather_f32", "gather_bf16"]),
+        [rows, width],
+        vec![Buffer(w), Buffer(ids), Buffer(y), U32(width)],
+    )
 }
 
 /// Which rows are added to which: places with the same id together, in the order they had.
@@ -49,18 +45,9 @@ impl Runs {
 /// `dw[ids[j]] += d[j]`, a row that occurs several times in the order of its places: `d` `[n, width]` and `dw` `[R,
 /// width]` float32, and buffers of what [`Runs`] holds, of `runs` ids.
 pub fn scatter_add<B>([d, places, ids, starts, dw]: [B; 5], [runs, width]: [u32; 2]) -> Call<B> {
-    Call {
-        kernel: "scatter_add",
-        blocks: [runs, width.div_ceil(THREADS)],
-        threads: THREADS,
-        memory: 0,
-        arguments: vec![
-            Buffer(d),
-            Buffer(places),
-            Buffer(ids),
-            Buffer(starts),
-            Buffer(dw),
-            U32(width),
-        ],
-    }
+    Call::over_rows(
+        "scatter_add",
+        [runs, width],
+        vec![Buffer(d), Buffer(places), Buffer(ids), Buffer(starts), Buffer(dw), U32(width)],
+    )
 }

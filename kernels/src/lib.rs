@@ -60,3 +60,18 @@ pub struct Call<B> {
     /// In the order of its parameters.
     pub arguments: Vec<Argument<B>>,
 }
+
+impl<B> Call<B> {
+    /// Threads of a block of [`Self::over_rows`].
+    const THREADS: u32 = 256;
+
+    /// A thread an element of `[rows, width]`: rows along x, a row's blocks along y.
+    pub(crate) fn over_rows(
+        kernel: &'static str,
+        [rows, width]: [u32; 2],
+        arguments: Vec<Argument<B>>,
+    ) -> Self {
+        let blocks = [rows, width.div_ceil(Self::THREADS)];
+        Self { kernel, blocks, threads: Self::THREADS, memory: 0, arguments }
+    }
+}

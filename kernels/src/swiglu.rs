@@ -3,19 +3,15 @@
 use crate::Argument::{Buffer, U32};
 use crate::{Activations, Call};
 
-const THREADS: u32 = 256;
-
 /// `a = silu(gate) · up`: rows `[gate, up]` of `gate_up` `[rows, 2 width]` give `a` `[rows, width]`, both in
 /// `activations`.
 pub fn swiglu<B>([gate_up, a]: [B; 2], size: [u32; 2], activations: Activations) -> Call<B> {
-    let [rows, width] = size;
-    Call {
-        kernel: activations.of(["swiglu_f32", "swiglu_bf16"]),
-        blocks: [rows, width.div_ceil(THREADS)],
-        threads: THREADS,
-        memory: 0,
-        arguments: vec![Buffer(gate_up), Buffer(a), U32(width)],
-    }
+    let [_, width] = size;
+    Call::over_rows(
+        activations.of(["swiglu_f32", "swiglu_bf16"]),
+        size,
+        vec![Buffer(gate_up), Buffer(a), U32(width)],
+    )
 }
 
 /// The gradient of [`swiglu`]: `da` `[rows, width]` gives that of `gate_up`, written over it.
@@ -24,12 +20,10 @@ pub fn swiglu_backward<B>(
     size: [u32; 2],
     activations: Activations,
 ) -> Call<B> {
-    let [rows, width] = size;
-    Call {
-        kernel: activations.of(["swiglu_backward_f32", "swiglu_backward_bf16"]),
-        blocks: [rows, width.div_ceil(THREADS)],
-        threads: THREADS,
-        memory: 0,
-        arguments: vec![Buffer(da), Buffer(gate_up), U32(width)],
-    }
+    let [_, width] = size;
+    Call::over_rows(
+        activations.of(["swiglu_backward_f32", "swiglu_backward_bf16"]),
+        size,
+        vec![Buffer(da), Buffer(gate_up), U32(width)],
+    )
 }

@@ -310,6 +310,13 @@ fn a_copy_that_is_damaged_is_fetched_again_from_its_store() {
     assert!(status == 0 && complaint.contains("is used without it"), "{complaint}");
     let (status, _, complaint) = bench.go(&["cache", "verify", "--cache", &cache]);
     assert!(status == 1 && complaint.contains("segments.json"), "{complaint}");
+    // One that is not there, and is not made by looking for it.
+    fs::remove_dir_all(bench.path("store")).expect("a store");
+    let (status, complaint) = bench.train(None, &cache, "gone");
+    assert!(status == 0 && complaint.contains("is used without it"), "{complaint}");
+    let (status, _, complaint) = bench.go(&["cache", "verify", "--cache", &cache]);
+    assert!(status == 1 && complaint.contains("No such file"), "{complaint}");
+    assert!(!bench.path("store").exists());
 }
 
 /// Nothing is made by looking for it, and what is no address is refused before anything is read.

@@ -8,6 +8,7 @@ use object_store::{
     Error as StoreError, MultipartUpload as _, ObjectStore, ObjectStoreExt as _, PutMode,
     PutOptions, PutResult, UpdateVersion,
 };
+use proto::causes::with_causes;
 use tokio::runtime::{Builder, Runtime};
 
 use super::error::CacheError;
@@ -251,27 +252,13 @@ impl Bucket {
             }
             // A store answers with pages of XML.
             Refusal::Store(error) => {
-                let text = whole(&error);
+                let text = with_causes(&error);
                 let lines: Vec<&str> = text.lines().map(str::trim).collect();
                 format!("{what}: {}{}", lines.join(" "), cure(&self.place, &text))
             }
         };
         remote(&self.place, reason)
     }
-}
-
-/// An error with what it comes from, as far as that says more.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(from) = source {
-        let more = from.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = from.source();
-    }
-    text
 }
 
 /// What to do about what a store says, where its own words leave that open.

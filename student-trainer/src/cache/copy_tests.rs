@@ -121,18 +121,23 @@ fn fetching_can_be_stopped_and_begun_anew() {
     assert!(!b.join("segment-00000000.seg.part").exists());
 }
 
+/// The store, waited for long, and after a stop a moment.
+fn stopped_by(stop: &Stop, store: &std::sync::Arc<super::faulty::Faulty>) -> super::remote::Remote {
+    let mut bucket = bucket(store);
+    bucket.patience = Duration::from_secs(600);
+    bucket.grace = Duration::from_millis(50);
+    let mut of = super::remote::Remote::at(bucket);
+    of.stopped_by(stop);
+    of
+}
+
 /// A store that takes nothing any more holds up nobody who is told to stop; the next run sends.
 #[test]
 fn sending_can_be_stopped_and_is_done_by_the_next() {
     let (store, _root, [dir, fresh]) = places(["a", "fresh"]);
     let stop = Stop::default();
-    let mut bucket = bucket(&store);
-    bucket.patience = Duration::from_secs(600);
-    bucket.grace = Duration::from_millis(50);
-    let mut of = super::remote::Remote::at(bucket);
-    of.stopped_by(&stop);
-    let of = Some(of);
-    let (mut writer, _) = Writer::open(&dir, &manifest(), 500, of).unwrap();
+    let of = stopped_by(&stop, &store);
+    let (mut writer, _) = Writer::open(&dir, &manifest(), 500, Some(of)).unwrap();
     writer.append(&key(0), &[0; 50]).unwrap();
     store.stall.store(usize::MAX, Relaxed);
     let sending = std::thread::spawn(move || writer.finish());
@@ -152,11 +157,7 @@ fn sending_can_be_stopped_and_is_done_by_the_next() {
 fn a_store_that_is_silent_is_waited_for_once_after_a_stop() {
     let (store, _root, [dir]) = places(["a"]);
     let stop = Stop::default();
-    let mut bucket = bucket(&store);
-    bucket.patience = Duration::from_secs(600);
-    bucket.grace = Duration::from_millis(50);
-    let mut of = super::remote::Remote::at(bucket);
-    of.stopped_by(&stop);
+    let of = stopped_by(&stop, &store);
     let (mut writer, _) = Writer::open(&dir, &manifest(), 500, Some(of)).unwrap();
     store.stall.store(usize::MAX, Relaxed);
     let before = store.calls.load(Relaxed);

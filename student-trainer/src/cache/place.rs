@@ -12,6 +12,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as Name;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
+use proto::causes::with_causes;
 use tonic::codegen::http::Uri;
 
 use super::append::{SEGMENT_BYTES, Writer, has_unsent, is_written, pulling};
@@ -25,6 +26,9 @@ use crate::stop::Stop;
 /// The forms of a place.
 const WANTED: &str = "a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIR is \
                       wanted";
+
+/// A store and the place in it; the error is a reason.
+type StoreAt = Result<(Arc<dyn ObjectStore>, Name), String>;
 
 /// A cache's place.
 #[derive(Debug)]
@@ -43,13 +47,32 @@ impl Located {
     /// # Errors
     /// [`CacheError::Remote`] when an address is none, or its settings (`AWS_…` and the like) make no sense.
     pub(crate) fn of(place: &str) -> Result<Self, CacheError> {
+        Self::with(place, made)
+    }
+
+    /// The same, of a place that is not made by looking for it. A directory that is not there is a store that is
+    /// away, where this machine has a copy of it.
+    ///
+    /// # Errors
+    /// As [`Self::of`], and [`CacheError::Absent`].
+    pub(crate) fn existing(place: &str) -> Result<Self, CacheError> {
+        let located = Self::with(place, local)?;
+        // What cannot be looked at may be there.
+        let gone = |dir: &str| matches!(Path::new(dir).try_exists(), Ok(false));
+        if place.strip_prefix("file://").is_some_and(gone) && !is_copy(&located.dir) {
+            return Err(CacheError::Absent { place: located.place });
+        }
+        Ok(located)
+    }
+
+    fn with(place: &str, local: impl Fn(&str) -> StoreAt) -> Result<Self, CacheError> {
         let wrong = |reason: String| CacheError::Remote { place: place.to_owned(), reason };
         let Some(address) = address(place).map_err(wrong)? else {
             return Ok(Self { place: place.to_owned(), dir: place.into(), remote: None });
         };
         let mut away = None;
         let (store, prefix) = match address {
-            // A directory that cannot be made is a store that is away.
+            // A directory that cannot be had is a store that is away.
             ("file", dir) => local(dir).unwrap_or_else(|reason| {
                 away = Some(reason);
                 (Arc::new(InMemory::new()), Name::default())
@@ -58,19 +81,6 @@ impl Located {
         };
         let remote = Remote::at(Bucket::new(store, prefix, place)?).away(away);
         Ok(Self { place: place.to_owned(), dir: copy_of(place)?, remote: Some(remote) })
-    }
-
-    /// The same, of a place that is not made by looking for it.
-    ///
-    /// # Errors
-    /// As [`Self::of`], and [`CacheError::Absent`].
-    pub(crate) fn existing(place: &str) -> Result<Self, CacheError> {
-        let dir = place.strip_prefix("file://").map(Path::new);
-        // What cannot be looked at may be there.
-        if dir.is_some_and(|dir| matches!(dir.try_exists(), Ok(false))) && fault(place).is_none() {
-            return Err(CacheError::Absent { place: place.to_owned() });
-        }
-        Self::of(place)
     }
 
     /// The same, with somebody who may ask that its store is waited for no more.
@@ -196,15 +206,20 @@ fn address(place: &str) -> Result<Option<(&str, &str)>, String> {
     }
 }
 
-/// A store that is a directory, and the place in it; the error is a reason.
-fn local(dir: &str) -> Result<(Arc<dyn ObjectStore>, Name), String> {
+/// A store that is a directory, and the place in it, made where it is not there.
+fn made(dir: &str) -> StoreAt {
     std::fs::create_dir_all(dir).map_err(|e| e.to_string())?;
-    let store = LocalFileSystem::new_with_prefix(dir).map_err(|e| e.to_string())?;
+    local(dir)
+}
+
+/// A store that is a directory, and the place in it.
+fn local(dir: &str) -> StoreAt {
+    let store = LocalFileSystem::new_with_prefix(dir).map_err(|e| with_causes(&e))?;
     Ok((Arc::new(store), Name::default()))
 }
 
-/// The store of another address, and the place in it; the error is a reason.
-fn store_of(scheme: &str, rest: &str) -> Result<(Arc<dyn ObjectStore>, Name), String> {
+/// The store of another address, and the place in it.
+fn store_of(scheme: &str, rest: &str) -> StoreAt {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
         return Err(WANTED.to_owned());
