@@ -5,12 +5,14 @@
 //! only, and a warp runs to a barrier ahead of the others, so that launches in several orders of warps, lanes
 //! and blocks come to the same bits where nothing races, and as a rule to others where something does.
 
+mod executor;
 mod memory;
 mod raw;
 
 use std::ffi::{CString, c_void};
 use std::sync::{Mutex, PoisonError};
 
+pub use executor::{Emulation, Found};
 pub use memory::{Bf16, Element, Id, Memory};
 
 use crate::{Argument, Call};
@@ -32,13 +34,18 @@ static LAUNCHING: Mutex<()> = Mutex::new(());
 /// What was found: no such kernel, other parameters, a touch outside of a buffer or of one that is read only, a
 /// barrier or warp operation that some threads never come to, contents that depend on the order.
 pub fn run(call: &Call<Id>, memory: &mut Memory) -> Result<(), String> {
+    run_in(call, memory, &ORDERS)
+}
+
+/// The same in these orders.
+fn run_in(call: &Call<Id>, memory: &mut Memory, orders: &[u64]) -> Result<(), String> {
     let _one = LAUNCHING.lock().unwrap_or_else(PoisonError::into_inner);
     let wrong = |what: String| format!("{}: {what}", call.kernel);
     let kinds = signature(call).ok_or_else(|| wrong("there is no such kernel".to_owned()))?;
     fits(call, &kinds, memory).map_err(wrong)?;
     let before = memory.contents();
     let mut first = None;
-    for order in ORDERS {
+    for &order in orders {
         memory.restore(&before);
         launch(call, &kinds, memory, order).map_err(wrong)?;
         let after = memory.contents();

@@ -9,8 +9,10 @@ pub mod bias;
 pub mod embed;
 #[cfg(feature = "emulation")]
 pub mod emulation;
+pub mod executor;
 pub mod heads;
 pub mod norm;
+pub mod program;
 pub mod swiglu;
 
 /// Lanes of a warp.

@@ -2,6 +2,8 @@
 
 use std::ffi::{CString, c_char};
 
+use crate::program::Kind;
+
 /// A buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id(usize);
@@ -87,6 +89,25 @@ impl Memory {
         buffer.write(&vec![0xff; bytes]);
         self.buffers.push(buffer);
         Id(self.buffers.len() - 1)
+    }
+
+    /// A buffer of elements of this kind with these bytes.
+    pub(super) fn of_bytes(&mut self, kind: Kind, bytes: &[u8]) -> Id {
+        let letter = match kind {
+            Kind::F32 => f32::KIND,
+            Kind::F64 => f64::KIND,
+            Kind::Bf16 => Bf16::KIND,
+            Kind::U32 => u32::KIND,
+        };
+        let number = self.buffers.len();
+        let buffer = Buffer::new(&format!("argument {number}"), letter, bytes.len());
+        buffer.write(bytes);
+        self.buffers.push(buffer);
+        Id(number)
+    }
+
+    pub(super) fn bytes_of(&self, id: Id) -> Vec<u8> {
+        self.buffers[id.0].read()
     }
 
     /// The numbers of a buffer of float32 or bfloat16.

@@ -1,0 +1,122 @@
+//! What carries programs out: a card, or its emulation.
+
+use bytemuck::Pod;
+
+use crate::program::{Kind, Program, View};
+
+/// A number as it lies in a buffer.
+pub trait Element: Pod {
+    /// Its kind.
+    const KIND: Kind;
+}
+
+impl Element for f32 {
+    const KIND: Kind = Kind::F32;
+}
+
+impl Element for f64 {
+    const KIND: Kind = Kind::F64;
+}
+
+impl Element for half::bf16 {
+    const KIND: Kind = Kind::Bf16;
+}
+
+impl Element for u32 {
+    const KIND: Kind = Kind::U32;
+}
+
+/// A device that belongs to the thread that holds this.
+pub trait Executor {
+    /// Why it cannot do what it is asked for.
+    type Error: std::error::Error + Send + Sync + 'static;
+    /// A program that runs.
+    type Running;
+
+    /// Memory that stays until the executor goes, all 0.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    fn keep(&mut self, name: &str, kind: Kind, len: usize) -> Result<View, Self::Error>;
+
+    /// Writes kept memory, once all that runs has ended.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn write<T: Element>(&mut self, view: View, values: &[T]) -> Result<(), Self::Error>;
+
+    /// Reads kept memory, once all that runs has ended.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read<T: Element>(&mut self, view: View) -> Result<Vec<T>, Self::Error>;
+
+    /// Starts a program behind those that run. At most two may run at a time.
+    ///
+    /// # Errors
+    /// When there is no room for its buffers, or the device fails.
+    fn start(&mut self, program: &Program, inputs: &Inputs) -> Result<Self::Running, Self::Error>;
+
+    /// What a program has put out, once it has ended.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn finish(&mut self, running: Self::Running) -> Result<Outputs, Self::Error>;
+
+    /// Starts a program and waits for what it puts out.
+    ///
+    /// # Errors
+    /// As [`Self::start`] and [`Self::finish`].
+    fn run(&mut self, program: &Program, inputs: &Inputs) -> Result<Outputs, Self::Error> {
+        let running = self.start(program, inputs)?;
+        self.finish(running)
+    }
+}
+
+/// What is sent before a program runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inputs {
+    bytes: Vec<u8>,
+}
+
+impl Inputs {
+    /// Sets one of a program's inputs.
+    ///
+    /// # Panics
+    /// When it is of another kind or length.
+    pub fn set<T: Element>(&mut self, view: View, values: &[T]) {
+        assert_eq!((view.kind, view.len), (T::KIND, values.len()), "an input");
+        let end = view.start + view.bytes();
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes[view.start..end].copy_from_slice(bytemuck::cast_slice(values));
+    }
+
+    /// All of them, as they lie.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// What a program has put out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outputs {
+    bytes: Vec<u8>,
+}
+
+impl Outputs {
+    /// Of all their bytes.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes }
+    }
+
+    /// One of them.
+    ///
+    /// # Panics
+    /// When it is of another kind.
+    pub fn get<T: Element>(&self, view: View) -> Vec<T> {
+        assert_eq!(view.kind, T::KIND, "an output");
+        bytemuck::pod_collect_to_vec(&self.bytes[view.start..view.start + view.bytes()])
+    }
+}
