@@ -6,9 +6,8 @@
 #include <cstdint>
 #define KERNEL extern "C" __global__ void
 #define EXPORT(name)
-#define BLOCK_MEMORY(type, name)                                  \
-    extern __shared__ __align__(16) unsigned char block_memory[]; \
-    type* name = reinterpret_cast<type*>(block_memory)
+extern __shared__ __align__(128) unsigned char block_memory[];
+#define BLOCK_MEMORY(type, name) type* name = reinterpret_cast<type*>(block_memory)
 #define UNROLL _Pragma("unroll")
 #else
 #include "emulate.h"

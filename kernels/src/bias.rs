@@ -14,6 +14,16 @@ pub fn add_bias<B>([x, b]: [B; 2], size: [u32; 2], activations: Activations) -> 
     )
 }
 
+/// The same to float32, as the residual stream is, of biases in `weights`.
+pub fn add_bias_to_f32<B>([x, b]: [B; 2], size: [u32; 2], weights: Activations) -> Call<B> {
+    let [_, width] = size;
+    Call::over_rows(
+        weights.of(["add_bias_f32", "add_bias_bf16_to_f32"]),
+        size,
+        vec![Buffer(x), Buffer(b), U32(width)],
+    )
+}
+
 /// Rows of the partial sums [`bias_backward`] needs room for, `[shares, width]` float32.
 pub fn shares(rows: u32) -> u32 {
     SHARES.min(rows)

@@ -6,6 +6,8 @@
 
 pub mod adamw;
 pub mod bias;
+#[cfg(feature = "cuda")]
+pub mod card;
 pub mod embed;
 #[cfg(feature = "emulation")]
 pub mod emulation;
@@ -13,6 +15,7 @@ pub mod executor;
 pub mod heads;
 pub mod norm;
 pub mod program;
+pub mod round;
 pub mod swiglu;
 
 /// Lanes of a warp.

@@ -14,7 +14,7 @@ pub use places::Places;
 use crate::{Activations, Argument, Call};
 
 /// The type of a buffer's elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Single precision.
     F32,

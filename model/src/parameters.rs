@@ -124,24 +124,22 @@ impl ParameterIndex {
         }
     }
 
-    /// The view of neighbouring parameters joined along their first dimension.
-    fn joined(&self, flat: &Tensor, names: &[String]) -> Result<Tensor> {
-        let mut rows = 0;
-        let mut first: Option<&Parameter> = None;
-        let mut end = 0;
-        for name in names {
-            let Some(found) = self.get(name) else { bail!("this model has no parameter `{name}`") };
-            if first.is_some() && found.offset != end {
-                bail!("`{name}` does not follow its neighbour in the flat tensor");
+    /// Neighbouring parameters joined along their first dimension.
+    fn joined(&self, names: &[String]) -> Result<Part> {
+        let mut parts = names.iter().map(|name| match self.get(name) {
+            Some(found) => Ok(found),
+            None => bail!("this model has no parameter `{name}`"),
+        });
+        let Some(first) = parts.next().transpose()? else { bail!("nothing to join") };
+        let mut part = Part { offset: first.offset, shape: first.shape.clone() };
+        for found in parts {
+            let found = found?;
+            if found.offset != part.offset + part.len() {
+                bail!("`{}` does not follow its neighbour in the flat tensor", found.name);
             }
-            first.get_or_insert(found);
-            rows += found.shape[0];
-            end = found.offset + found.len();
+            part.shape[0] += found.shape[0];
         }
-        let Some(first) = first else { bail!("nothing to join") };
-        let mut shape = first.shape.clone();
-        shape[0] = rows;
-        flat.narrow(0, first.offset, end - first.offset)?.reshape(shape)
+        Ok(part)
     }
 
     fn push(&mut self, name: String, shape: &[usize]) {
@@ -178,81 +176,113 @@ impl ParameterIndex {
     }
 }
 
-/// The parameters of one block as the network uses them: views of a flat tensor.
-#[derive(Clone, Debug)]
-pub(crate) struct BlockViews {
-    pub(crate) input_norm: Tensor,
-    /// `[(H + 2 G) E, D]`
-    pub(crate) qkv: Tensor,
-    pub(crate) qkv_bias: Option<Tensor>,
-    pub(crate) q_norm: Tensor,
-    pub(crate) k_norm: Tensor,
-    pub(crate) o: Tensor,
-    pub(crate) o_bias: Option<Tensor>,
-    pub(crate) mlp_norm: Tensor,
-    /// `[2 I, D]`
-    pub(crate) gate_up: Tensor,
-    pub(crate) down: Tensor,
+/// One parameter, or neighbours that the network uses as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// First element in the flat tensor.
+    pub(crate) offset: usize,
+    /// `[rows, columns]` or `[length]`.
+    pub(crate) shape: Vec<usize>,
 }
 
-/// All parameters as the network uses them: views of a flat tensor.
+impl Part {
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// The parameters of one block as the network uses them: views of something flat.
 #[derive(Clone, Debug)]
-pub(crate) struct ModelViews {
-    pub(crate) embedding: Tensor,
-    pub(crate) blocks: Vec<BlockViews>,
-    pub(crate) norm: Tensor,
+pub(crate) struct BlockViews<T = Tensor> {
+    pub(crate) input_norm: T,
+    /// `[(H + 2 G) E, D]`
+    pub(crate) qkv: T,
+    pub(crate) qkv_bias: Option<T>,
+    pub(crate) q_norm: T,
+    pub(crate) k_norm: T,
+    pub(crate) o: T,
+    pub(crate) o_bias: Option<T>,
+    pub(crate) mlp_norm: T,
+    /// `[2 I, D]`
+    pub(crate) gate_up: T,
+    pub(crate) down: T,
+}
+
+/// All parameters as the network uses them: views of something flat.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelViews<T = Tensor> {
+    pub(crate) embedding: T,
+    pub(crate) blocks: Vec<BlockViews<T>>,
+    pub(crate) norm: T,
     /// The embedding again when tied.
-    pub(crate) head: Tensor,
+    pub(crate) head: T,
 }
 
 impl ModelViews {
     /// The views of a flat tensor. Vectors of a 16-bit tensor are widened copies: they are small,
     /// and norms and biases are computed in float32.
     pub(crate) fn new(flat: &Tensor, index: &ParameterIndex, blocks: usize) -> Result<Self> {
-        let embedding = index.view(flat, "model.embed_tokens.weight")?;
-        let head = match index.get("lm_head.weight") {
-            Some(_) => index.view(flat, "lm_head.weight")?,
-            None => embedding.clone(),
-        };
-        let blocks =
-            (0..blocks).map(|at| BlockViews::new(flat, index, at)).collect::<Result<_>>()?;
-        Ok(Self { embedding, blocks, norm: vector(flat, index, "model.norm.weight")?, head })
-    }
-}
-
-impl BlockViews {
-    fn new(flat: &Tensor, index: &ParameterIndex, layer: usize) -> Result<Self> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let names = |parts: &[&str]| parts.iter().map(|part| name(part)).collect::<Vec<_>>();
-        let qkv = names(&[
-            "self_attn.q_proj.weight",
-            "self_attn.k_proj.weight",
-            "self_attn.v_proj.weight",
-        ]);
-        let qkv_biases =
-            names(&["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"]);
-        let biased = index.get(&qkv_biases[0]).is_some();
-        let qkv_bias =
-            biased.then(|| index.joined(flat, &qkv_biases)?.to_dtype(DType::F32)).transpose()?;
-        let o_bias =
-            biased.then(|| vector(flat, index, &name("self_attn.o_proj.bias"))).transpose()?;
-        Ok(Self {
-            input_norm: vector(flat, index, &name("input_layernorm.weight"))?,
-            qkv: index.joined(flat, &qkv)?,
-            qkv_bias,
-            q_norm: vector(flat, index, &name("self_attn.q_norm.weight"))?,
-            k_norm: vector(flat, index, &name("self_attn.k_norm.weight"))?,
-            o: index.view(flat, &name("self_attn.o_proj.weight"))?,
-            o_bias,
-            mlp_norm: vector(flat, index, &name("post_attention_layernorm.weight"))?,
-            gate_up: index.joined(flat, &names(&["mlp.gate_proj.weight", "mlp.up_proj.weight"]))?,
-            down: index.view(flat, &name("mlp.down_proj.weight"))?,
+        Self::with(index, blocks, |part| {
+            let view = flat.narrow(0, part.offset, part.len())?.reshape(part.shape.clone())?;
+            if part.shape.len() == 1 { view.to_dtype(DType::F32) } else { Ok(view) }
         })
     }
 }
 
-fn vector(flat: &Tensor, index: &ParameterIndex, name: &str) -> Result<Tensor> {
-    index.view(flat, name)?.to_dtype(DType::F32)
+impl<T: Clone> ModelViews<T> {
+    /// The views that `view` makes.
+    pub(crate) fn with(
+        index: &ParameterIndex,
+        blocks: usize,
+        view: impl Fn(Part) -> Result<T>,
+    ) -> Result<Self> {
+        let of = |name: &str| view(index.joined(&[name.to_owned()])?);
+        let embedding = of("model.embed_tokens.weight")?;
+        let head = match index.get("lm_head.weight") {
+            Some(_) => of("lm_head.weight")?,
+            None => embedding.clone(),
+        };
+        let blocks =
+            (0..blocks).map(|at| BlockViews::with(index, at, &view)).collect::<Result<_>>()?;
+        Ok(Self { embedding, blocks, norm: of("model.norm.weight")?, head })
+    }
+}
+
+impl<T> BlockViews<T> {
+    fn with(
+        index: &ParameterIndex,
+        layer: usize,
+        view: &impl Fn(Part) -> Result<T>,
+    ) -> Result<Self> {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        let of = |parts: &[&str]| {
+            let names: Vec<String> = parts.iter().map(|part| name(part)).collect();
+            view(index.joined(&names)?)
+        };
+        let biased = index.get(&name("self_attn.q_proj.bias")).is_some();
+        let if_biased = |parts: &[&str]| biased.then(|| of(parts)).transpose();
+        Ok(Self {
+            input_norm: of(&["input_layernorm.weight"])?,
+            qkv: of(&[
+                "self_attn.q_proj.weight",
+                "self_attn.k_proj.weight",
+                "self_attn.v_proj.weight",
+            ])?,
+            qkv_bias: if_biased(&[
+                "self_attn.q_proj.bias",
+                "self_attn.k_proj.bias",
+                "self_attn.v_proj.bias",
+            ])?,
+            q_norm: of(&["self_attn.q_norm.weight"])?,
+            k_norm: of(&["self_attn.k_norm.weight"])?,
+            o: of(&["self_attn.o_proj.weight"])?,
+            o_bias: if_biased(&["self_attn.o_proj.bias"])?,
+            mlp_norm: of(&["post_attention_layernorm.weight"])?,
+            gate_up: of(&["mlp.gate_proj.weight", "mlp.up_proj.weight"])?,
+            down: of(&["mlp.down_proj.weight"])?,
+        })
+    }
 }
 
 #[cfg(test)]

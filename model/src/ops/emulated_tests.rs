@@ -7,4 +7,5 @@ mod elements;
 mod embed;
 mod heads;
 mod norm;
+mod round;
 mod swiglu;

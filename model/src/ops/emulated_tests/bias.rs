@@ -1,6 +1,6 @@
 //! Biases.
 
-use kernels::bias::{add_bias, bias_backward, shares};
+use kernels::bias::{add_bias, add_bias_to_f32, bias_backward, shares};
 use kernels::emulation::Memory;
 
 use super::elements::{BOTH, all, buffer, emulated, held};
@@ -32,6 +32,10 @@ fn biases_are_added_and_their_gradients_summed() {
                 wide_x.iter().enumerate().map(|(i, x)| x + wide_b[i % c]).collect();
             let found = error(&memory.floats(at[0]), &exact);
             assert!(found < far, "{n} x {c}, {activations:?}: {found}");
+            let residual = memory.of("residual", &x);
+            all(&[add_bias_to_f32([residual, at[1]], size, activations)], memory);
+            let found = error(&memory.floats(residual), &exact);
+            assert!(found < 1e-7, "{n} x {c}, {activations:?}, to float32: {found}");
         }
     }
 }

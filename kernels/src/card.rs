@@ -1,0 +1,352 @@
+//! A card: programs carried out by the kernels of `cuda/` and the matrix products of cuBLASLt.
+//!
+//! Everything is put into one stream; the host waits for nothing but what a program puts out. Inputs and outputs have
+//! two places each, in pinned memory and on the card, and streams of their own, so that those of one program travel
+//! while another computes. A program's own buffers lie in one piece of memory that grows to the largest program's need
+//! and stays. A program that comes a second time is recorded as a graph, and launched at once from then on.
+
+mod device;
+mod error;
+mod graphs;
+mod kernels;
+mod products;
+mod stream;
+mod timeline;
+
+use std::path::Path;
+
+use cudarc::driver::sys::CUdeviceptr;
+
+use crate::executor::{Element, Executor, Inputs, Outputs};
+use crate::program::{Home, Kind, Places, Product, Program, Step, View};
+use device::{Device, Memory, Pinned};
+pub use error::CardError;
+use graphs::Graphs;
+use kernels::Kernels;
+use products::{Addresses, Products};
+use stream::{Event, Stream};
+use timeline::Timeline;
+
+/// Programs that may run at a time.
+const SLOTS: usize = 2;
+
+/// A card, and what lies on it. It belongs to the thread that holds it.
+///
+/// Its fields go in this order: what uses the device before the device.
+pub struct Card {
+    graphs: Graphs,
+    products: Products,
+    kernels: Kernels,
+    slots: [Slot; SLOTS],
+    /// The slot of the next program.
+    next: usize,
+    passing: Memory,
+    kept: Vec<Memory>,
+    timeline: Option<Timeline>,
+    compute: Stream,
+    /// One for each direction: what is sent does not wait for what is fetched.
+    sends: Stream,
+    fetches: Stream,
+    device: Device,
+}
+
+/// Where the inputs and outputs of one program travel.
+struct Slot {
+    inputs: Travel,
+    outputs: Travel,
+    /// Inputs are there; all is computed; outputs are back.
+    sent: Event,
+    computed: Event,
+    fetched: Event,
+    busy: bool,
+}
+
+/// Pinned memory and as much on the card.
+struct Travel {
+    host: Pinned,
+    card: Memory,
+}
+
+impl Travel {
+    fn new(device: &Device, bytes: usize) -> Result<Self, CardError> {
+        Ok(Self {
+            host: device.pinned(bytes)?,
+            card: device.allocate("inputs and outputs", bytes)?,
+        })
+    }
+
+    /// Room for so many bytes; whether it had to be made.
+    fn grow(&mut self, device: &Device, bytes: usize) -> Result<bool, CardError> {
+        let grows = bytes > self.card.bytes;
+        if grows {
+            *self = Self::new(device, bytes.next_power_of_two())?;
+        }
+        Ok(grows)
+    }
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub struct Running {
+    slot: usize,
+    output_bytes: usize,
+}
+
+impl Card {
+    /// The card of this number.
+    ///
+    /// # Errors
+    /// [`CardError`]: what was found and what is needed.
+    pub fn open(ordinal: usize) -> Result<Self, CardError> {
+        let device = Device::open(ordinal)?;
+        let slot = || {
+            Ok::<_, CardError>(Slot {
+                inputs: Travel::new(&device, 1 << 20)?,
+                outputs: Travel::new(&device, 1 << 20)?,
+                sent: Event::new(&device)?,
+                computed: Event::new(&device)?,
+                fetched: Event::new(&device)?,
+                busy: false,
+            })
+        };
+        let slots = [slot()?, slot()?];
+        Ok(Self {
+            graphs: Graphs::default(),
+            products: Products::new(&device)?,
+            kernels: Kernels::load(&device)?,
+            slots,
+            next: 0,
+            passing: device.allocate("a program's buffers", 0)?,
+            kept: Vec::new(),
+            timeline: None,
+            compute: Stream::new(&device)?,
+            sends: Stream::new(&device)?,
+            fetches: Stream::new(&device)?,
+            device,
+        })
+    }
+
+    /// What the card calls itself, and its compute capability.
+    pub fn name(&self) -> (&str, [i32; 2]) {
+        (&self.device.name, self.device.capability)
+    }
+
+    /// Free bytes of its memory, and all.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn memory(&self) -> Result<[usize; 2], CardError> {
+        self.device.memory()
+    }
+
+    /// From now on every step's time is noted; graphs are not used meanwhile.
+    pub fn note_times(&mut self) {
+        self.timeline = Some(Timeline::default());
+    }
+
+    /// Writes what was noted as a Chrome trace (`chrome://tracing`, Perfetto), and notes no more.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_times(&mut self, path: &Path) -> std::io::Result<()> {
+        match self.timeline.take() {
+            Some(timeline) => timeline.write(path),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for all that runs.
+    fn settle(&self) -> Result<(), CardError> {
+        self.compute.wait(&self.device)?;
+        self.sends.wait(&self.device)?;
+        self.fetches.wait(&self.device)
+    }
+
+    /// Memory for a program's buffers.
+    fn make_room(&mut self, program: &Program, slot: usize) -> Result<Places, CardError> {
+        let places = Places::of(program);
+        if places.bytes > self.passing.bytes {
+            self.settle()?;
+            self.graphs.forget();
+            // The old piece goes first: both together may not fit.
+            self.passing = self.device.allocate("a program's buffers", 0)?;
+            self.passing = self.device.allocate("a program's buffers", places.bytes)?;
+        }
+        let Slot { inputs, outputs, .. } = &mut self.slots[slot];
+        let grew = inputs.grow(&self.device, program.input_bytes)?;
+        if outputs.grow(&self.device, program.output_bytes)? || grew {
+            self.graphs.forget();
+        }
+        Ok(places)
+    }
+
+    /// Puts a program's steps into the stream.
+    fn steps(&mut self, program: &Program, at: &At<'_>) -> Result<(), CardError> {
+        let stream = self.compute.raw();
+        for (number, step) in program.steps.iter().enumerate() {
+            if let Some(timeline) = &mut self.timeline {
+                timeline.begin(&self.device, &self.compute, program, number)?;
+            }
+            match step {
+                Step::Call(call) => {
+                    self.kernels.launch(&self.device, stream, call, |view| at.address(view))?;
+                }
+                Step::Product(of) => {
+                    let Product { a, b, into, plus, .. } = of;
+                    let addresses = Addresses {
+                        a: at.address(&a.view),
+                        b: at.address(&b.view),
+                        into: at.address(&into.view),
+                        plus: plus.as_ref().map(|view| at.address(view)),
+                    };
+                    self.products.launch(&self.device, stream, of, addresses)?;
+                }
+                Step::Zero(view) => {
+                    self.compute.zero(&self.device, at.address(view), view.bytes())?;
+                }
+                Step::Copy { from, to } => {
+                    let [from_at, to_at] = [from, to].map(|view| at.address(view));
+                    self.compute.copy(&self.device, from_at, to_at, from.bytes())?;
+                }
+            }
+        }
+        if let Some(timeline) = &mut self.timeline {
+            timeline.end(&self.device, &self.compute)?;
+        }
+        Ok(())
+    }
+
+    /// The steps as a graph where the program has come before, one by one where not.
+    fn compute(
+        &mut self,
+        program: &Program,
+        places: &Places,
+        slot: usize,
+    ) -> Result<(), CardError> {
+        let kept: Vec<CUdeviceptr> = self.kept.iter().map(|memory| memory.start).collect();
+        let at = At {
+            kept: &kept,
+            passing: self.passing.start,
+            places,
+            input: self.slots[slot].inputs.card.start,
+            output: self.slots[slot].outputs.card.start,
+        };
+        if self.timeline.is_some() || !self.graphs.has_come(program, slot) {
+            return self.steps(program, &at);
+        }
+        if !self.graphs.is_recorded(program, slot) {
+            self.compute.begin_recording(&self.device)?;
+            let recorded = self.steps(program, &at);
+            // The recording ends whatever became of it.
+            let graph = self.compute.end_recording(&self.device);
+            recorded?;
+            self.graphs.record(program, slot, graph?);
+        }
+        self.graphs.launch(&self.device, program, slot, &self.compute)
+    }
+
+    fn kept_at(&self, view: View) -> CUdeviceptr {
+        match view.home {
+            Home::Kept(at) => self.kept[at].start + view.start as u64,
+            Home::Passing(_) | Home::Input | Home::Output => {
+                unreachable!("kept memory alone outlives its program: {view:?}")
+            }
+        }
+    }
+}
+
+/// Where everything lies while one program runs.
+struct At<'a> {
+    kept: &'a [CUdeviceptr],
+    passing: CUdeviceptr,
+    places: &'a Places,
+    input: CUdeviceptr,
+    output: CUdeviceptr,
+}
+
+impl At<'_> {
+    fn address(&self, view: &View) -> CUdeviceptr {
+        let home = match view.home {
+            Home::Kept(at) => self.kept[at],
+            Home::Passing(at) => self.passing + self.places.starts[at] as u64,
+            Home::Input => self.input,
+            Home::Output => self.output,
+        };
+        home + view.start as u64
+    }
+}
+
+impl Executor for Card {
+    type Error = CardError;
+    type Running = Running;
+
+    fn keep(&mut self, name: &str, kind: Kind, len: usize) -> Result<View, CardError> {
+        self.device.be_current()?;
+        let memory = self.device.allocate(name, len * kind.bytes())?;
+        self.compute.zero(&self.device, memory.start, memory.bytes)?;
+        self.kept.push(memory);
+        Ok(View { home: Home::Kept(self.kept.len() - 1), kind, start: 0, len })
+    }
+
+    fn write<T: Element>(&mut self, view: View, values: &[T]) -> Result<(), CardError> {
+        assert_eq!((view.kind, view.len), (T::KIND, values.len()), "what is written");
+        self.device.be_current()?;
+        self.settle()?;
+        stream::send(&self.device, bytemuck::cast_slice(values), self.kept_at(view))
+    }
+
+    fn read<T: Element>(&mut self, view: View) -> Result<Vec<T>, CardError> {
+        assert_eq!(view.kind, T::KIND, "what is read");
+        self.device.be_current()?;
+        self.settle()?;
+        let mut values = vec![T::zeroed(); view.len];
+        let bytes = bytemuck::cast_slice_mut(&mut values);
+        stream::fetch(&self.device, self.kept_at(view), bytes)?;
+        Ok(values)
+    }
+
+    fn start(&mut self, program: &Program, inputs: &Inputs) -> Result<Running, CardError> {
+        self.device.be_current()?;
+        let slot = self.next;
+        assert!(!self.slots[slot].busy, "{SLOTS} programs run already");
+        let places = self.make_room(program, slot)?;
+        self.graphs.comes(program, slot);
+
+        let Slot { inputs: travel, sent, .. } = &mut self.slots[slot];
+        let bytes = inputs.bytes();
+        travel.host.slice_mut(bytes.len()).copy_from_slice(bytes);
+        self.sends.send(&self.device, travel.host.slice(bytes.len()), travel.card.start)?;
+        sent.record(&self.device, &self.sends)?;
+        self.compute.wait_for(&self.device, sent)?;
+        self.compute(program, &places, slot)?;
+
+        let Slot { outputs: travel, computed, fetched, .. } = &mut self.slots[slot];
+        let output_bytes = program.output_bytes;
+        computed.record(&self.device, &self.compute)?;
+        self.fetches.wait_for(&self.device, computed)?;
+        self.fetches.fetch(&self.device, travel.card.start, travel.host.slice_mut(output_bytes))?;
+        fetched.record(&self.device, &self.fetches)?;
+        self.slots[slot].busy = true;
+        self.next = (slot + 1) % SLOTS;
+        Ok(Running { slot, output_bytes })
+    }
+
+    fn finish(&mut self, running: Running) -> Result<Outputs, CardError> {
+        self.device.be_current()?;
+        let slot = &mut self.slots[running.slot];
+        slot.busy = false;
+        slot.fetched.wait(&self.device)?;
+        Ok(Outputs::new(slot.outputs.host.slice(running.output_bytes).to_vec()))
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        // What runs may still use what goes now. Where the card has failed there is nothing to wait for.
+        let _ = self.device.be_current().and_then(|()| self.settle());
+    }
+}
+
+#[cfg(test)]
+#[path = "card_tests.rs"]
+mod tests;

@@ -1,0 +1,167 @@
+//! Why a card cannot be used, or has failed: what was found, what is needed, what to do.
+
+use cudarc::cublaslt::result::CublasError;
+use cudarc::driver::result::DriverError;
+use cudarc::driver::sys::CUresult;
+
+/// Oldest driver that reads what these kernels were compiled to, as CUDA counts: 1000 · major + 10 · minor.
+pub(super) const DRIVER_NEEDED: i32 = 13_000;
+/// Oldest capability with the instructions these kernels use (`mma.sync` of bfloat16, `cp.async`).
+pub(super) const CAPABILITY_NEEDED: [i32; 2] = [8, 0];
+
+/// What is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum CardError {
+    /// No driver library.
+    #[error(
+        "cuda:{ordinal}: no NVIDIA driver was found (libcuda.so.1 is not on the library path); install driver 580 or newer, \
+         in a container start it with --gpus, or choose --device cpu"
+    )]
+    NoDriver {
+        /// Which card was asked for.
+        ordinal: usize,
+    },
+    /// An old driver.
+    #[error(
+        "cuda:{ordinal}: the driver is too old: it speaks CUDA {}.{} and {}.{} is needed; install driver 580 or newer, or \
+         choose --device cpu", found / 1000, found % 1000 / 10, DRIVER_NEEDED / 1000, DRIVER_NEEDED % 1000 / 10
+    )]
+    OldDriver {
+        /// Which card was asked for.
+        ordinal: usize,
+        /// What it speaks, as CUDA counts.
+        found: i32,
+    },
+    /// No such card.
+    #[error(
+        "cuda:{ordinal}: there is no such card; the driver shows {count} (counted from cuda:0, as CUDA_VISIBLE_DEVICES leaves \
+         them): choose one of them, or --device cpu"
+    )]
+    NoCard {
+        /// Which card was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// An old card.
+    #[error(
+        "cuda:{ordinal}: {name} has compute capability {}.{}, needed is {}.{} or newer (Ampere, 2020): choose another card, or \
+         --device cpu", found[0], found[1], CAPABILITY_NEEDED[0], CAPABILITY_NEEDED[1]
+    )]
+    OldCard {
+        /// Which card was asked for.
+        ordinal: usize,
+        /// What it calls itself.
+        name: String,
+        /// Its compute capability.
+        found: [i32; 2],
+    },
+    /// Kernels that were not compiled for it.
+    #[error(
+        "cuda:{ordinal}: {name} has compute capability {}.{}, which this program was not built for: build it with \
+         --features cuda and KERNELS_ARCH={}{}", found[0], found[1], found[0], found[1]
+    )]
+    NotBuilt {
+        /// Which card was asked for.
+        ordinal: usize,
+        /// What it calls itself.
+        name: String,
+        /// Its compute capability.
+        found: [i32; 2],
+    },
+    /// No library of matrix products.
+    #[error(
+        "cuda:{ordinal}: cuBLASLt was not found (libcublasLt.so.13 is not on the library path): install CUDA 13's cuBLAS, or \
+         set LD_LIBRARY_PATH to where it is (/usr/local/cuda/lib64)"
+    )]
+    NoLibrary {
+        /// Which card was asked for.
+        ordinal: usize,
+    },
+    /// Not enough memory.
+    #[error(
+        "cuda:{ordinal}: {what} takes {} and {} of {} are free; other programs hold the rest, or it is not enough: make \
+         the batch smaller, compute blocks again (recompute), or choose another card",
+        gib(*wanted), gib(*free), gib(*total)
+    )]
+    Memory {
+        /// Which card it is.
+        ordinal: usize,
+        /// What it was wanted for.
+        what: String,
+        /// Bytes wanted.
+        wanted: usize,
+        /// Bytes that were free.
+        free: usize,
+        /// Bytes of the card.
+        total: usize,
+    },
+    /// The card refused a call.
+    #[error("cuda:{ordinal}: {what}: {source}")]
+    Driver {
+        /// Which card it is.
+        ordinal: usize,
+        /// What was done.
+        what: String,
+        /// What the driver says.
+        source: DriverError,
+    },
+    /// The library of products refused a call.
+    #[error("cuda:{ordinal}: {what}: cuBLASLt says {source}")]
+    Library {
+        /// Which card it is.
+        ordinal: usize,
+        /// What was done.
+        what: String,
+        /// What it says.
+        source: CublasError,
+    },
+}
+
+impl CardError {
+    /// Whether memory did not suffice: then nothing was changed, and less may be tried.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Memory { .. } => true,
+            Self::Driver { source, .. } => source.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+            Self::NoDriver { .. }
+            | Self::OldDriver { .. }
+            | Self::NoCard { .. }
+            | Self::OldCard { .. }
+            | Self::NotBuilt { .. }
+            | Self::NoLibrary { .. }
+            | Self::Library { .. } => false,
+        }
+    }
+}
+
+fn gib(bytes: usize) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_say_what_was_found_and_what_is_needed() {
+        let old = CardError::OldDriver { ordinal: 1, found: 12_080 }.to_string();
+        assert!(
+            old.starts_with("cuda:1: ") && old.contains("CUDA 12.8 and 13.0 is needed"),
+            "{old}"
+        );
+        let card = CardError::OldCard { ordinal: 0, name: "Tesla T4".to_owned(), found: [7, 5] };
+        assert!(card.to_string().contains("Tesla T4 has compute capability 7.5, needed is 8.0"));
+        let memory = CardError::Memory {
+            ordinal: 0,
+            what: "a step".to_owned(),
+            wanted: 3 << 30,
+            free: 1 << 30,
+            total: 4 << 30,
+        };
+        assert!(memory.is_out_of_memory() && !card.is_out_of_memory());
+        assert!(
+            memory.to_string().contains("a step takes 3.00 GiB and 1.00 GiB of 4.00 GiB are free")
+        );
+    }
+}

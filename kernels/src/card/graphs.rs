@@ -1,0 +1,93 @@
+//! Programs that came more than once, recorded: one launch in place of hundreds.
+#![expect(unsafe_code, reason = "the driver's functions")]
+
+use cudarc::driver::result as driver;
+use cudarc::driver::sys;
+
+use super::device::Device;
+use super::error::CardError;
+use super::stream::Stream;
+use crate::program::Program;
+
+/// Programs that are remembered; the one that came longest ago is forgotten first.
+const REMEMBERED: usize = 16;
+
+/// What came, the latest last.
+#[derive(Default)]
+pub(super) struct Graphs(Vec<Known>);
+
+struct Known {
+    program: Program,
+    /// Addresses of inputs and outputs are a slot's.
+    slot: usize,
+    times: usize,
+    graph: Option<Graph>,
+}
+
+/// What can be launched.
+struct Graph(sys::CUgraphExec);
+
+// SAFETY: a handle that any thread may use.
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: it was made once; the driver keeps it until what runs of it has ended.
+        let _ = unsafe { driver::graph::exec_destroy(self.0) };
+    }
+}
+
+impl Graphs {
+    /// Takes note of a program that comes.
+    pub(super) fn comes(&mut self, program: &Program, slot: usize) {
+        let mut known = match self.place(program, slot) {
+            Some(at) => self.0.remove(at),
+            None => Known { program: program.clone(), slot, times: 0, graph: None },
+        };
+        known.times += 1;
+        if self.0.len() == REMEMBERED {
+            self.0.remove(0);
+        }
+        self.0.push(known);
+    }
+
+    /// Whether it came before.
+    pub(super) fn has_come(&self, program: &Program, slot: usize) -> bool {
+        self.place(program, slot).is_some_and(|at| self.0[at].times > 1)
+    }
+
+    pub(super) fn is_recorded(&self, program: &Program, slot: usize) -> bool {
+        self.place(program, slot).is_some_and(|at| self.0[at].graph.is_some())
+    }
+
+    /// Keeps what was recorded of a program that came.
+    pub(super) fn record(&mut self, program: &Program, slot: usize, graph: sys::CUgraphExec) {
+        let graph = Graph(graph);
+        if let Some(at) = self.place(program, slot) {
+            self.0[at].graph = Some(graph);
+        }
+    }
+
+    /// Puts a recorded program into a stream.
+    pub(super) fn launch(
+        &self,
+        device: &Device,
+        program: &Program,
+        slot: usize,
+        stream: &Stream,
+    ) -> Result<(), CardError> {
+        let known = self.place(program, slot).and_then(|at| self.0[at].graph.as_ref());
+        let graph = known.expect("it was recorded");
+        // SAFETY: a graph and a stream that live.
+        device.say("launching a graph", unsafe { driver::graph::launch(graph.0, stream.raw()) })
+    }
+
+    /// Forgets all: memory has moved.
+    pub(super) fn forget(&mut self) {
+        self.0.clear();
+    }
+
+    fn place(&self, program: &Program, slot: usize) -> Option<usize> {
+        self.0.iter().rposition(|known| known.slot == slot && known.program == *program)
+    }
+}
