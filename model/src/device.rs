@@ -1,8 +1,18 @@
-//! The device a model runs on, from what a person wrote.
+//! Where a model computes, from what a person wrote, and how it gets there.
 
-use candle_core::{Device, DeviceLocation};
+use std::fmt;
+use std::path::Path;
 
+use candle_core::Device as Tensors;
+
+use crate::config::Qwen3Config;
+use crate::language_model::LanguageModel;
+use crate::learner::Learner;
 use crate::ops::Precision;
+use crate::qwen3::Qwen3;
+use crate::state_file::load_state;
+use crate::student::{Student, StudentError, Training};
+use crate::weights::{Weights, WeightsError};
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -13,48 +23,185 @@ pub enum DeviceError {
         /// What was asked for.
         found: String,
     },
-    /// A CUDA device was asked for and this version computes on the CPU.
+    /// A card was asked for, and this program was built without kernels for one.
     #[error(
-        "device `{found}` cannot be used: this version has kernels for the CPU only; \
-         choose --device cpu (or auto)"
+        "device `{found}` cannot be used: this program was built for the CPU only; build it with \
+         --features cuda, or choose --device cpu (or auto)"
     )]
-    NoCudaKernels {
+    NotBuilt {
         /// What was asked for.
         found: String,
     },
 }
 
-/// The device for `auto`, `cpu` or `cuda:N`. `auto` takes the best device the kernels of this
-/// version can use.
+/// Where a model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// This machine's processor.
+    Cpu,
+    /// The NVIDIA card of this number.
+    Cuda(usize),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+/// Refuses a name that [`choose`] would refuse; no card is looked for.
 ///
 /// # Errors
-/// [`DeviceError::Unknown`] for any other name, [`DeviceError::NoCudaKernels`] for `cuda:N`.
+/// As [`choose`].
+pub fn check(name: &str) -> Result<(), DeviceError> {
+    named(name).map(drop)
+}
+
+/// The device for `auto`, `cpu` or `cuda:N`. `auto` is the first card where there is one that can be used, and the
+/// processor where not.
+///
+/// # Errors
+/// [`DeviceError::Unknown`] for any other name, [`DeviceError::NotBuilt`] for a card where there are no kernels for it.
 pub fn choose(name: &str) -> Result<Device, DeviceError> {
-    match name {
-        "auto" | "cpu" => return Ok(Device::Cpu),
-        "cuda" => return Err(DeviceError::NoCudaKernels { found: name.to_owned() }),
-        _ => {}
-    }
-    let ordinal = name.strip_prefix("cuda:").and_then(|n| n.parse::<u32>().ok());
-    Err(match ordinal {
-        Some(_) => DeviceError::NoCudaKernels { found: name.to_owned() },
-        None => DeviceError::Unknown { found: name.to_owned() },
-    })
+    Ok(named(name)?.unwrap_or_else(best))
 }
 
-/// A device in the words of the flags.
-pub fn name(device: &Device) -> String {
-    match device.location() {
-        DeviceLocation::Cpu => "cpu".to_owned(),
-        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+/// None for `auto`.
+fn named(name: &str) -> Result<Option<Device>, DeviceError> {
+    let found = || name.to_owned();
+    let ordinal = match name {
+        "auto" => return Ok(None),
+        "cpu" => return Ok(Some(Device::Cpu)),
+        "cuda" => Some(0),
+        _ => name.strip_prefix("cuda:").and_then(|n| n.parse::<u16>().ok()),
+    };
+    match ordinal {
+        None => Err(DeviceError::Unknown { found: found() }),
+        Some(_) if !cfg!(feature = "cuda") => Err(DeviceError::NotBuilt { found: found() }),
+        Some(ordinal) => Ok(Some(Device::Cuda(ordinal.into()))),
     }
 }
 
-/// The arithmetic `auto` means: 16-bit products are slower than 32-bit ones on many processors, and
-/// many times faster on a GPU.
-pub fn auto_precision(device: &Device) -> Precision {
-    if device.is_cpu() { Precision::F32 } else { Precision::Bf16 }
+/// The first card, or the processor where it cannot be used.
+fn best() -> Device {
+    #[cfg(feature = "cuda")]
+    if kernels::card::Card::open(0).is_ok() {
+        return Device::Cuda(0);
+    }
+    Device::Cpu
+}
+
+impl Device {
+    /// The arithmetic `auto` means: 16-bit products are slower than 32-bit ones on many processors, and
+    /// many times faster on a card.
+    pub fn auto_precision(self) -> Precision {
+        match self {
+            Self::Cpu => Precision::F32,
+            Self::Cuda(_) => Precision::Bf16,
+        }
+    }
+
+    /// The model of a directory, ready to answer.
+    ///
+    /// # Errors
+    /// [`WeightsError`], naming file and tensor, or what is wrong with the device.
+    pub fn load(
+        self,
+        dir: &Path,
+        config: Qwen3Config,
+        precision: Precision,
+    ) -> Result<Box<dyn LanguageModel>, WeightsError> {
+        match self {
+            Self::Cpu => {
+                let weights = Weights::load(dir, &config, precision.dtype(), &Tensors::Cpu)?;
+                Ok(Box::new(Qwen3::new(config, weights, precision)?))
+            }
+            Self::Cuda(ordinal) => on_card::load(ordinal, dir, config, precision),
+        }
+    }
+
+    /// The model of a directory, ready to learn, moments 0.
+    ///
+    /// # Errors
+    /// As [`Student::load`], or what is wrong with the device.
+    pub fn learner(
+        self,
+        dir: &Path,
+        config: Qwen3Config,
+        training: Training,
+    ) -> Result<Box<dyn Learner>, StudentError> {
+        self.learn(Student::load(dir, config, training, &Tensors::Cpu)?)
+    }
+
+    /// A model of random weights, ready to learn.
+    ///
+    /// # Errors
+    /// As [`Student::random`], or what is wrong with the device.
+    pub fn random_learner(
+        self,
+        config: Qwen3Config,
+        seed: u64,
+        training: Training,
+    ) -> Result<Box<dyn Learner>, StudentError> {
+        self.learn(Student::random(config, seed, training, &Tensors::Cpu)?)
+    }
+
+    /// A learner as it was saved.
+    ///
+    /// # Errors
+    /// As [`load_state`], or what is wrong with the device.
+    pub fn saved_learner(
+        self,
+        path: &Path,
+        config: Qwen3Config,
+        training: Training,
+    ) -> Result<Box<dyn Learner>, StudentError> {
+        self.learn(load_state(path, config, training, &Tensors::Cpu)?)
+    }
+
+    /// The same student where it is to learn.
+    fn learn(self, student: Student) -> Result<Box<dyn Learner>, StudentError> {
+        match self {
+            Self::Cpu => Ok(Box::new(student)),
+            Self::Cuda(ordinal) => on_card::learner(ordinal, student),
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+mod on_card {
+    //! No card: [`choose`](super::choose) gives none either.
+
+    use std::path::Path;
+
+    use super::{Device, DeviceError};
+    use crate::config::Qwen3Config;
+    use crate::language_model::LanguageModel;
+    use crate::learner::Learner;
+    use crate::ops::Precision;
+    use crate::student::{Student, StudentError};
+    use crate::weights::WeightsError;
+
+    fn none(ordinal: usize) -> WeightsError {
+        let found = Device::Cuda(ordinal).to_string();
+        WeightsError::Card(DeviceError::NotBuilt { found }.to_string())
+    }
+
+    pub(super) fn load(
+        ordinal: usize,
+        _: &Path,
+        _: Qwen3Config,
+        _: Precision,
+    ) -> Result<Box<dyn LanguageModel>, WeightsError> {
+        Err(none(ordinal))
+    }
+
+    pub(super) fn learner(ordinal: usize, _: Student) -> Result<Box<dyn Learner>, StudentError> {
+        Err(none(ordinal).into())
+    }
 }
 
 #[cfg(test)]
@@ -63,13 +210,23 @@ mod tests {
 
     #[test]
     fn every_name_is_accepted_or_refused_with_the_names_that_are() {
-        assert!(choose("auto").unwrap().is_cpu());
         let cpu = choose("cpu").unwrap();
-        assert_eq!((name(&cpu), auto_precision(&cpu)), ("cpu".to_owned(), Precision::F32));
-        assert!(matches!(choose("cuda:0"), Err(DeviceError::NoCudaKernels { .. })));
+        assert_eq!((cpu.to_string(), cpu.auto_precision()), ("cpu".to_owned(), Precision::F32));
+        assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
+        assert!(check("auto").is_ok());
         for wrong in ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999"] {
             let message = choose(wrong).unwrap_err().to_string();
             assert!(message.contains("accepted: auto, cpu, cuda:N"), "{message}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn without_kernels_for_cards_the_processor_is_the_best_there_is() {
+        assert_eq!(choose("auto").unwrap(), Device::Cpu);
+        for name in ["cuda", "cuda:0"] {
+            let message = choose(name).unwrap_err().to_string();
+            assert!(message.contains("--features cuda") && message.contains("--device cpu"));
         }
     }
 }

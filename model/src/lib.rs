@@ -17,6 +17,8 @@ pub mod fingerprint;
 pub mod generate;
 pub mod golden;
 pub mod gradients;
+pub mod language_model;
+pub mod learner;
 pub mod load;
 pub mod malloc;
 pub mod ops;

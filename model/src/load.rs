@@ -54,6 +54,9 @@ pub enum WeightsError {
     /// A file cannot be used.
     #[error(transparent)]
     File(#[from] TensorFileError),
+    /// The card that is to hold them cannot be used, or has no room for them.
+    #[error("{0}")]
+    Card(String),
     /// Tensors that the configuration needs and no file holds.
     #[error("{dir} lacks {count} tensors that config.json describes: {names}")]
     Missing {

@@ -50,6 +50,12 @@ pub enum ModelError {
     /// An operation failed.
     #[error(transparent)]
     Operation(#[from] candle_core::Error),
+    /// The memory of a device does not suffice; nothing was changed, and less may be tried.
+    #[error("{0}")]
+    OutOfMemory(String),
+    /// A device failed.
+    #[error("{0}")]
+    Device(String),
 }
 
 /// What a training forward pass leaves for its backward.

@@ -8,16 +8,15 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use distill::batch::TokenBatch;
-use distill::signal::Entries;
 
 use crate::config::Qwen3Config;
 use crate::gradients::Gradients;
+use crate::language_model::LanguageModel as _;
 use crate::load::StoredWeights;
 use crate::ops::Precision;
 use crate::ops::adamw::{AdamW, adamw_step, clip_scale, squared_norm};
 use crate::ops::embed::{gather_rows, scatter_add_rows};
 use crate::ops::head::{HeadLoss, LossSettings, Teaching, head_loss};
-use crate::ops::topk::{Wanted, score_head};
 use crate::parameters::ParameterIndex;
 use crate::qwen3::{ModelError, Qwen3};
 use crate::recompute::Recompute;
@@ -226,7 +225,7 @@ impl Student {
     /// Losses of a batch's scored positions; nothing is kept and no gradient computed.
     ///
     /// # Errors
-    /// As [`losses`].
+    /// As [`LanguageModel::losses`](crate::language_model::LanguageModel::losses).
     pub fn evaluate(
         &self,
         batch: &TokenBatch,
@@ -234,7 +233,7 @@ impl Student {
         signal: Option<Teaching<'_>>,
         settings: &LossSettings,
     ) -> Result<HeadLoss, ModelError> {
-        losses(&self.model, batch, classes, signal, settings)
+        self.model.losses(batch, classes, signal, settings)
     }
 
     /// One AdamW step with the gradients added up since the last one, clipped to a norm of
@@ -318,39 +317,6 @@ impl Student {
         self.first_pass = None;
         self.gradients.zero()
     }
-}
-
-/// Losses of a batch's scored positions under any model, in the order of [`TokenBatch::scored`].
-///
-/// # Errors
-/// [`ModelError`]: as [`Qwen3::forward_hidden`] and [`head_loss`].
-pub fn losses(
-    model: &Qwen3,
-    batch: &TokenBatch,
-    classes: usize,
-    signal: Option<Teaching<'_>>,
-    settings: &LossSettings,
-) -> Result<HeadLoss, ModelError> {
-    let hidden = gather_rows(&model.forward_hidden(batch)?, batch.scored())?;
-    let targets = batch.targets();
-    Ok(head_loss(&hidden, model.head(), classes, targets, signal, settings, 1.0, None)?)
-}
-
-/// The `k` classes that a model holds likeliest at each of a batch's scored positions, `[S, k]`, the
-/// likeliest first.
-///
-/// # Errors
-/// [`ModelError`]: as [`Qwen3::forward_hidden`] and [`score_head`].
-pub fn likeliest(
-    model: &Qwen3,
-    batch: &TokenBatch,
-    classes: usize,
-    k: usize,
-) -> Result<Vec<u32>, ModelError> {
-    let hidden = gather_rows(&model.forward_hidden(batch)?, batch.scored())?;
-    let next = vec![None; batch.targets().len()];
-    let wanted = Wanted { classes, next: &next, temperature: 1.0, k, entries: &Entries::Top };
-    Ok(score_head(&hidden, model.head(), wanted, model.precision())?.signal.ids)
 }
 
 /// The rows of a batch, from 0, with a scored position whose loss is infinite or no number.

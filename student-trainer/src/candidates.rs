@@ -8,8 +8,7 @@
 //! them when it comes to its rows, all of these at once, and nothing of it is kept.
 
 use distill::batch::{Sequence, TokenBatch};
-use model::qwen3::Qwen3;
-use model::student::likeliest;
+use model::language_model::LanguageModel;
 
 use crate::asking::Wanted;
 use crate::data::RowSet;
@@ -50,7 +49,7 @@ pub(crate) fn fit(rows: &RowSet, k: usize, classes: usize, limit: usize) -> Resu
 /// Who else holds tokens likely.
 #[derive(Clone, Copy)]
 pub(crate) struct Own<'a> {
-    pub(crate) model: &'a Qwen3,
+    pub(crate) model: &'a dyn LanguageModel,
     pub(crate) classes: usize,
     /// Rows computed at once.
     pub(crate) rows_at_once: usize,
@@ -76,7 +75,7 @@ impl Own<'_> {
         let at_once = self.rows_at_once.max(1);
         for (rows, answers) in rows.chunks(at_once).zip(answers.chunks(at_once)) {
             let batch = TokenBatch::pack(rows.iter().map(|(_, row)| *row));
-            let own = likeliest(self.model, &batch, self.classes, width)?;
+            let own = self.model.likeliest(&batch, self.classes, width)?;
             let mut own = own.chunks_exact(width);
             for (&(row, _), answer) in rows.iter().zip(answers) {
                 let teacher = answer.signal.top_k().ok_or(ReadingError::Other)?;
@@ -185,7 +184,7 @@ mod tests {
     }
 
     /// What a model loses on each class at each position, were that the next token.
-    fn losses_of_each_class(model: &Qwen3, sequence: &Sequence) -> Vec<Vec<f32>> {
+    fn losses_of_each_class(model: &model::qwen3::Qwen3, sequence: &Sequence) -> Vec<Vec<f32>> {
         let alone = LossSettings::cross_entropy_alone();
         let batch = TokenBatch::pack([sequence]);
         let hidden = model.forward_hidden(&batch).unwrap();

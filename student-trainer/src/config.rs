@@ -302,7 +302,7 @@ fn top_k(r: &mut Reader<'_>) -> usize {
 /// A device this build can compute on.
 fn device(r: &mut Reader<'_>) -> String {
     let name = r.text("device").unwrap_or_default();
-    if let Err(error) = model::device::choose(&name) {
+    if let Err(error) = model::device::check(&name) {
         r.fault(format!("--device {name} is refused: {error}"));
     }
     name

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
 use client::{Address, Failure};
 use distill::backoff::Backoff;
 use distill::batch::Sequence;
@@ -39,7 +38,6 @@ pub(crate) type Prepared = (Wanted, Reading);
 pub(crate) struct Preparing<'a> {
     pub(crate) network: &'a Network,
     pub(crate) signal: &'a SignalConfig,
-    pub(crate) device: &'a Device,
     pub(crate) set: &'a Arc<[Sequence]>,
     pub(crate) note: &'a mut dyn FnMut(&str),
     pub(crate) stop: &'a Stop,
@@ -84,7 +82,7 @@ impl Preparing<'_> {
             Some(there) => there,
             None => {
                 let file = (matrix.fingerprint, self.fetch(address, matrix, &dir, limit)?);
-                Projection::read(file, sizes, self.device)?
+                Projection::read(file, sizes)?
             }
         };
         if !coded {

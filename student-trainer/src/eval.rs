@@ -7,9 +7,9 @@ use std::time::Instant;
 use distill::batch::TokenBatch;
 use distill::perplexity::Nll;
 use distill::signal::Signal;
+use model::language_model::LanguageModel;
 use model::ops::head::{HeadLoss, LossSettings};
-use model::qwen3::Qwen3;
-use model::student::{losses, rows_not_finite};
+use model::student::rows_not_finite;
 
 use crate::asking::Ask;
 use crate::candidates::Own;
@@ -81,7 +81,7 @@ impl HeldOut {
 /// # Errors
 /// [`TrainError::EvaluationNotFinite`]; when an operation fails, or the teacher.
 pub fn evaluate(
-    model: &Qwen3,
+    model: &dyn LanguageModel,
     name: &str,
     held_out: &mut HeldOut,
     settings: &EvalSettings,
@@ -101,7 +101,7 @@ pub fn evaluate(
         let batch = TokenBatch::pack(these.iter().map(|&row| &rows.sequences[row]));
         let said = signals.as_ref().map_or(Ok(None), |signals| signals.reading().said(&answers))?;
         let teaching = said.as_ref().map(Said::teaching);
-        let loss = losses(model, &batch, settings.classes, teaching, &settings.loss)?;
+        let loss = model.losses(&batch, settings.classes, teaching, &settings.loss)?;
         bad.extend(rows_not_finite(&batch, &loss).into_iter().map(|row| these[row]));
         tally.add(&batch, &loss, &answers);
     }
@@ -221,7 +221,7 @@ mod tests {
             seen += signal.rows();
             let batch = TokenBatch::pack([row]);
             let teaching = Some(Teaching::TopK(&signal));
-            let loss = losses(student.model(), &batch, CLASSES, teaching, &settings).unwrap();
+            let loss = student.model().losses(&batch, CLASSES, teaching, &settings).unwrap();
             let scored = Scored { signal: signal.into(), next_logprob, wire_bytes: 0 };
             tally.add(&batch, &loss, &[scored]);
         }

@@ -101,8 +101,8 @@ pub fn measure(
     let limit = Some(config.max_samples);
     let rows: RowSet = source.rows("measured", &config.data, limit, options, note)?;
     let device = model::device::choose(&config.device)?;
-    let mut bench = Bench::new(config, &source, &rows, &device, stop)?;
-    let candidates = bench.candidates(config, &device, note)?;
+    let mut bench = Bench::new(config, &source, &rows, device, stop)?;
+    let candidates = bench.candidates(config, note)?;
     let mut signals: Vec<Measured> = candidates.iter().map(Candidate::unmeasured).collect();
     let mut kept: Vec<Option<Answers>> = candidates.iter().map(|_| None).collect();
     for &temperature in &config.temperatures {

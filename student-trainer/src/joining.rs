@@ -44,8 +44,8 @@ pub(crate) fn join_teacher(asker: &mut Asker<'_>) -> Result<Option<(Teacher, Ask
         (asker.note)(&of_draws(terms.temperature));
     }
     let Some(wanted) = listing else {
-        let (signal, device, note) = (asker.signal, asker.device, &mut *asker.note);
-        let mut preparing = Preparing { network, signal, device, set, note, stop, there: None };
+        let (signal, note) = (asker.signal, &mut *asker.note);
+        let mut preparing = Preparing { network, signal, set, note, stop, there: None };
         let (wanted, reading) = preparing.hidden(&teacher, terms.ask(proved))?;
         let (teacher, ask) = (teacher.read_by(reading), terms.ask(wanted));
         prove_hidden(network, &teacher, rows, (ask, &plain), stop)?;

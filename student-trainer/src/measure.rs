@@ -1,9 +1,7 @@
 //! `student-trainer eval`: one model on held-out rows, with or without a teacher. The numbers come
 //! from the functions training uses.
 
-use model::load::WeightsError;
-use model::qwen3::Qwen3;
-use model::weights::Weights;
+use model::language_model::LanguageModel;
 use serde::Serialize;
 
 use crate::asking::Terms;
@@ -79,11 +77,9 @@ pub fn measure(
     let terms = Terms::new(config.temperature, config.teacher_window, config.teacher_timeout);
     let reach = (&config.teacher[..], &config.access);
     let who = (&source.tokenizer, &facts);
-    let device = &model::device::choose(&config.device)?;
     let (signal, note) = (&config.signal, &mut *note);
     let (network, thorough) = (&network, false);
-    let mut asker =
-        Asker { network, reach, who, signal, terms, device, thorough, rows: &rows, note, stop };
+    let mut asker = Asker { network, reach, who, signal, terms, thorough, rows: &rows, note, stop };
     let teacher = asker
         .join(config.cache.as_deref(), [("held-out", &rows), ("training", &RowSet::default())])?;
     let tail = joining::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
@@ -98,29 +94,27 @@ pub fn measure(
     let count = rows.len();
     // Each row is asked for once: nothing need be kept.
     let mut held_out = HeldOut::new(rows, teacher.as_ref(), 0);
-    let found = evaluate(&model, &source.id, &mut held_out, &settings, network, stop)?;
-    Ok(report(config, &source, &model, count, found, teacher.map(|(t, _)| t.line())))
+    let found = evaluate(&*model, &source.id, &mut held_out, &settings, network, stop)?;
+    Ok(report(config, &source, &*model, count, found, teacher.map(|(t, _)| t.line())))
 }
 
-fn load(source: &Source, config: &EvalConfig) -> Result<Qwen3, TrainError> {
+fn load(source: &Source, config: &EvalConfig) -> Result<Box<dyn LanguageModel>, TrainError> {
     let device = model::device::choose(&config.device)?;
-    let precision = setup::precision(config.dtype, &device);
-    let weights: Result<Weights, WeightsError> =
-        Weights::load(&source.dir, &source.config, precision.dtype(), &device);
-    Ok(Qwen3::new(source.config.clone(), weights?, precision)?)
+    let precision = setup::precision(config.dtype, device);
+    Ok(device.load(&source.dir, source.config.clone(), precision)?)
 }
 
 fn report(
     config: &EvalConfig,
     source: &Source,
-    model: &Qwen3,
+    model: &dyn LanguageModel,
     rows: usize,
     found: Evaluation,
     teacher: Option<TeacherLine>,
 ) -> Measurement {
     Measurement {
         model: source.id.clone(),
-        parameters: model.weights().index().total() as u64,
+        parameters: model.index().total() as u64,
         rows,
         positions: found.positions,
         perplexity: found.student.token,

@@ -157,7 +157,6 @@ impl Projection {
     pub(crate) fn read(
         file: (Fingerprint, PathBuf),
         [width, classes]: [usize; 2],
-        device: &Device,
     ) -> Result<Self, ReadingError> {
         let bytes = read(&file.1, file.0)?;
         let parsed = OutputMatrix::parse(&bytes)
@@ -170,7 +169,7 @@ impl Projection {
             MatrixForm::F32 => DType::F32,
             MatrixForm::Bf16 => DType::BF16,
         };
-        let matrix = Tensor::from_raw_buffer(values, dtype, &[rows, width], device)?;
+        let matrix = Tensor::from_raw_buffer(values, dtype, &[rows, width], &Device::Cpu)?;
         Ok(Self { file, matrix })
     }
 
@@ -248,7 +247,6 @@ impl Reading {
                     full.decode(rows, &mut values)?;
                 }
                 let hidden = to_tensor(HiddenStates { width: first.width, values })?;
-                let hidden = hidden.to_device(full.matrix.device())?;
                 Said::Full { hidden, matrix: full.matrix.clone() }
             }
         }))

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use distill::schedule::{LrSchedule, ScheduleKind};
+use model::learner::Learner;
 use model::ops::head::LossSettings;
-use model::state_file::TrainingState;
-use model::student::Student;
 
 use crate::asking::Ask;
 use crate::cache::join;
@@ -34,7 +33,7 @@ const CHECKPOINTS: &str = "checkpoints";
 /// A run between two steps.
 pub(crate) struct Run {
     pub(crate) rows: RowSet,
-    pub(crate) student: Student,
+    pub(crate) student: Box<dyn Learner>,
     pub(crate) plan: Plan,
     pub(crate) progress: Progress,
     pub(crate) schedule: LrSchedule,
@@ -154,15 +153,15 @@ impl Run {
 
     /// What is known before the first step.
     pub(crate) fn facts(&self) -> RunFacts {
-        let weights = self.student.weights();
+        let model = self.student.model();
         RunFacts {
             teacher: self.teacher.as_ref().map(|(teacher, _)| teacher.line()),
             student: self.model_id.clone(),
-            student_parameters: weights.index().total() as u64,
+            student_parameters: model.index().total() as u64,
             tail: self.config.tail,
             classes: self.classes,
-            device: model::device::name(weights.device()),
-            dtype: self.student.model().precision().to_string(),
+            device: model.device(),
+            dtype: model.precision().to_string(),
             train_rows: self.rows.len(),
             train_tokens: self.rows.sequences.iter().map(|row| row.len() as u64).sum(),
             eval_rows: self.held_out.as_ref().map_or(0, HeldOut::len),
@@ -232,7 +231,7 @@ impl Run {
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         self.finish_checkpoint(observer)?;
-        self.saving = Some(Saving::start(self.snapshot())?);
+        self.saving = Some(Saving::start(self.snapshot()?)?);
         Ok(())
     }
 
@@ -265,19 +264,19 @@ impl Run {
 
     /// Writes the model as it stands to the root of the output directory.
     pub(crate) fn save_model(&self) -> Result<(), TrainError> {
-        self.snapshot().write_model(&self.output_dir)
+        self.snapshot()?.write_model(&self.output_dir)
     }
 
-    fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            student: TrainingState::of(&self.student),
+    fn snapshot(&self) -> Result<Snapshot, TrainError> {
+        Ok(Snapshot {
+            student: self.student.snapshot()?,
             progress: self.progress.clone(),
             identity: self.identity.clone(),
             model_dir: self.model_dir.clone(),
             dtype: self.config.save_dtype,
             root: self.checkpoints(),
             keep: self.config.save_total_limit,
-        }
+        })
     }
 
     fn checkpoints(&self) -> PathBuf {

@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use distill::batch::Sequence;
 use distill::codec::{Codec, MAX_PACKED_CLASSES};
 use distill::fingerprint::Fingerprint;
@@ -13,12 +12,13 @@ use hub::settings::HubSettings;
 use hub::source::resolve_model;
 use hub::tokenizer::Tokenizer;
 use model::config::Qwen3Config;
+use model::device::Device;
+use model::learner::Learner;
 use model::load::WeightsError;
 use model::ops::Precision;
 use model::ops::adamw::AdamW;
 use model::ops::head::{Divergence, LossSettings, Tail};
 use model::recompute::{Largest, Recompute, most_tokens};
-use model::state_file::load_state;
 use model::student::{Student, StudentError, Training};
 
 use crate::candidates;
@@ -181,9 +181,9 @@ pub(crate) fn loss(
 }
 
 /// The arithmetic a choice means on a device.
-pub(crate) fn precision(choice: DtypeChoice, device: &Device) -> Precision {
+pub(crate) fn precision(choice: DtypeChoice, device: Device) -> Precision {
     match choice {
-        DtypeChoice::Auto => model::device::auto_precision(device),
+        DtypeChoice::Auto => device.auto_precision(),
         DtypeChoice::Bf16 => Precision::Bf16,
         DtypeChoice::F32 => Precision::F32,
         DtypeChoice::F16 => Precision::F16,
@@ -199,10 +199,10 @@ pub(crate) fn student(
     free: Option<u64>,
     identity: &Identity,
     observer: &mut dyn Observer,
-) -> Result<(Student, Progress), TrainError> {
+) -> Result<(Box<dyn Learner>, Progress), TrainError> {
     let device = model::device::choose(&config.device)?;
     let training = Training {
-        precision: precision(config.dtype, &device),
+        precision: precision(config.dtype, device),
         optimiser: AdamW {
             beta1: config.adam_beta1,
             beta2: config.adam_beta2,
@@ -214,13 +214,13 @@ pub(crate) fn student(
     let shape = source.config.clone();
     if let Some(dir) = checkpoint_of(config, &config.output_dir, observer)? {
         let progress = state::load(&dir, identity)?;
-        let student = load_state(&dir.join(STATE_FILE), shape, training, &device)?;
+        let student = device.saved_learner(&dir.join(STATE_FILE), shape, training)?;
         observer.note(&format!("goes on from {} (step {})", dir.display(), progress.step));
         return Ok((student, progress));
     }
     let student = match config.student_init {
-        StudentInit::Pretrained => pretrained(source, training, &device)?,
-        StudentInit::Random => Student::random(shape, config.seed, training, &device)?,
+        StudentInit::Pretrained => pretrained(source, training, device)?,
+        StudentInit::Random => device.random_learner(shape, config.seed, training)?,
     };
     Ok((student, Progress::default()))
 }
@@ -232,9 +232,9 @@ pub(crate) fn student(
 pub(crate) fn pretrained(
     source: &Source,
     training: Training,
-    device: &Device,
-) -> Result<Student, TrainError> {
-    match Student::load(&source.dir, source.config.clone(), training, device) {
+    device: Device,
+) -> Result<Box<dyn Learner>, TrainError> {
+    match device.learner(&source.dir, source.config.clone(), training) {
         Err(StudentError::Weights(WeightsError::NoWeights { dir })) => {
             Err(TrainError::NoWeights { dir })
         }

@@ -12,7 +12,7 @@ use distill::coded::Rate;
 use distill::fingerprint::Fingerprint;
 use hub::tokenizer::Tokenizer;
 use model::coding::{CalibrationError, Encoder, Sample, enough_positions, fit, least_positions};
-use model::qwen3::Qwen3;
+use model::language_model::LanguageModel;
 
 use crate::qwen3_scorer::{ModelSource, Opened};
 
@@ -64,18 +64,18 @@ pub fn calibrate(
     let named = || format!("--data {}", data.display());
     let sequences = encode(&texts, &tokenizer, longest, most).with_context(named)?;
     let tokens = sequences.iter().map(Vec::len).sum();
-    check(&network, &sequences).with_context(named)?;
+    check(&*network, &sequences).with_context(named)?;
     // A large model takes minutes: that there is no room for the result is better known before.
     std::fs::create_dir_all(dir).with_context(|| format!("--calibration-dir {}", dir.display()))?;
     let encoder =
-        from_sequences(&network, &sequences, facts.model_fingerprint).with_context(named)?;
+        from_sequences(&*network, &sequences, facts.model_fingerprint).with_context(named)?;
     let path = dir.join(format!("{}.calibration", facts.model_fingerprint));
     let before = encoder.save(&path, facts.tokenizer_fingerprint)?;
     Ok(Calibrated { path, before, tokens, rates: encoder.code().rates().to_vec() })
 }
 
 /// Refuses text that is too little, or says the same over and over.
-fn check(network: &Qwen3, sequences: &[Vec<u32>]) -> Result<(), CalibrationError> {
+fn check(network: &dyn LanguageModel, sequences: &[Vec<u32>]) -> Result<(), CalibrationError> {
     let width = network.config().hidden_size;
     let (found, wanted) = (sequences.iter().map(Vec::len).sum(), least_positions(width));
     if found < wanted {
@@ -94,7 +94,7 @@ fn check(network: &Qwen3, sequences: &[Vec<u32>]) -> Result<(), CalibrationError
 /// # Errors
 /// [`CalibrationError`]: too little text or too much alike, or an operation that fails.
 pub(crate) fn from_sequences(
-    network: &Qwen3,
+    network: &dyn LanguageModel,
     sequences: &[Vec<u32>],
     model: Fingerprint,
 ) -> Result<Encoder, CalibrationError> {
@@ -113,12 +113,12 @@ pub(crate) fn from_sequences(
         let rows = batch.iter().map(|ids| Sequence::all_scored(ids.clone()));
         let rows = rows.collect::<Result<Vec<_>, _>>();
         let rows = rows.map_err(|error| CalibrationError::Degenerate(error.to_string()))?;
-        let hidden = network.forward_hidden(&TokenBatch::pack(&rows))?;
-        states.extend(hidden.flatten_all()?.to_vec1::<f32>()?);
+        states.extend(network.states(&TokenBatch::pack(&rows))?);
     }
     let positions = states.len() / width;
     let hidden = Tensor::from_vec(states, (positions, width), &Device::Cpu)?;
-    fit(Sample { hidden: &hidden, w: network.head(), precision: network.precision(), model })
+    let w = &network.head()?;
+    fit(Sample { hidden: &hidden, w, precision: network.precision(), model })
 }
 
 /// The texts of a file: each line's strings together where it is `.jsonl`, else the whole of it.

@@ -319,7 +319,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 fn device(name: &str) -> Result<String, String> {
-    model::device::choose(name).map(|_| name.to_owned()).map_err(|error| error.to_string())
+    model::device::check(name).map(|()| name.to_owned()).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use distill::coded::Code;
 use distill::fingerprint::Fingerprint;
 use distill::matrix;
 use model::coding::{CalibrationError, CalibrationFileError, Encoder, enough_positions};
-use model::qwen3::Qwen3;
+use model::language_model::LanguageModel;
+use model::qwen3::ModelError;
 use proto::convert::{BlobFacts, DecoderFacts};
 
 use crate::calibrate::from_sequences;
@@ -147,7 +148,11 @@ impl Calibration {
     ///
     /// # Errors
     /// When an operation fails, or no code can be made.
-    pub fn decoder(&mut self, network: &Qwen3, code: bool) -> Result<Arc<Decoder>, ScorerError> {
+    pub fn decoder(
+        &mut self,
+        network: &dyn LanguageModel,
+        code: bool,
+    ) -> Result<Arc<Decoder>, ScorerError> {
         let failed = |error: String| ScorerError::Failed(error);
         let matrix = match &self.matrix {
             Some(matrix) => matrix.clone(),
@@ -184,7 +189,7 @@ impl Calibration {
     }
 
     /// Makes a code and keeps it.
-    fn make(&self, network: &Qwen3) -> Result<Encoder, CalibrationError> {
+    fn make(&self, network: &dyn LanguageModel) -> Result<Encoder, CalibrationError> {
         let began = std::time::Instant::now();
         let made = from_sequences(network, &self.traffic, self.of.model);
         let (encoder, of) = match made {
@@ -218,7 +223,10 @@ impl Calibration {
         Ok(encoder)
     }
 
-    fn with_text_built_in(&self, network: &Qwen3) -> Result<Vec<Vec<u32>>, CalibrationError> {
+    fn with_text_built_in(
+        &self,
+        network: &dyn LanguageModel,
+    ) -> Result<Vec<Vec<u32>>, CalibrationError> {
         let mut sequences = self.traffic.clone();
         let mut left = enough_positions(self.of.width);
         for text in BUILT_IN {
@@ -251,8 +259,8 @@ const NOT_KEPT: &str = "a teacher that starts again will make another one, and r
                         will have to begin anew: give --calibration-dir a place that can be written";
 
 /// A model's output matrix as bytes.
-fn matrix_of(network: &Qwen3) -> candle_core::Result<Blob> {
-    let head = network.head().to_dtype(candle_core::DType::F32)?;
+fn matrix_of(network: &dyn LanguageModel) -> Result<Blob, ModelError> {
+    let head = network.head()?.to_dtype(candle_core::DType::F32)?;
     let values = head.flatten_all()?.to_vec1::<f32>()?;
     let (bytes, fingerprint) = matrix::encode(&values, network.config().hidden_size);
     tracing::info!(bytes = bytes.len(), "holding the output matrix for who learns from it");

@@ -3,28 +3,25 @@
 
 mod answer;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
-use distill::batch::{Sequence, TokenBatch};
 use distill::fingerprint::Fingerprint;
-use distill::signal::Entries;
 use hub::settings::HubSettings;
 use hub::source::resolve_model;
 use hub::tokenizer::Tokenizer;
 use model::config::Qwen3Config;
+use model::device::Device;
+use model::language_model::LanguageModel;
 use model::ops::Precision;
-use model::qwen3::Qwen3;
-use model::weights::Weights;
+use model::qwen3::ModelError;
 use proto::convert::ScoreJob;
 
 use crate::config::Dtype;
 use crate::decoder::{Calibrating, Calibration, CalibrationSubject, Decoder};
 use crate::scorer::{Facts, LoadError, Loaded, Scorer, ScorerError, TextCodec};
-use answer::{Answering, JobScores, Placed};
+use answer::{Answering, JobScores};
 
 /// Which model, and how it computes.
 #[derive(Clone, Debug)]
@@ -44,7 +41,7 @@ pub struct ModelSource {
 /// A model, its tokenizer, and what they are.
 pub struct Opened {
     /// The model.
-    pub network: Qwen3,
+    pub network: Box<dyn LanguageModel>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// What was loaded.
@@ -77,7 +74,7 @@ impl ModelSource {
     /// What is wrong with the place, its configuration, tokenizer or weights, or with the device.
     pub fn open(self) -> Result<Opened, LoadError> {
         let device = model::device::choose(&self.device)?;
-        let precision = precision(self.dtype, &device);
+        let precision = precision(self.dtype, device);
         let settings = HubSettings::from_env();
         let resolved = resolve_model(&self.model, self.revision.as_deref(), &settings)?;
         tracing::info!(model = resolved.id, dir = %resolved.dir.display(), "loading");
@@ -85,7 +82,7 @@ impl ModelSource {
         let config = Qwen3Config::from_dir(&resolved.dir)?;
         let tokenizer = Tokenizer::load(&resolved.dir)?;
         let model_fingerprint = model::fingerprint::of_dir(&resolved.dir, &config)?;
-        let weights = Weights::load(&resolved.dir, &config, precision.dtype(), &device)?;
+        let network = device.load(&resolved.dir, config.clone(), precision)?;
         tracing::debug!(seconds = began.elapsed().as_secs_f64(), "weights are loaded");
         let facts = Facts {
             model: display_name(&self.model, &resolved.id),
@@ -97,23 +94,22 @@ impl ModelSource {
             hidden_size: config.hidden_size as u32,
             max_positions: u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX),
             dtype: precision.dtype().as_str().to_owned(),
-            device: model::device::name(&device),
-            parameters: weights.index().total() as u64,
+            device: network.device(),
+            parameters: network.index().total() as u64,
         };
-        let network = Qwen3::new(config, weights, precision)?;
         Ok(Opened { network, tokenizer, facts })
     }
 }
 
 /// A Qwen3 on its device.
 pub struct Qwen3Scorer {
-    network: Qwen3,
+    network: Box<dyn LanguageModel>,
     calibration: Option<Calibration>,
 }
 
 impl Qwen3Scorer {
     /// Scores with this network, without coded hidden states.
-    pub fn new(network: Qwen3) -> Self {
+    pub fn new(network: Box<dyn LanguageModel>) -> Self {
         Self { network, calibration: None }
     }
 
@@ -127,46 +123,15 @@ impl Qwen3Scorer {
         if let Some(calibration) = &mut self.calibration {
             jobs.iter().for_each(|job| calibration.hear(&job.tokens));
         }
-        let rows = jobs.iter().map(|job| Sequence::all_scored(job.tokens.clone()));
-        let rows: Vec<Sequence> = rows.collect::<Result<_, _>>()?;
-        let batch = TokenBatch::pack(&rows);
-        let hidden = self.network.forward_hidden(&batch)?;
-        let starts = batch.rows().map(|row| row.start as u32);
-        let placed: Vec<Placed> = jobs.iter().copied().zip(starts).collect();
         let encoder = self.calibration.as_ref().and_then(Calibration::encoder);
-        let answering = Answering { network: &self.network, encoder, hidden: &hidden };
-        // Jobs that ask for the same share one sweep over the output matrix; what is computed for a
-        // position does not depend on the others.
-        let mut scores: Vec<Option<JobScores>> = vec![None; jobs.len()];
-        for group in groups(jobs) {
-            let members: Vec<Placed> = group.iter().map(|&at| placed[at]).collect();
-            for (at, of_job) in group.into_iter().zip(answering.score_group(&members)?) {
-                scores[at] = Some(of_job);
-            }
-        }
-        Ok(scores.into_iter().flatten().collect())
+        Answering { network: &*self.network, encoder }.score(jobs)
     }
-}
-
-/// The jobs in groups that ask for the same kind of signal with the same parameters, by their places.
-fn groups(jobs: &[&ScoreJob]) -> Vec<Vec<usize>> {
-    let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-    for (at, job) in jobs.iter().enumerate() {
-        let kind = match job.entries {
-            Entries::Top => (0, 0),
-            Entries::Named(_) => (1, 0),
-            Entries::Drawn { draws, .. } => (2, draws),
-            Entries::Hidden(_) => (3, 0),
-        };
-        groups.entry((kind, job.k, job.temperature.to_bits(), job.classes)).or_default().push(at);
-    }
-    groups.into_values().collect()
 }
 
 impl Scorer for Qwen3Scorer {
     fn decoder(&mut self, code: bool) -> Result<Arc<Decoder>, ScorerError> {
         match &mut self.calibration {
-            Some(calibration) => calibration.decoder(&self.network, code),
+            Some(calibration) => calibration.decoder(&*self.network, code),
             None => Err(ScorerError::Failed("this model gives no hidden states".to_owned())),
         }
     }
@@ -177,21 +142,16 @@ impl Scorer for Qwen3Scorer {
     }
 
     fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, ScorerError> {
-        self.score_batch(jobs).map_err(|error| match first_line(error.as_ref()) {
-            // CUDA_ERROR_OUT_OF_MEMORY in the driver's own words.
-            text if text.to_lowercase().contains("out of memory")
-                || text.contains("OUT_OF_MEMORY") =>
-            {
-                ScorerError::OutOfMemory(text)
+        self.score_batch(jobs).map_err(|error| {
+            // candle appends a stack trace to its errors where RUST_BACKTRACE is set; a client needs none.
+            let text = error.to_string().lines().next().unwrap_or_default().to_owned();
+            let is_memory = |error: &ModelError| matches!(error, ModelError::OutOfMemory(_));
+            match error.downcast_ref::<ModelError>().is_some_and(is_memory) {
+                true => ScorerError::OutOfMemory(text),
+                false => ScorerError::Failed(text),
             }
-            text => ScorerError::Failed(text),
         })
     }
-}
-
-/// candle appends a stack trace to its errors where RUST_BACKTRACE is set; a client needs none.
-fn first_line(error: &dyn std::error::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 impl TextCodec for Tokenizer {
@@ -204,9 +164,9 @@ impl TextCodec for Tokenizer {
     }
 }
 
-fn precision(dtype: Dtype, device: &Device) -> Precision {
+fn precision(dtype: Dtype, device: Device) -> Precision {
     match dtype {
-        Dtype::Auto => model::device::auto_precision(device),
+        Dtype::Auto => device.auto_precision(),
         Dtype::Bf16 => Precision::Bf16,
         Dtype::F32 => Precision::F32,
         Dtype::F16 => Precision::F16,

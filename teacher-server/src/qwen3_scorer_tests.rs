@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use distill::batch::{Sequence, TokenBatch};
 use distill::codec::Codec;
-use distill::signal::{TopK, log_sum_exp};
+use distill::signal::{Entries, TopK, log_sum_exp};
+use model::qwen3::Qwen3;
+use model::weights::Weights;
 use proto::convert::score_request;
 use test_support::shared;
 
@@ -39,10 +42,14 @@ pub(crate) fn scorer() -> Qwen3Scorer {
 
 /// Weights held and products computed in this precision.
 fn scorer_in(precision: Precision) -> Qwen3Scorer {
+    Qwen3Scorer::new(Box::new(network_in(precision)))
+}
+
+fn network_in(precision: Precision) -> Qwen3 {
     let drawn = Weights::random(&config(), 11, &Device::Cpu).unwrap();
     let flat = drawn.flat().to_dtype(precision.dtype()).unwrap();
     let weights = Weights::from_flat(flat, drawn.index().clone()).unwrap();
-    Qwen3Scorer::new(Qwen3::new(config(), weights, precision).unwrap())
+    Qwen3::new(config(), weights, precision).unwrap()
 }
 
 fn job(id: u64, length: usize) -> ScoreJob {
@@ -61,7 +68,7 @@ fn job(id: u64, length: usize) -> ScoreJob {
 
 /// Its output matrix.
 pub(crate) fn head() -> Vec<f32> {
-    scorer().network.head().flatten_all().unwrap().to_vec1().unwrap()
+    network_in(Precision::F32).head().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Jobs of all lengths about it.
@@ -93,13 +100,13 @@ fn bits(scores: &Scores) -> (usize, Vec<u32>, Vec<u32>) {
 
 #[test]
 fn scores_are_those_of_the_definition() {
-    let mut scorer = scorer();
+    let (mut scorer, network) = (scorer(), network_in(Precision::F32));
     for job in jobs() {
         let found = score(&mut scorer, &[&job]).remove(0);
         let row = Sequence::all_scored(job.tokens.clone()).unwrap();
-        let hidden = scorer.network.forward_hidden(&TokenBatch::pack([&row])).unwrap();
+        let hidden = network.forward_hidden(&TokenBatch::pack([&row])).unwrap();
         let hidden: Vec<Vec<f32>> = hidden.to_vec2().unwrap();
-        let head: Vec<Vec<f32>> = scorer.network.head().to_vec2().unwrap();
+        let head: Vec<Vec<f32>> = network.head().to_vec2().unwrap();
         let dot = |a: &[f32], b: &[f32]| -> f64 {
             a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
         };
@@ -188,7 +195,7 @@ async fn the_wire_changes_no_bit() {
 
 #[test]
 fn numbers_that_are_not_finite_are_the_fault_of_one_sequence() {
-    let network = scorer().network;
+    let network = network_in(Precision::F32);
     let index = network.weights().index().clone();
     let embedding = index.get("model.embed_tokens.weight").unwrap();
     let mut flat: Vec<f32> = network.weights().flat().to_vec1().unwrap();
@@ -196,7 +203,8 @@ fn numbers_that_are_not_finite_are_the_fault_of_one_sequence() {
     flat[embedding.offset + 88 * config().hidden_size] = f32::NAN;
     let flat = Tensor::from_vec(flat, index.total(), &Device::Cpu).unwrap();
     let weights = Weights::from_flat(flat, index).unwrap();
-    let mut broken = Qwen3Scorer::new(Qwen3::new(config(), weights, Precision::F32).unwrap());
+    let broken = Qwen3::new(config(), weights, Precision::F32).unwrap();
+    let mut broken = Qwen3Scorer::new(Box::new(broken));
     let (mut poisoned, good) = (job(0, 4), job(1, 9));
     poisoned.tokens = vec![3, 88, 4, 5];
     assert!(!good.tokens.contains(&88));
@@ -240,7 +248,8 @@ fn the_golden_models_give_the_golden_signals() {
         let weights =
             Weights::load(&dir.join("teacher"), &config, DType::F32, &Device::Cpu).unwrap();
         let classes = config.vocab_size;
-        let mut scorer = Qwen3Scorer::new(Qwen3::new(config, weights, Precision::F32).unwrap());
+        let network = Qwen3::new(config, weights, Precision::F32).unwrap();
+        let mut scorer = Qwen3Scorer::new(Box::new(network));
         let golden =
             candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu).unwrap();
         let ids: Vec<Vec<i64>> = golden["input_ids"].to_vec2().unwrap();

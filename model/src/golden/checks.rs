@@ -11,6 +11,7 @@ use distill::signal::{Entries, TopK};
 use super::files::{Golden, Losses, Mode};
 use super::{GoldenError, Kind, Report};
 use crate::config::Qwen3Config;
+use crate::language_model::LanguageModel as _;
 use crate::ops::Precision;
 use crate::ops::adamw::AdamW;
 use crate::ops::embed::gather_rows;
@@ -19,7 +20,7 @@ use crate::ops::matmul::linear;
 use crate::ops::topk::{Wanted, score_head};
 use crate::qwen3::Qwen3;
 use crate::recompute::Recompute;
-use crate::student::{Student, Training, losses};
+use crate::student::{Student, Training};
 use crate::weights::Weights;
 
 /// The setting of the golden gradients.
@@ -211,14 +212,9 @@ impl Case {
     fn check_losses(&self, student: &Student, report: &mut Report) -> Outcome {
         for case in &self.golden.numbers.losses {
             let (said, settings) = self.objective(case.mode, case.alpha, case.temperature)?;
-            let loss = losses(
-                student.model(),
-                &self.batch,
-                self.classes,
-                Some(said.teaching()),
-                &settings,
-            )
-            .map_err(engine)?;
+            let teaching = Some(said.teaching());
+            let loss = student.model().losses(&self.batch, self.classes, teaching, &settings);
+            let loss = loss.map_err(engine)?;
             let ours = means(&loss, &settings);
             let golden = case.losses;
             let (alpha, temperature) = (case.alpha, case.temperature);

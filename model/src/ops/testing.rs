@@ -8,11 +8,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::ops::Precision;
 use crate::ops::topk::{Wanted, score_head};
 
-/// The device the operations are tested on: `LIMBECK_TEST_DEVICE`, in the words of `--device`, or the
-/// CPU. Every test of an operation makes its tensors there.
+/// Where the operations' tensors lie.
 pub(crate) fn device() -> Device {
-    let name = std::env::var("LIMBECK_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
-    crate::device::choose(&name).unwrap()
+    Device::Cpu
 }
 
 /// Values uniform in -1..1, the same for the same seed.

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
 use distill::cache::{HEADER_BYTES, Key, Place, Space, scan};
 use distill::hidden::HiddenForm;
 use serde::Serialize;
@@ -75,10 +74,9 @@ pub(crate) fn fill(
     let reach = (&config.teacher[..], &config.access);
     let who = (&source.tokenizer, &facts);
     let note = &mut |text: &str| watcher.note(text);
-    let (network, signal, device) = (&network, &config.signal, &Device::Cpu);
+    let (network, signal) = (&network, &config.signal);
     let thorough = true;
-    let mut asker =
-        Asker { network, reach, who, signal, terms, device, thorough, rows, note, stop };
+    let mut asker = Asker { network, reach, who, signal, terms, thorough, rows, note, stop };
     let sets = [("training", rows), ("held-out", held_out)];
     let joined = asker.join(Some(&config.cache), sets)?;
     let Some((teacher, ask)) = joined else { return Ok(()) };

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::Device;
 use client::Access;
 use distill::fingerprint::Fingerprint;
 use distill::handshake::StudentFacts;
@@ -41,8 +40,6 @@ pub(crate) struct Asker<'a> {
     pub(crate) who: (&'a Tokenizer, &'a StudentFacts),
     pub(crate) signal: &'a SignalConfig,
     pub(crate) terms: Terms,
-    /// Where hidden states are read.
-    pub(crate) device: &'a Device,
     /// Whether a record is read before it counts as there, not looked up only.
     pub(crate) thorough: bool,
     /// Rows that the alignment is proved on.
@@ -96,12 +93,10 @@ pub(crate) fn of_run(
     stop: &Stop,
 ) -> Result<Option<(Teacher, Ask)>, TrainError> {
     let reach = (&config.teacher[..], &config.access);
-    let device = &model::device::choose(&config.device)?;
     let signal = &config.signal;
     let terms = Terms::new(config.temperature, config.teacher_window, config.teacher_timeout);
     let thorough = false;
-    let mut asker =
-        Asker { network, reach, who, signal, terms, device, thorough, rows, note, stop };
+    let mut asker = Asker { network, reach, who, signal, terms, thorough, rows, note, stop };
     let none = RowSet::default();
     let learned = if config.alpha > 0.0 { rows } else { &none };
     asker.join(config.cache.as_deref(), [("training", learned), ("held-out", held_out)])
@@ -262,7 +257,7 @@ fn kept_reading(
     let named = |name: &str| -> Result<(Fingerprint, PathBuf), ReadingError> {
         Ok((name.parse().map_err(|_| ReadingError::Other)?, dir.join(blob_name(name))))
     };
-    let matrix = Projection::read(named(&names.output_matrix)?, sizes, asker.device)?;
+    let matrix = Projection::read(named(&names.output_matrix)?, sizes)?;
     let HiddenForm::Coded { code, rung } = form else {
         let wanted = Wanted::Hidden { form, bytes: form.row_bytes(names.hidden_size) };
         return Ok((wanted, Reading::full(matrix, None)));

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
 use distill::batch::{Sequence, TokenBatch};
 use distill::codec::{Codec, MAX_PACKED_CLASSES};
 use distill::handshake;
+use model::device::Device;
+use model::learner::Learner;
 use model::ops::Precision;
 use model::ops::head::{LossSettings, Tail};
-use model::student::{Student, Training};
+use model::student::Training;
 
 use super::Measured;
 use crate::asking::{Ask, Terms, Wanted};
@@ -50,7 +51,7 @@ pub(super) struct Bench<'a> {
     pub(super) network: Network,
     pub(super) teacher: Teacher,
     pub(super) terms: Terms,
-    pub(super) student: Student,
+    pub(super) student: Box<dyn Learner>,
     pub(super) set: Arc<[Sequence]>,
     pub(super) rows: &'a RowSet,
     pub(super) rows_at_once: usize,
@@ -77,7 +78,7 @@ impl<'a> Bench<'a> {
         config: &SignalsConfig,
         source: &Source,
         rows: &'a RowSet,
-        device: &Device,
+        device: Device,
         stop: &'a Stop,
     ) -> Result<Self, TrainError> {
         let network = Network::start()?;
@@ -100,7 +101,6 @@ impl<'a> Bench<'a> {
     pub(super) fn candidates(
         &self,
         config: &SignalsConfig,
-        device: &Device,
         note: &mut dyn FnMut(&str),
     ) -> Result<Vec<Candidate>, TrainError> {
         let classes = self.teacher.agreement().classes;
@@ -109,7 +109,7 @@ impl<'a> Bench<'a> {
         let proof = self.terms.ask(Wanted::TopK { k: limit.min(16), codec: packed });
         prove(&self.network, &self.teacher, &self.set, proof, self.stop)
             .map_err(|e| at_row(e, self.rows))?;
-        let mut all = self.of_hidden_states(config, device, note)?;
+        let mut all = self.of_hidden_states(config, note)?;
         for (draws, exact) in [(16, 0), (50, 0), (16, 16.min(limit))] {
             let wanted = Wanted::Sampled { draws, exact, seed: 0 };
             let options = format!("--signal sampled --draws {draws} --exact {exact}");
@@ -142,7 +142,6 @@ impl<'a> Bench<'a> {
     fn of_hidden_states(
         &self,
         config: &SignalsConfig,
-        device: &Device,
         note: &mut dyn FnMut(&str),
     ) -> Result<Vec<Candidate>, TrainError> {
         let mut all: Vec<Candidate> = Vec::new();
@@ -153,7 +152,7 @@ impl<'a> Bench<'a> {
         {
             let full = SignalConfig { hidden_form: form, ..signal(config, SignalKind::Full) };
             let options = format!("--signal full --hidden-form {form}");
-            let with = (device, matrix_of(&all));
+            let with = matrix_of(&all);
             all.push(self.hidden(format!("full {form}"), options, &full, with, note)?);
         }
         let errors = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1].map(|error| (None, Some(error)));
@@ -168,7 +167,7 @@ impl<'a> Bench<'a> {
                 (None, error) => ("--signal-error", error.unwrap_or_default()),
             };
             let options = format!("--signal coded {option} {value}");
-            let (name, with) = (format!("coded, {option} {value}"), (device, matrix_of(&all)));
+            let (name, with) = (format!("coded, {option} {value}"), matrix_of(&all));
             match self.hidden(name, options, &coded, with, note) {
                 Ok(candidate) => all.push(candidate),
                 // A code may have no step as coarse or as fine.
@@ -188,12 +187,12 @@ impl<'a> Bench<'a> {
         name: String,
         options: String,
         signal: &SignalConfig,
-        (device, there): (&Device, Option<Projection>),
+        there: Option<Projection>,
         note: &mut dyn FnMut(&str),
     ) -> Result<Candidate, TrainError> {
         let (network, set, stop) = (&self.network, &self.set, self.stop);
         let ask = self.terms.ask(Wanted::TopK { k: 1, codec: Codec::Packed });
-        let mut preparing = Preparing { network, signal, device, set, note, stop, there };
+        let mut preparing = Preparing { network, signal, set, note, stop, there };
         let (wanted, reading) = preparing.hidden(&self.teacher, ask)?;
         Ok(Candidate { name, options, tail: Tail::Bucket, wanted, reading })
     }
@@ -243,7 +242,8 @@ impl<'a> Bench<'a> {
         let loss = LossSettings { tail, ..LossSettings::divergence_alone(temperature) };
         let positions: usize = self.set.iter().map(|row| row.scored().count()).sum();
         let scale = 1.0 / positions as f64;
-        self.student.gradients().zero()?;
+        // What an earlier one may have left.
+        self.student.take_gradients()?;
         let (mut kl, mut teacher_mass) = (0.0, 0.0);
         let begin = Instant::now();
         let chunks = self.set.chunks(self.rows_at_once).zip(answers.chunks(self.rows_at_once));
@@ -260,7 +260,7 @@ impl<'a> Bench<'a> {
             }
         }
         let seconds = begin.elapsed().as_secs_f64();
-        let flat = self.student.gradients().flat().to_vec1::<f32>()?;
+        let flat = self.student.take_gradients()?;
         Ok(Gradient { flat, kl, teacher_mass, seconds })
     }
 }

@@ -1,6 +1,5 @@
 //! A run's way to a teacher, for tests that need no run.
 
-use candle_core::Device;
 use client::Access;
 use distill::handshake::StudentFacts;
 use hub::tokenizer::Tokenizer;
@@ -24,14 +23,13 @@ pub(crate) fn joined(
 ) -> Result<Option<(Teacher, Ask)>, TrainError> {
     let (network, stop, signal) = (Network::start().unwrap(), Stop::default(), listing(5));
     let terms = Terms::new(f64::from(temperature), 4, 3.0);
-    let (network, signal, device, stop) = (&network, &signal, &Device::Cpu, &stop);
+    let (network, signal, stop) = (&network, &signal, &stop);
     join_teacher(&mut Asker {
         network,
         reach,
         who,
         signal,
         terms,
-        device,
         thorough: false,
         rows,
         note,

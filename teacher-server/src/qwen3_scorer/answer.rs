@@ -1,118 +1,91 @@
-//! What jobs are answered, of the hidden states of a batch: listed tokens, draws, or the states
+//! What jobs are answered, all of a batch in one pass of the model: listed tokens, draws, or the hidden states
 //! themselves.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use distill::batch::{Sequence, TokenBatch};
 use distill::fingerprint::token_checksum;
 use distill::signal::{CodedStates, Computed, DrawKey, Entries, HiddenStates};
 use model::coding::Encoder;
-use model::ops::draws::{WantedDraws, draw_head};
-use model::ops::embed::gather_rows;
-use model::ops::topk::{Wanted, score_head};
-use model::qwen3::Qwen3;
+use model::language_model::{Asked, LanguageModel, Said};
+use model::ops::draws::WantedDraws;
+use model::ops::topk::Wanted;
 use proto::convert::ScoreJob;
 
-use super::first_line;
 use crate::scorer::{LoadError, NotFinite, Scores};
 
 /// What a job came to.
 pub(super) type JobScores = Result<Scores, NotFinite>;
 
-/// A job, and where its first token lies in the batch.
-pub(super) type Placed<'a> = (&'a ScoreJob, u32);
-
-/// How the operations say that a number is NaN or infinite.
-const NOT_FINITE: &str = "not a finite number";
-
 /// What answers are made of.
 pub(super) struct Answering<'a> {
-    pub(super) network: &'a Qwen3,
+    pub(super) network: &'a dyn LanguageModel,
     /// Where there is a code.
     pub(super) encoder: Option<&'a Encoder>,
-    /// Of every position of the batch, `[N, D]`.
-    pub(super) hidden: &'a Tensor,
+}
+
+/// Jobs that ask for the same with the same parameters: they share one sweep over the output matrix; what is
+/// computed for a position does not depend on the others.
+struct Group<'a> {
+    /// Their places among all.
+    places: Vec<usize>,
+    jobs: Vec<&'a ScoreJob>,
+    /// Their positions in the batch.
+    rows: Vec<u32>,
+    next: Vec<Option<u32>>,
+    entries: Entries,
+    keys: Vec<DrawKey>,
 }
 
 impl Answering<'_> {
-    /// Scores of jobs that ask for the same with the same parameters. Where a number is not finite
-    /// each is tried alone, to find whose it is.
-    pub(super) fn score_group(&self, jobs: &[Placed]) -> Result<Vec<JobScores>, LoadError> {
-        match self.score_together(jobs)? {
-            Ok(scores) => Ok(scores.into_iter().map(Ok).collect()),
-            Err(error) if jobs.len() == 1 => Ok(vec![Err(error)]),
-            Err(_) => {
-                let alone = |job: &Placed| Ok(self.score_group(&[*job])?.remove(0));
-                jobs.iter().map(alone).collect()
+    /// Scores of jobs, in their order. Where a number of a group is not finite each of its jobs is tried alone, to find
+    /// whose it is.
+    pub(super) fn score(&self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, LoadError> {
+        let rows = jobs.iter().map(|job| Sequence::all_scored(job.tokens.clone()));
+        let rows: Vec<Sequence> = rows.collect::<Result<_, _>>()?;
+        let batch = TokenBatch::pack(&rows);
+        let starts: Vec<u32> = batch.rows().map(|row| row.start as u32).collect();
+        let groups: Vec<Group> =
+            groups(jobs).into_iter().map(|places| Group::of(places, jobs, &starts)).collect();
+        let asked: Vec<_> = groups.iter().map(|group| (&group.rows[..], group.asked())).collect();
+        let said = self.network.answer(&batch, &asked)?;
+        let mut scores: Vec<Option<JobScores>> = vec![None; jobs.len()];
+        for (group, said) in groups.iter().zip(said) {
+            let of_group = match said {
+                Ok(said) => self.by_job(&group.jobs, said)?.into_iter().map(Ok).collect(),
+                Err(error) if group.jobs.len() == 1 => vec![Err(NotFinite(error.0))],
+                Err(_) => {
+                    let alone = |job: &&ScoreJob| Ok(self.score(&[job])?.remove(0));
+                    group.jobs.iter().map(alone).collect::<Result<Vec<_>, LoadError>>()?
+                }
+            };
+            for (&place, of_job) in group.places.iter().zip(of_group) {
+                scores[place] = Some(of_job);
             }
         }
+        Ok(scores.into_iter().flatten().collect())
     }
 
-    fn score_together(&self, jobs: &[Placed]) -> Result<Result<Vec<Scores>, NotFinite>, LoadError> {
-        let Some(&(first, _)) = jobs.first() else { return Ok(Ok(Vec::new())) };
-        let rows = jobs.iter().flat_map(|(job, start)| job.positions().map(move |t| start + t));
-        let rows: Vec<u32> = rows.collect();
-        let hidden = gather_rows(self.hidden, &rows)?;
-        let scores = match first.entries {
-            Entries::Top | Entries::Named(_) => self.list(first, jobs, &hidden),
-            Entries::Drawn { draws, .. } => self.draw(first, draws, jobs, &hidden),
-            Entries::Hidden(_) => self.states(jobs, &hidden),
-        };
-        match scores {
-            Ok(scores) => Ok(Ok(scores)),
-            // candle's errors are text; this is the one that speaks of the model's own numbers.
-            Err(error) => match first_line(&error) {
-                text if text.contains(NOT_FINITE) => Ok(Err(NotFinite(text))),
-                _ => Err(error.into()),
-            },
+    fn by_job(&self, jobs: &[&ScoreJob], said: Said) -> Result<Vec<Scores>, LoadError> {
+        match said {
+            Said::Listed(scores) => {
+                let signal = |rows| scores.signal.slice(rows).into();
+                Ok(slices(jobs, signal, [&scores.next_logprob, &scores.next_logprob_t]))
+            }
+            Said::Drawn(scores) => {
+                let signal = |rows| Computed::Drawn(scores.signal.slice(rows));
+                Ok(slices(jobs, signal, [&scores.next_logprob, &scores.next_logprob_t]))
+            }
+            Said::States(values) => self.states(jobs, &values),
         }
     }
 
-    fn list(
-        &self,
-        first: &ScoreJob,
-        jobs: &[Placed],
-        hidden: &Tensor,
-    ) -> candle_core::Result<Vec<Scores>> {
-        let asked = Wanted {
-            classes: first.classes,
-            next: &next_tokens(jobs),
-            temperature: f64::from(first.temperature),
-            k: first.k,
-            entries: &entries(jobs),
-        };
-        let scores = score_head(hidden, self.network.head(), asked, self.network.precision())?;
-        let signal = |rows| scores.signal.slice(rows).into();
-        Ok(by_job(jobs, signal, [&scores.next_logprob, &scores.next_logprob_t]))
-    }
-
-    fn draw(
-        &self,
-        first: &ScoreJob,
-        draws: u32,
-        jobs: &[Placed],
-        hidden: &Tensor,
-    ) -> candle_core::Result<Vec<Scores>> {
-        let keys: Vec<DrawKey> = jobs.iter().flat_map(|(job, _)| keys(job)).collect();
-        let asked = WantedDraws {
-            classes: first.classes,
-            next: &next_tokens(jobs),
-            temperature: f64::from(first.temperature),
-            draws,
-            k: first.k,
-            keys: &keys,
-        };
-        let scores = draw_head(hidden, self.network.head(), asked, self.network.precision())?;
-        let signal = |rows| Computed::Drawn(scores.signal.slice(rows));
-        Ok(by_job(jobs, signal, [&scores.next_logprob, &scores.next_logprob_t]))
-    }
-
-    fn states(&self, jobs: &[Placed], hidden: &Tensor) -> candle_core::Result<Vec<Scores>> {
-        let width = hidden.dim(1)?;
-        let values = hidden.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    fn states(&self, jobs: &[&ScoreJob], values: &[f32]) -> Result<Vec<Scores>, LoadError> {
+        let width = self.network.config().hidden_size;
         let mut scores = Vec::with_capacity(jobs.len());
-        let mut rest = &values[..];
-        for (job, _) in jobs {
+        let mut rest = values;
+        for job in jobs {
             let (of_job, after) = rest.split_at(job.rows() * width);
             rest = after;
             let states = HiddenStates { width, values: of_job.to_vec() };
@@ -132,14 +105,64 @@ impl Answering<'_> {
     }
 }
 
+/// The jobs in groups that ask for the same kind of signal with the same parameters, by their places.
+fn groups(jobs: &[&ScoreJob]) -> Vec<Vec<usize>> {
+    let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for (at, job) in jobs.iter().enumerate() {
+        let kind = match job.entries {
+            Entries::Top => (0, 0),
+            Entries::Named(_) => (1, 0),
+            Entries::Drawn { draws, .. } => (2, draws),
+            Entries::Hidden(_) => (3, 0),
+        };
+        groups.entry((kind, job.k, job.temperature.to_bits(), job.classes)).or_default().push(at);
+    }
+    groups.into_values().collect()
+}
+
+impl<'a> Group<'a> {
+    /// The jobs at these places of all, whose first tokens lie at `starts` of the batch.
+    fn of(places: Vec<usize>, all: &[&'a ScoreJob], starts: &[u32]) -> Self {
+        let jobs: Vec<&ScoreJob> = places.iter().map(|&place| all[place]).collect();
+        let rows = places.iter().flat_map(|&place| {
+            all[place].positions().map(move |position| starts[place] + position)
+        });
+        Self {
+            rows: rows.collect(),
+            next: jobs.iter().flat_map(|job| job.next_tokens()).collect(),
+            entries: entries(&jobs),
+            keys: jobs.iter().flat_map(|job| keys(job)).collect(),
+            places,
+            jobs,
+        }
+    }
+
+    /// What is asked about all of their positions.
+    fn asked(&self) -> Asked<'_> {
+        // A group has a job.
+        let first = self.jobs[0];
+        let (classes, k, temperature) = (first.classes, first.k, f64::from(first.temperature));
+        let Self { next, entries, keys, .. } = self;
+        match first.entries {
+            Entries::Top | Entries::Named(_) => {
+                Asked::Listed(Wanted { classes, next, temperature, k, entries })
+            }
+            Entries::Drawn { draws, .. } => {
+                Asked::Drawn(WantedDraws { classes, next, temperature, draws, k, keys })
+            }
+            Entries::Hidden(_) => Asked::States,
+        }
+    }
+}
+
 /// Scores of all rows as those of each job.
-fn by_job(
-    jobs: &[Placed],
+fn slices(
+    jobs: &[&ScoreJob],
     signal: impl Fn(std::ops::Range<usize>) -> Computed,
     [next_logprob, next_logprob_t]: [&[f32]; 2],
 ) -> Vec<Scores> {
     let mut first = 0;
-    let of_job = |(job, _): &Placed| {
+    let of_job = |job: &&ScoreJob| {
         let these = first..first + job.rows();
         first = these.end;
         Scores {
@@ -151,10 +174,6 @@ fn by_job(
     jobs.iter().map(of_job).collect()
 }
 
-fn next_tokens(jobs: &[Placed]) -> Vec<Option<u32>> {
-    jobs.iter().flat_map(|(job, _)| job.next_tokens()).collect()
-}
-
 /// What the draws of a job's positions depend on.
 fn keys(job: &ScoreJob) -> Vec<DrawKey> {
     let Entries::Drawn { seed, .. } = job.entries else { return Vec::new() };
@@ -163,14 +182,14 @@ fn keys(job: &ScoreJob) -> Vec<DrawKey> {
 }
 
 /// The entries of jobs of one group, all rows in turn.
-fn entries(jobs: &[Placed]) -> Entries {
-    let named = |(job, _): &Placed| match &job.entries {
+fn entries(jobs: &[&ScoreJob]) -> Entries {
+    let named = |job: &&ScoreJob| match &job.entries {
         Entries::Named(ids) if ids.len() == job.k => ids.repeat(job.rows()),
         Entries::Named(ids) => ids.clone(),
         Entries::Top | Entries::Drawn { .. } | Entries::Hidden(_) => Vec::new(),
     };
     match jobs.first() {
-        Some((ScoreJob { entries: Entries::Named(_), .. }, _)) => {
+        Some(ScoreJob { entries: Entries::Named(_), .. }) => {
             Entries::Named(jobs.iter().flat_map(named).collect())
         }
         Some(_) | None => Entries::Top,
