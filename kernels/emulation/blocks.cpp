@@ -2,8 +2,10 @@
 // warp until it comes to a barrier, as far ahead of the others as a card would ever let it. So what needs a barrier and
 // has none reads what is not written yet, or no more, in one order of the warps or another.
 #include "emulate.h"
+#include "emulate_mma.h"
 
 #include <algorithm>
+#include <csetjmp>
 #include <csignal>
 #include <cstdio>
 #include <random>
@@ -30,13 +32,33 @@ struct Where {
 
 enum class State { Ready, AtBarrier, AtExchange, Done };
 
+// A copy to the block's memory that is under way (cp.async).
+struct Copy {
+    unsigned char* to;
+    const unsigned char* from;
+    size_t bytes;
+    bool there;
+    unsigned group;
+
+    void arrive() const {
+        if (there) std::memcpy(to, from, bytes);
+        else std::memset(to, 0, bytes);
+    }
+};
+
+// A fiber. It is entered by swapcontext; between its first step and its last it is left and gone on with by jumps,
+// which ask nothing of the system.
 struct Thread {
     Self self;
     State state;
     Where where;
     unsigned mask;
     unsigned exchanges;
+    std::vector<Copy> copies;
+    unsigned groups;
+    bool entered;
     ucontext_t context;
+    jmp_buf left;
 };
 
 // What a warp's lanes gave: of the exchange they are at, and of the one before, which some may still read.
@@ -72,6 +94,7 @@ struct Running {
     std::vector<Warp> warps;
     Thread* current;
     ucontext_t scheduler;
+    jmp_buf back;
     Buffer shared;
     bool failed;
 };
@@ -86,7 +109,19 @@ void complain(const char* file, int line, const char* what) {
     running->failed = true;
 }
 
-void give_way() { swapcontext(&running->current->context, &running->scheduler); }
+void give_way() {
+    if (!_setjmp(running->current->left)) _longjmp(running->back, 1);
+}
+
+// Runs the thread until it gives way.
+void go_on(Thread& thread) {
+    running->current = &thread;
+    self = &thread.self;
+    if (_setjmp(running->back)) return;
+    if (thread.entered) _longjmp(thread.left, 1);
+    thread.entered = true;
+    swapcontext(&running->scheduler, &thread.context);
+}
 
 void begin() {
     running->body(running->context);
@@ -112,7 +147,7 @@ void touched(int, siginfo_t* info, void*) {
     else
         std::snprintf(what, sizeof what, "writes to `%s`, which is read only", nearest->name);
     complain("kernel", 0, what);
-    setcontext(&running->scheduler);
+    _longjmp(running->back, 1);
 }
 
 // Signals of touches outside end the launch while this lives.
@@ -179,9 +214,7 @@ bool run_warp(size_t first, const std::vector<unsigned>& lanes) {
             if (first + lane >= running->threads.size()) continue;
             Thread& thread = running->threads[first + lane];
             if (thread.state != State::Ready) continue;
-            running->current = &thread;
-            self = &thread.self;
-            swapcontext(&running->scheduler, &thread.context);
+            go_on(thread);
             if (running->failed) return false;
         }
     } while (settle_warp(first));
@@ -224,8 +257,7 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
 
 void fail(const char* file, int line, const char* what) {
     complain(file, line, what);
-    setcontext(&running->scheduler);
-    std::abort();
+    _longjmp(running->back, 1);
 }
 
 void barrier(const char* file, int line) {
@@ -249,12 +281,42 @@ const Lanes* exchange(unsigned mask, const void* bytes, size_t size, const char*
     return &given;
 }
 
+size_t block_offset(const void* at, size_t bytes, const char* file, int line) {
+    const auto place = static_cast<const unsigned char*>(at);
+    const Buffer& shared = running->shared;
+    if (place < shared.start || place + bytes > shared.start + shared.bytes)
+        fail(file, line, "is to be in the block's memory, and is not");
+    return place - shared.start;
+}
+
+void copy(void* to, const void* from, size_t bytes, bool there, const char* file, int line) {
+    if (block_offset(to, bytes, file, line) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+        fail(file, line, "a copy begins at no multiple of its size");
+    Thread& thread = *running->current;
+    const Copy copy{static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), bytes, there,
+                    thread.groups};
+    // As soon as it may come in every second order, as late in the others.
+    if (running->launch->order % 2) copy.arrive();
+    else thread.copies.push_back(copy);
+}
+
+void commit_copies() { running->current->groups++; }
+
+void wait_for_copies(unsigned left) {
+    Thread& thread = *running->current;
+    std::erase_if(thread.copies, [&](const Copy& copy) {
+        const bool comes = copy.group + left < thread.groups;
+        if (comes) copy.arrive();
+        return comes;
+    });
+}
+
 bool run(const Launch& launch, void (*body)(void*), void* context) {
     unsigned count = launch.threads.x * launch.threads.y * launch.threads.z;
     unsigned blocks = launch.blocks.x * launch.blocks.y * launch.blocks.z;
     Guarded shared(launch.shared_bytes, true), stacks(count * STACK_BYTES, false);
     Running now{&launch, body, context, std::vector<Thread>(count),
-                std::vector<Warp>((count + WARP - 1) / WARP), nullptr, {},
+                std::vector<Warp>((count + WARP - 1) / WARP), nullptr, {}, {},
                 {"block memory", shared.start, launch.shared_bytes}, false};
     running = &now;
     Watch watch;
@@ -266,7 +328,9 @@ bool run(const Launch& launch, void (*body)(void*), void* context) {
             thread.self = {place(at, launch.threads), place(block, launch.blocks), launch.blocks,
                            launch.threads, shared.start, at % WARP};
             thread.state = State::Ready;
-            thread.exchanges = 0;
+            thread.exchanges = thread.groups = 0;
+            thread.copies.clear();
+            thread.entered = false;
             getcontext(&thread.context);
             thread.context.uc_stack = {.ss_sp = stacks.start + at * STACK_BYTES, .ss_flags = 0,
                                        .ss_size = STACK_BYTES};

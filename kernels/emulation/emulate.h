@@ -54,8 +54,8 @@ extern Self* self;
 [[noreturn]] void fail(const char* file, int line, const char* what);
 // Waits for all threads of the block that have not ended.
 void barrier(const char* file, int line);
-// Gives bytes to the lanes of `mask`; afterwards `from` has those of each of the 32 lanes.
-constexpr size_t LANE_BYTES = 16;
+// Gives bytes to the lanes of `mask`; what it returns has those of each of the 32 lanes.
+constexpr size_t LANE_BYTES = 32;
 using Lanes = unsigned char[32][LANE_BYTES];
 const Lanes* exchange(unsigned mask, const void* bytes, size_t size, const char* file, int line);
 
@@ -129,11 +129,14 @@ T shuffle(unsigned mask, T value, unsigned from, const char* file, int line) {
     } while (false)
 
 #define __syncthreads() emulate::barrier(__FILE__, __LINE__)
-#define __shfl_xor_sync(mask, value, lane) \
-    emulate::shuffle(mask, value, (emulate::self->lane ^ (lane)) & 31, __FILE__, __LINE__)
-#define __shfl_sync(mask, value, lane) \
-    emulate::shuffle(mask, value, (lane) & 31, __FILE__, __LINE__)
+#define __shfl_xor_sync(mask, value, bits) \
+    emulate::shuffle(mask, value, (emulate::self->lane ^ (bits)) & 31, __FILE__, __LINE__)
+#define __shfl_sync(mask, value, from) \
+    emulate::shuffle(mask, value, (from) & 31, __FILE__, __LINE__)
+#define __syncwarp() emulate::exchange(0xffffffff, "", 0, __FILE__, __LINE__)
 
+inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
+inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
@@ -145,6 +148,9 @@ inline float atomicAdd(float* to, float value) {
 
 struct alignas(16) float4 {
     float x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
 };
 struct alignas(8) uint2 {
     unsigned x, y;

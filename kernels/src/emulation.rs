@@ -107,3 +107,7 @@ fn launch(call: &Call<Id>, kinds: &[String], memory: &Memory, order: u64) -> Res
 #[cfg(test)]
 #[path = "emulation_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "emulation_mma_tests.rs"]
+mod mma_tests;
