@@ -5,6 +5,7 @@
 //! both carry it out.
 
 pub mod adamw;
+pub mod attention;
 pub mod bias;
 #[cfg(feature = "cuda")]
 pub mod card;

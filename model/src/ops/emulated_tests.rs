@@ -2,6 +2,7 @@
 //! activations in bfloat16, at small and odd shapes.
 
 mod adamw;
+mod attention;
 mod bias;
 mod elements;
 mod embed;
