@@ -14,6 +14,9 @@ KERNEL squares(const float* g, double* shares, unsigned count) {
 }
 EXPORT(squares)
 
+// In place of a factor where the gradients are not finite: the step is then none.
+constexpr float NO_STEP = -1.0f;
+
 // From the shares, in their order: the norm, and what gradients are multiplied with so that it is at most max_norm
 // (torch.nn.utils.clip_grad_norm_). One thread.
 KERNEL clip(const double* shares, float* norm, float* scale, unsigned count, float max_norm) {
@@ -21,7 +24,7 @@ KERNEL clip(const double* shares, float* norm, float* scale, unsigned count, flo
     for (unsigned share = 0; share < count; share++) sum += shares[share];
     const double root = sqrt(sum);
     *norm = float(root);
-    *scale = float(fmin(double(max_norm) / (root + 1e-6), 1.0));
+    *scale = isfinite(root) ? float(fmin(double(max_norm) / (root + 1e-6), 1.0)) : NO_STEP;
 }
 EXPORT(clip)
 
@@ -42,6 +45,7 @@ __device__ __forceinline__ void update(float& p, float& m, float& v, float g, co
 template <class Rounded>
 __device__ __forceinline__ void step(float* p, float* m, float* v, const float* g, Rounded* rounded, const Step& s,
                                      unsigned count) {
+    if (s.scale == NO_STEP) return;
     const size_t stride = 4 * size_t(gridDim.x) * blockDim.x;
     for (size_t at = 4 * (size_t(blockIdx.x) * blockDim.x + threadIdx.x); at < count; at += stride) {
         if (at + 4 > count) {

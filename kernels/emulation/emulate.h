@@ -137,6 +137,7 @@ T shuffle(unsigned mask, T value, unsigned from, const char* file, int line) {
 
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
+using std::isfinite;
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }

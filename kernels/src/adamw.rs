@@ -16,7 +16,7 @@ pub fn shares(count: u32) -> u32 {
 
 /// The Euclidean norm of `gradients` `[count]` float32 into `norm` `[1]`, and what they are to be multiplied with
 /// so that it is at most `max_norm` into `scale` `[1]`; `room` `[shares(count)]` float64. Nothing of it goes
-/// through the host.
+/// through the host: where the norm is not finite, [`adamw`] with this scale changes nothing.
 pub fn clip<B: Copy>(
     [gradients, room, norm, scale]: [B; 4],
     count: u32,

@@ -280,6 +280,10 @@ impl Executor for Card {
     type Error = CardError;
     type Running = Running;
 
+    fn is_out_of_memory(error: &CardError) -> bool {
+        error.is_out_of_memory()
+    }
+
     fn keep(&mut self, name: &str, kind: Kind, len: usize) -> Result<View, CardError> {
         self.device.be_current()?;
         let memory = self.device.allocate(name, len * kind.bytes())?;

@@ -16,7 +16,7 @@ pub fn gather<B>([w, ids, y]: [B; 3], [rows, width]: [u32; 2], weights: Activati
 /// Which rows are added to which: places with the same id together, in the order they had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Runs {
-    /// Places `0..n`, sorted by their ids; `[n]`.
+    /// Places among the ids, sorted by these; `[n]`.
     pub places: Vec<u32>,
     /// The ids, each once, rising.
     pub ids: Vec<u32>,
@@ -27,7 +27,13 @@ pub struct Runs {
 impl Runs {
     /// Of these ids.
     pub fn of(ids: &[u32]) -> Self {
-        let mut places: Vec<u32> = (0..ids.len() as u32).collect();
+        Self::without(ids, None)
+    }
+
+    /// Of these ids but one.
+    pub fn without(ids: &[u32], left_out: Option<u32>) -> Self {
+        let mut places: Vec<u32> =
+            (0..ids.len() as u32).filter(|&at| Some(ids[at as usize]) != left_out).collect();
         places.sort_by_key(|&place| ids[place as usize]);
         let (mut once, mut starts) = (Vec::new(), Vec::new());
         for (at, &place) in places.iter().enumerate() {
@@ -37,7 +43,7 @@ impl Runs {
                 starts.push(at as u32);
             }
         }
-        starts.push(ids.len() as u32);
+        starts.push(places.len() as u32);
         Self { places, ids: once, starts }
     }
 }

@@ -33,6 +33,9 @@ pub trait Executor {
     /// A program that runs.
     type Running;
 
+    /// Whether memory did not suffice: then nothing was changed, and less may be tried.
+    fn is_out_of_memory(error: &Self::Error) -> bool;
+
     /// Memory that stays until the executor goes, all 0.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 //! blocks (forward and backward), [`recompute`] (memory against time), [`student`] (training state and step),
 //! [`coding`] (hidden states as few bytes), [`generate`].
 
+pub mod card;
 pub mod coding;
 pub mod config;
 pub mod device;
