@@ -83,6 +83,8 @@ constexpr const char* KIND = "?";
 template <>
 inline constexpr const char* KIND<float> = "f";
 template <>
+inline constexpr const char* KIND<double> = "d";
+template <>
 inline constexpr const char* KIND<unsigned> = "u";
 
 struct Registered {
@@ -134,6 +136,9 @@ T shuffle(unsigned mask, T value, unsigned from, const char* file, int line) {
 #define __shfl_sync(mask, value, from) \
     emulate::shuffle(mask, value, (from) & 31, __FILE__, __LINE__)
 #define __syncwarp() emulate::exchange(0xffffffff, "", 0, __FILE__, __LINE__)
+// From a lane further down; the lowest have their own.
+#define __shfl_up_sync(mask, value, by) \
+    emulate::shuffle(mask, value, emulate::self->lane - (emulate::self->lane < (by) ? 0 : (by)), __FILE__, __LINE__)
 
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
@@ -141,9 +146,17 @@ using std::isfinite;
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
-inline float atomicAdd(float* to, float value) {
-    float before = *to;
+inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+template <class T>
+T atomicAdd(T* to, T value) {
+    T before = *to;
     *to = before + value;
+    return before;
+}
+inline unsigned atomicOr(unsigned* to, unsigned bits) {
+    unsigned before = *to;
+    *to = before | bits;
     return before;
 }
 

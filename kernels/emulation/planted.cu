@@ -97,3 +97,20 @@ EXPORT(planted_never_written)
 // Blocks that add to one number without waiting for each other: right here, in another order other bits.
 KERNEL planted_sum_in_any_order(const float* x, float* y) { atomicAdd(y, x[blockIdx.x * blockDim.x + threadIdx.x]); }
 EXPORT(planted_sum_in_any_order)
+
+// Values in slots that a counter gives out: every value is there, in the order in which the threads came.
+KERNEL planted_slots_in_any_order(const float* x, float* y) {
+    BLOCK_MEMORY(unsigned, count);
+    if (threadIdx.x == 0) *count = 0;
+    __syncthreads();
+    y[atomicAdd(count, 1u)] = x[threadIdx.x];
+}
+EXPORT(planted_slots_in_any_order)
+
+// A running sum over a warp in which the lowest lanes, with none below them, add their own once more.
+KERNEL planted_running_sum(const float* x, float* y) {
+    float sum = x[threadIdx.x];
+    for (unsigned by = 1; by < WARP_LANES; by *= 2) sum += __shfl_up_sync(ALL_LANES, sum, by);
+    y[threadIdx.x] = sum;
+}
+EXPORT(planted_running_sum)

@@ -69,6 +69,7 @@ fn fits(call: &Call<Id>, kinds: &[String], memory: &Memory) -> Result<(), String
         Argument::Buffer(id) => memory.kind(*id),
         Argument::U32(_) => 'u',
         Argument::F32(_) => 'f',
+        Argument::F64(_) => 'd',
     });
     let given: String = given.collect();
     let wanted: String = kinds.iter().filter_map(|kind| kind.chars().last()).collect();
@@ -94,6 +95,7 @@ fn launch(call: &Call<Id>, kinds: &[String], memory: &Memory, order: u64) -> Res
             Argument::Buffer(id) => memory.address(*id) as u64,
             Argument::U32(value) => u64::from(*value),
             Argument::F32(value) => u64::from(value.to_bits()),
+            Argument::F64(value) => value.to_bits(),
         })
         .collect();
     let arguments: Vec<*mut c_void> =

@@ -54,6 +54,7 @@ fn planted_errors_are_found_and_said() {
         ("planted_barriers_apart", 64, "another thread waits at another barrier"),
         ("planted_lanes_missing", 64, "waits for a lane that has ended"),
         ("planted_sum_in_any_order", 1, "a race"),
+        ("planted_slots_in_any_order", 64, "a race"),
     ] {
         let said_of_it = planted(kernel, len).0.expect_err(kernel);
         assert!(said_of_it.contains(said) && said_of_it.starts_with(kernel), "{said_of_it}");
@@ -70,6 +71,11 @@ fn what_no_order_shows_is_in_the_numbers() {
     let (found, y) = planted("planted_half_a_sum", 64);
     let sum: f32 = (0..32).map(|at| 1.0 / (at as f32 + 3.0)).sum();
     assert!(found.is_ok() && (y[0] - sum).abs() > 0.1 * sum, "{found:?} {y:?}");
+    // What the first lane has doubles in each of five rounds; the last one has all of its warp once.
+    let (found, y) = planted("planted_running_sum", 64);
+    assert!(found.is_ok() && (y[0] - 32.0 / 3.0).abs() < 1e-5, "{found:?} {y:?}");
+    let sum: f32 = (32..64).map(|at| 1.0 / (at as f32 + 3.0)).sum();
+    assert!((y[63] - sum).abs() < 1e-5 * sum, "{y:?}");
 }
 
 #[test]

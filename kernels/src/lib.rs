@@ -50,6 +50,8 @@ pub enum Argument<B> {
     U32(u32),
     /// A number.
     F32(f32),
+    /// A number in double precision.
+    F64(f64),
 }
 
 /// One launch of a kernel.

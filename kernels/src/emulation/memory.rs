@@ -124,6 +124,12 @@ impl Memory {
         }
     }
 
+    /// The numbers of a buffer of u32.
+    pub fn words(&self, id: Id) -> Vec<u32> {
+        let bytes = self.buffers[id.0].read();
+        bytes.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four)).collect()
+    }
+
     pub(super) fn kind(&self, id: Id) -> char {
         self.buffers[id.0].kind
     }
