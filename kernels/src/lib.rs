@@ -18,6 +18,7 @@ pub mod norm;
 pub mod program;
 pub mod round;
 pub mod swiglu;
+pub mod topk;
 
 /// Lanes of a warp.
 pub(crate) const WARP: u32 = 32;

@@ -10,3 +10,4 @@ mod heads;
 mod norm;
 mod round;
 mod swiglu;
+mod topk;
