@@ -4,6 +4,7 @@
 mod adamw;
 mod attention;
 mod bias;
+mod draws;
 mod elements;
 mod embed;
 mod heads;
