@@ -181,7 +181,7 @@ impl Step {
             Self::Call(call) => {
                 let view = |argument: &Argument<View>| match argument {
                     Argument::Buffer(view) => Some(*view),
-                    Argument::U32(_) | Argument::F32(_) => None,
+                    Argument::U32(_) | Argument::F32(_) | Argument::F64(_) => None,
                 };
                 call.arguments.iter().filter_map(view).collect()
             }

@@ -55,6 +55,7 @@ impl Kernels {
                 Argument::Buffer(view) => address(view),
                 Argument::U32(value) => u64::from(*value),
                 Argument::F32(value) => u64::from(value.to_bits()),
+                Argument::F64(value) => value.to_bits(),
             })
             .collect();
         let mut parameters: Vec<*mut c_void> =

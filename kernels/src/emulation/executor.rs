@@ -145,6 +145,7 @@ impl Run<'_> {
             }
             Argument::U32(value) => Argument::U32(*value),
             Argument::F32(value) => Argument::F32(*value),
+            Argument::F64(value) => Argument::F64(*value),
         });
         let over_copies = Call {
             kernel: call.kernel,
