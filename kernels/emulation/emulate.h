@@ -146,6 +146,7 @@ using std::isfinite;
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 template <class T>
 T atomicAdd(T* to, T value) {

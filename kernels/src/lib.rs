@@ -14,6 +14,7 @@ pub mod embed;
 #[cfg(feature = "emulation")]
 pub mod emulation;
 pub mod executor;
+pub mod head;
 pub mod heads;
 pub mod norm;
 pub mod program;

@@ -7,6 +7,7 @@ mod bias;
 mod draws;
 mod elements;
 mod embed;
+mod head;
 mod heads;
 mod norm;
 mod round;

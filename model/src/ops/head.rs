@@ -370,7 +370,7 @@ pub(crate) fn logits_elements(positions: usize, classes: usize) -> usize {
 }
 
 #[cfg(test)]
-mod cases;
+pub(super) mod cases;
 #[cfg(test)]
 mod divergence_tests;
 #[cfg(test)]

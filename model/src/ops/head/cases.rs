@@ -8,6 +8,9 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::full::FullRow;
+use super::listed::Listed;
+use super::row::{Row, RowLoss};
 use super::{Divergence, HeadLoss, LossSettings, Tail, Teaching, head_loss};
 use crate::ops::testing::score_top;
 use crate::ops::{Precision, tensor};
@@ -34,7 +37,7 @@ pub(super) fn relative_error(found: &[f32], wanted: &[f64]) -> f64 {
 
 /// How logits are drawn.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Shape {
+pub(in crate::ops) enum Shape {
     Spread(f32),
     /// One class far above all others.
     Peaked(f32),
@@ -42,7 +45,7 @@ pub(super) enum Shape {
     Split(f32),
 }
 
-fn draw(shape: Shape, classes: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+pub(in crate::ops) fn draw(shape: Shape, classes: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
     let mut logits: Vec<f32> = (0..classes).map(|_| rng.random_range(-1.0..=1.0)).collect();
     match shape {
         Shape::Spread(size) => logits.iter_mut().for_each(|z| *z *= size),
@@ -187,3 +190,40 @@ pub(super) const DEFAULTS: LossSettings = LossSettings {
     tail: Tail::Bucket,
     precision: Precision::F32,
 };
+
+/// The columns of a position's losses that other kinds of device make too, its argmax, and its gradient.
+pub(in crate::ops) type Position = ([f64; 6], u32, Vec<f32>);
+
+fn position(loss: &RowLoss, gradient: Vec<f32>) -> Position {
+    let RowLoss { ce, kl, teacher_mass, student_mass, kl_rest, entropy, argmax, .. } = *loss;
+    ([ce, kl, teacher_mass, student_mass, kl_rest, entropy], argmax, gradient)
+}
+
+/// A position under row `row` of a signal, its logits whatever they are.
+pub(in crate::ops) fn listed_position(
+    logits: &[f32],
+    target: u32,
+    signal: Option<(&TopK, usize)>,
+    settings: &LossSettings,
+) -> Position {
+    let signal = signal.map(|(signal, row)| (Listed::TopK(signal), row));
+    let (mut gradient, mut row) = (logits.to_vec(), Row::new(target as usize, signal, settings));
+    row.listen(&mut gradient, 0);
+    let heard = row.heard();
+    heard.gradient(&mut gradient, 0);
+    position(&heard.losses(), gradient)
+}
+
+/// A position beside a teacher's logits, whatever they are.
+pub(in crate::ops) fn full_position(
+    logits: &[f32],
+    teacher: &[f32],
+    target: u32,
+    settings: &LossSettings,
+) -> Position {
+    let (mut gradient, mut row) = (logits.to_vec(), FullRow::new(target as usize, settings, false));
+    row.listen(logits, teacher, 0);
+    row.listen_again(logits, teacher);
+    row.gradient(&mut gradient, teacher, 0);
+    position(&row.losses(), gradient)
+}
