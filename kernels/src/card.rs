@@ -126,11 +126,6 @@ impl Card {
         })
     }
 
-    /// What the card calls itself, and its compute capability.
-    pub fn name(&self) -> (&str, [i32; 2]) {
-        (&self.device.name, self.device.capability)
-    }
-
     /// Free bytes of its memory, and all.
     ///
     /// # Errors
@@ -279,6 +274,10 @@ impl At<'_> {
 impl Executor for Card {
     type Error = CardError;
     type Running = Running;
+
+    fn name(&self) -> String {
+        format!("cuda:{} ({})", self.device.ordinal, self.device.name)
+    }
 
     fn is_out_of_memory(error: &CardError) -> bool {
         error.is_out_of_memory()

@@ -38,7 +38,7 @@ pub fn run(call: &Call<Id>, memory: &mut Memory) -> Result<(), String> {
 }
 
 /// The same in these orders.
-fn run_in(call: &Call<Id>, memory: &mut Memory, orders: &[u64]) -> Result<(), String> {
+fn run_in(call: &Call<Id>, memory: &Memory, orders: &[u64]) -> Result<(), String> {
     let _one = LAUNCHING.lock().unwrap_or_else(PoisonError::into_inner);
     let wrong = |what: String| format!("{}: {what}", call.kernel);
     let kinds = signature(call).ok_or_else(|| wrong("there is no such kernel".to_owned()))?;

@@ -33,6 +33,9 @@ pub trait Executor {
     /// A program that runs.
     type Running;
 
+    /// The device in the words of `--device`, and what it calls itself.
+    fn name(&self) -> String;
+
     /// Whether memory did not suffice: then nothing was changed, and less may be tried.
     fn is_out_of_memory(error: &Self::Error) -> bool;
 

@@ -2,18 +2,34 @@
 //! them out ([`Executor`]). On a card nothing of a step passes through the host but tokens in and signals and losses
 //! out; in the emulation the same programs are what tests hold against the processor's engine and `f64`.
 
+mod answers;
 mod block;
+mod engine;
+mod learner;
+mod loss;
 mod network;
 
-use kernels::executor::Executor;
+use half::bf16;
+use kernels::executor::{Executor, Outputs};
+use kernels::program::{Kind, View};
 
 use crate::qwen3::ModelError;
+pub use engine::CardModel;
+pub use learner::CardLearner;
 
 /// What an executor says, as the engine says it.
 fn failed<X: Executor>(error: X::Error) -> ModelError {
     match X::is_out_of_memory(&error) {
         true => ModelError::OutOfMemory(error.to_string()),
         false => ModelError::Device(error.to_string()),
+    }
+}
+
+/// What was put out in the activations' type, as float32.
+fn floats(outputs: &Outputs, view: View) -> Vec<f32> {
+    match view.kind {
+        Kind::Bf16 => outputs.get::<bf16>(view).into_iter().map(bf16::to_f32).collect(),
+        Kind::F32 | Kind::F64 | Kind::U32 => outputs.get(view),
     }
 }
 

@@ -133,7 +133,7 @@ impl Device {
         config: Qwen3Config,
         training: Training,
     ) -> Result<Box<dyn Learner>, StudentError> {
-        self.learn(Student::load(dir, config, training, &Tensors::Cpu)?)
+        self.learn(|| Student::load(dir, config, training, &Tensors::Cpu))
     }
 
     /// A model of random weights, ready to learn.
@@ -146,7 +146,7 @@ impl Device {
         seed: u64,
         training: Training,
     ) -> Result<Box<dyn Learner>, StudentError> {
-        self.learn(Student::random(config, seed, training, &Tensors::Cpu)?)
+        self.learn(|| Student::random(config, seed, training, &Tensors::Cpu))
     }
 
     /// A learner as it was saved.
@@ -159,13 +159,16 @@ impl Device {
         config: Qwen3Config,
         training: Training,
     ) -> Result<Box<dyn Learner>, StudentError> {
-        self.learn(load_state(path, config, training, &Tensors::Cpu)?)
+        self.learn(|| load_state(path, config, training, &Tensors::Cpu))
     }
 
-    /// The same student where it is to learn.
-    fn learn(self, student: Student) -> Result<Box<dyn Learner>, StudentError> {
+    /// A student where it is to learn. What is wrong with the device is said before it is read.
+    fn learn(
+        self,
+        student: impl FnOnce() -> Result<Student, StudentError>,
+    ) -> Result<Box<dyn Learner>, StudentError> {
         match self {
-            Self::Cpu => Ok(Box::new(student)),
+            Self::Cpu => Ok(Box::new(student()?)),
             Self::Cuda(ordinal) => on_card::learner(ordinal, student),
         }
     }
@@ -199,8 +202,53 @@ mod on_card {
         Err(none(ordinal))
     }
 
-    pub(super) fn learner(ordinal: usize, _: Student) -> Result<Box<dyn Learner>, StudentError> {
+    pub(super) fn learner(
+        ordinal: usize,
+        _: impl FnOnce() -> Result<Student, StudentError>,
+    ) -> Result<Box<dyn Learner>, StudentError> {
         Err(none(ordinal).into())
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod on_card {
+    //! NVIDIA cards.
+
+    use std::path::Path;
+
+    use candle_core::Device as Tensors;
+    use kernels::card::Card;
+
+    use crate::card::{CardLearner, CardModel};
+    use crate::config::Qwen3Config;
+    use crate::language_model::LanguageModel;
+    use crate::learner::Learner;
+    use crate::ops::Precision;
+    use crate::student::{Student, StudentError};
+    use crate::weights::{Weights, WeightsError};
+
+    fn open(ordinal: usize) -> Result<Card, WeightsError> {
+        Card::open(ordinal).map_err(|error| WeightsError::Card(error.to_string()))
+    }
+
+    pub(super) fn load(
+        ordinal: usize,
+        dir: &Path,
+        config: Qwen3Config,
+        precision: Precision,
+    ) -> Result<Box<dyn LanguageModel>, WeightsError> {
+        let on = open(ordinal)?;
+        let weights = Weights::load(dir, &config, precision.dtype(), &Tensors::Cpu)?;
+        let model = CardModel::new(on, config, &weights, precision);
+        Ok(Box::new(model.map_err(|error| WeightsError::Card(error.to_string()))?))
+    }
+
+    pub(super) fn learner(
+        ordinal: usize,
+        student: impl FnOnce() -> Result<Student, StudentError>,
+    ) -> Result<Box<dyn Learner>, StudentError> {
+        let on = open(ordinal)?;
+        Ok(Box::new(CardLearner::new(on, &student()?)?))
     }
 }
 

@@ -262,22 +262,8 @@ impl Qwen3 {
     /// Refuses what the network has no embedding or position for; gives tables that are long
     /// enough.
     fn check(&self, batch: &TokenBatch) -> Result<Arc<RopeTables>, ModelError> {
-        let (classes, limit) = (self.config.vocab_size, self.config.max_position_embeddings);
-        let mut longest = 0;
-        for (row, tokens) in batch.rows().enumerate() {
-            if tokens.len() > limit {
-                return Err(ModelError::TooLong { row, found: tokens.len(), limit });
-            }
-            longest = longest.max(tokens.len());
-            let ids = &batch.ids()[tokens];
-            if let Some(position) = ids.iter().position(|&id| id as usize >= classes) {
-                let found = ids[position];
-                return Err(ModelError::TokenId { found, row, position, classes });
-            }
-        }
-        if longest == 0 {
-            return Err(ModelError::Empty);
-        }
+        let longest = check_batch(&self.config, batch)?;
+        let limit = self.config.max_position_embeddings;
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if tables.positions() < longest {
             let positions = longest.next_power_of_two().min(limit);
@@ -299,6 +285,24 @@ impl Qwen3 {
             row_ends: batch.row_ends(),
         }
     }
+}
+
+/// Refuses what a network has no embedding or position for; gives the length of the longest row.
+pub(crate) fn check_batch(config: &Qwen3Config, batch: &TokenBatch) -> Result<usize, ModelError> {
+    let (classes, limit) = (config.vocab_size, config.max_position_embeddings);
+    let mut longest = 0;
+    for (row, tokens) in batch.rows().enumerate() {
+        if tokens.len() > limit {
+            return Err(ModelError::TooLong { row, found: tokens.len(), limit });
+        }
+        longest = longest.max(tokens.len());
+        let ids = &batch.ids()[tokens];
+        if let Some(position) = ids.iter().position(|&id| id as usize >= classes) {
+            let found = ids[position];
+            return Err(ModelError::TokenId { found, row, position, classes });
+        }
+    }
+    if longest == 0 { Err(ModelError::Empty) } else { Ok(longest) }
 }
 
 fn rope_tables(config: &Qwen3Config, positions: usize) -> candle_core::Result<RopeTables> {

@@ -33,6 +33,11 @@ pub struct TrainingState {
 }
 
 impl TrainingState {
+    /// Of these parts; `state` is `[3, P]` float32.
+    pub(crate) fn new(config: Qwen3Config, weights: Weights, state: Tensor, steps: u64) -> Self {
+        Self { config, weights, state, steps, _lent: Arc::new(()) }
+    }
+
     /// The state of a student as it is now.
     pub fn of(student: &Student) -> Self {
         Self {

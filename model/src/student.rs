@@ -134,6 +134,11 @@ impl Student {
         &self.gradients
     }
 
+    /// How it is trained.
+    pub fn training(&self) -> &Training {
+        &self.training
+    }
+
     /// Optimiser steps done.
     pub fn steps(&self) -> u64 {
         self.steps

@@ -12,7 +12,7 @@ use super::error::{CAPABILITY_NEEDED, CardError, DRIVER_NEEDED};
 /// A card that this process has opened, and that the thread that holds it uses.
 #[derive(Debug)]
 pub(super) struct Device {
-    ordinal: usize,
+    pub(super) ordinal: usize,
     device: sys::CUdevice,
     context: sys::CUcontext,
     /// What it calls itself.

@@ -33,6 +33,10 @@ impl Executor for Emulation {
     type Error = Found;
     type Running = Outputs;
 
+    fn name(&self) -> String {
+        "emulated".to_owned()
+    }
+
     fn is_out_of_memory(_: &Found) -> bool {
         false
     }
@@ -154,7 +158,7 @@ impl Run<'_> {
             memory: call.memory,
             arguments: arguments.collect(),
         };
-        run_in(&over_copies, &mut memory, self.orders)?;
+        run_in(&over_copies, &memory, self.orders)?;
         for (view, id) in views.iter().zip(ids) {
             if !matches!(view.home, Home::Input) {
                 self.bytes_mut(view).copy_from_slice(&memory.bytes_of(id));

@@ -162,7 +162,7 @@ fn project<'r>(
     logits
 }
 
-fn check_wanted(wanted: &WantedDraws<'_>, rows: usize) -> Result<()> {
+pub(crate) fn check_wanted(wanted: &WantedDraws<'_>, rows: usize) -> Result<()> {
     let &WantedDraws { classes, next, temperature, draws, k, keys } = wanted;
     check_temperature(temperature)?;
     check_next(next, rows, classes)?;

@@ -37,9 +37,9 @@ use distill::signal::{Draws, TopK};
 use rayon::prelude::*;
 
 use super::product::{MatMut, MatRef, Store, Threads, product};
-use super::{read, tensor, write_f32};
+use super::{expect_len, read, tensor, write_f32};
+pub(crate) use check::check_asked;
 pub(super) use check::{check_classes, check_temperature};
-use check::{check_settings, check_targets, check_teaching};
 pub use distill::reference::{Divergence, Tail};
 use full::FullRow;
 use listed::Listed;
@@ -121,11 +121,8 @@ pub fn head_loss(
 ) -> Result<HeadLoss> {
     let (positions, width) = hidden.dims2()?;
     check_classes("output matrix", w, classes, width)?;
-    check_targets(targets, positions, classes)?;
-    check_settings(settings, signal, grad.is_some())?;
-    if let Some(said) = signal {
-        check_teaching(said, positions, classes)?;
-    }
+    expect_len("targets", targets.len(), positions)?;
+    check_asked(w.dim(0)?, classes, targets, signal, settings, grad.is_some())?;
 
     let (hidden, w) = (read(hidden), read(w));
     let teacher = signal.and_then(Teaching::full).map(|tensors| tensors.map(read));

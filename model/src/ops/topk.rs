@@ -169,8 +169,12 @@ impl Row {
 /// Refuses a row for its first logit that is NaN or infinite, among those of the classes from `first` on.
 pub(super) fn not_finite<R>(row: usize, logits: &[f32], first: usize) -> Result<R> {
     let at = logits.iter().position(|z| !z.is_finite()).unwrap_or_default();
-    let (id, found) = (first + at, logits[at]);
-    bail!("row {row}: the logit of class {id} is {found}, not a finite number")
+    Err(candle_core::Error::msg(not_finite_text(row, first + at, logits[at])))
+}
+
+/// How it is said.
+pub(crate) fn not_finite_text(row: usize, id: usize, found: f32) -> String {
+    format!("row {row}: the logit of class {id} is {found}, not a finite number")
 }
 
 /// What is set to -inf has no share in a sum of exponentials.
@@ -178,7 +182,7 @@ pub(super) fn leave_out(logits: &mut [f32], at: usize) {
     logits[at] = f32::NEG_INFINITY;
 }
 
-fn check_wanted(wanted: &Wanted<'_>, rows: usize) -> Result<()> {
+pub(crate) fn check_wanted(wanted: &Wanted<'_>, rows: usize) -> Result<()> {
     let &Wanted { classes, next, temperature, k, entries } = wanted;
     check_temperature(temperature)?;
     check_next(next, rows, classes)?;

@@ -23,8 +23,28 @@ pub(in crate::ops) fn check_classes(
     Ok(())
 }
 
+/// Refuses what no losses can be made of, by an output matrix of so many rows.
+pub(crate) fn check_asked(
+    rows: usize,
+    classes: usize,
+    targets: &[u32],
+    signal: Option<Teaching<'_>>,
+    settings: &LossSettings,
+    gradient: bool,
+) -> Result<()> {
+    if classes == 0 || classes > rows {
+        bail!("output matrix: {classes} classes asked for, it has rows for 1 to {rows}");
+    }
+    check_targets(targets, classes)?;
+    check_settings(settings, signal, gradient)?;
+    match signal {
+        Some(said) => check_teaching(said, targets.len(), classes),
+        None => Ok(()),
+    }
+}
+
 /// Refuses settings no loss can be made of.
-pub(super) fn check_settings(
+fn check_settings(
     settings: &LossSettings,
     signal: Option<Teaching<'_>>,
     gradient: bool,
@@ -65,8 +85,7 @@ pub(in crate::ops) fn check_temperature(temperature: f64) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn check_targets(targets: &[u32], positions: usize, classes: usize) -> Result<()> {
-    expect_len("targets", targets.len(), positions)?;
+fn check_targets(targets: &[u32], classes: usize) -> Result<()> {
     if let Some(at) = targets.iter().position(|&id| id as usize >= classes) {
         bail!("position {at}: target {} is not one of the {classes} classes", targets[at]);
     }
@@ -74,7 +93,7 @@ pub(super) fn check_targets(targets: &[u32], positions: usize, classes: usize) -
 }
 
 /// Refuses what a teacher cannot mean of `positions` positions and these classes.
-pub(super) fn check_teaching(said: Teaching<'_>, positions: usize, classes: usize) -> Result<()> {
+fn check_teaching(said: Teaching<'_>, positions: usize, classes: usize) -> Result<()> {
     match said {
         Teaching::TopK(signal) => check_signal(signal, positions, classes),
         Teaching::Draws(signal) => {

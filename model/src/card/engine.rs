@@ -1,0 +1,268 @@
+//! A model on a card, and what it is asked.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device as Tensors, Tensor, TensorId};
+use distill::batch::TokenBatch;
+use half::bf16;
+use kernels::Activations;
+use kernels::executor::{Executor, Inputs, Outputs};
+use kernels::program::{Kind, Program, View};
+
+use super::loss::{self, Teacher};
+use super::network::{Making, Network};
+use super::{answers, failed};
+use crate::config::Qwen3Config;
+use crate::language_model::{Asking, LanguageModel, NotFinite, Said};
+use crate::ops::Precision;
+use crate::ops::head::{HeadLoss, LossSettings, Teaching, check_asked};
+use crate::parameters::ParameterIndex;
+use crate::qwen3::{ModelError, check_batch};
+use crate::recompute::Recompute;
+
+/// A model on a card that answers.
+pub struct CardModel<X: Executor> {
+    config: Qwen3Config,
+    index: Arc<ParameterIndex>,
+    precision: Precision,
+    device: String,
+    engine: Mutex<Engine<X>>,
+}
+
+/// The card, and what lies on it.
+pub(super) struct Engine<X: Executor> {
+    on: X,
+    pub(super) network: Network,
+    /// Teachers' output matrices that were sent, in the activations' type.
+    matrices: Vec<(TensorId, View)>,
+    /// Memory for the logits of a loss, in bytes.
+    pub(super) logits_bytes: usize,
+}
+
+/// The type of activations that is computed with.
+///
+/// # Errors
+/// For IEEE half precision, which the kernels do not have.
+pub(super) fn activations(precision: Precision) -> Result<Activations, ModelError> {
+    match precision {
+        Precision::F32 => Ok(Activations::F32),
+        Precision::Bf16 => Ok(Activations::Bf16),
+        Precision::F16 => Err(ModelError::Device(
+            "a card computes in bf16 or f32, not in f16: choose --dtype bf16".to_owned(),
+        )),
+    }
+}
+
+impl<X: Executor> CardModel<X> {
+    /// With weights `[P]` in the type of the products' operands, which are sent.
+    ///
+    /// # Errors
+    /// When there is no room for them, or the precision is not one of a card.
+    pub fn new(
+        mut on: X,
+        config: Qwen3Config,
+        weights: &crate::weights::Weights,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let kind = Kind::from(activations(precision)?);
+        let flat = on.keep("weights", kind, weights.index().total()).map_err(failed::<X>)?;
+        send(&mut on, flat, weights.flat())?;
+        Self::over(on, config, weights.index(), flat, precision)
+    }
+
+    /// Over weights that lie on the card.
+    pub(super) fn over(
+        mut on: X,
+        config: Qwen3Config,
+        index: &Arc<ParameterIndex>,
+        flat: View,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let network = Network::new(&mut on, config.clone(), index, flat, activations(precision)?)?;
+        let device = on.name();
+        let engine = Engine { on, network, matrices: Vec::new(), logits_bytes: loss::LOGITS_BYTES };
+        let (index, engine) = (Arc::clone(index), Mutex::new(engine));
+        Ok(Self { config, index, precision, device, engine })
+    }
+
+    /// The card, for this thread alone.
+    pub(super) fn engine(&self) -> MutexGuard<'_, Engine<X>> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<X: Executor + Send> LanguageModel for CardModel<X> {
+    fn config(&self) -> &Qwen3Config {
+        &self.config
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn index(&self) -> &ParameterIndex {
+        &self.index
+    }
+
+    fn device(&self) -> String {
+        self.device.clone()
+    }
+
+    fn answer(
+        &self,
+        batch: &TokenBatch,
+        asked: &[Asking<'_>],
+    ) -> Result<Vec<Result<Said, NotFinite>>, ModelError> {
+        check_batch(&self.config, batch)?;
+        self.engine().answer(batch, asked)
+    }
+
+    fn losses(
+        &self,
+        batch: &TokenBatch,
+        classes: usize,
+        signal: Option<Teaching<'_>>,
+        settings: &LossSettings,
+    ) -> Result<HeadLoss, ModelError> {
+        check_batch(&self.config, batch)?;
+        let mut making = Making::default();
+        let mut engine = self.engine();
+        let asked = LossOf { classes, signal, settings, scale: 1.0 };
+        let (_, losses) = engine.losses(&mut making, batch, asked, None)?;
+        Ok(losses.read(&engine.run(&making.program, &making.inputs)?))
+    }
+
+    fn head(&self) -> Result<Tensor, ModelError> {
+        let (d, mut engine) = (self.config.hidden_size, self.engine());
+        let view = engine.network.views.head;
+        let rows = view.len / d;
+        Ok(match view.kind {
+            Kind::Bf16 => Tensor::from_vec(engine.read::<bf16>(view)?, (rows, d), &Tensors::Cpu)?,
+            Kind::F32 | Kind::F64 | Kind::U32 => {
+                Tensor::from_vec(engine.read::<f32>(view)?, (rows, d), &Tensors::Cpu)?
+            }
+        })
+    }
+}
+
+/// What losses are asked for.
+#[derive(Clone, Copy)]
+pub(super) struct LossOf<'a> {
+    pub(super) classes: usize,
+    pub(super) signal: Option<Teaching<'a>>,
+    pub(super) settings: &'a LossSettings,
+    /// 1/N, N the scored positions of the whole step.
+    pub(super) scale: f64,
+}
+
+/// What a backward pass begins with.
+pub(super) struct Passed {
+    pub(super) shape: super::network::Shape,
+    pub(super) tape: super::network::Tape,
+    pub(super) hidden: super::network::Hidden,
+}
+
+impl<X: Executor> Engine<X> {
+    fn answer(
+        &mut self,
+        batch: &TokenBatch,
+        asked: &[Asking<'_>],
+    ) -> Result<Vec<Result<Said, NotFinite>>, ModelError> {
+        let mut making = Making::default();
+        let shape = self.network.shape(&mut making, batch);
+        let tape = self.network.forward(&mut making, batch, &shape, Recompute::None);
+        let mut all = Vec::new();
+        for &(positions, asked) in asked {
+            let hidden = self.network.hidden(&mut making, &tape, positions, &shape).hidden;
+            all.push(answers::seek(&mut making, &self.network, hidden, asked)?);
+        }
+        let outputs = self.run(&making.program, &making.inputs)?;
+        Ok(all.iter().map(|answers| answers.read(&outputs)).collect())
+    }
+
+    /// Adds a forward pass and the losses of a batch's scored positions, with their gradient where there is something
+    /// to add that of the output matrix to.
+    pub(super) fn losses(
+        &mut self,
+        making: &mut Making,
+        batch: &TokenBatch,
+        of: LossOf<'_>,
+        gradient: Option<(View, Recompute)>,
+    ) -> Result<(Passed, loss::Losses), ModelError> {
+        let LossOf { classes, signal, settings, scale } = of;
+        let (positions, targets) = (batch.scored(), batch.targets());
+        let head = self.network.views.head.len / self.network.config.hidden_size;
+        check_asked(head, classes, targets, signal, settings, gradient.is_some())?;
+        let teacher = signal.map(|said| self.teacher(making, said)).transpose()?;
+        let recompute = gradient.map_or(Recompute::None, |(_, recompute)| recompute);
+        let shape = self.network.shape(making, batch);
+        let tape = self.network.forward(making, batch, &shape, recompute);
+        let hidden = self.network.hidden(making, &tape, positions, &shape);
+        let bytes = self.logits_bytes;
+        let asked = loss::Asked { classes, targets, teacher, settings, scale, bytes };
+        let gradient = gradient.map(|(dw, _)| dw);
+        let losses = loss::losses(making, &self.network, hidden.hidden, &asked, gradient);
+        Ok((Passed { shape, tape, hidden }, losses))
+    }
+
+    /// What a teacher says, where the card can read it.
+    fn teacher<'a>(
+        &mut self,
+        making: &mut Making,
+        said: Teaching<'a>,
+    ) -> Result<Teacher<'a>, ModelError> {
+        match said {
+            Teaching::TopK(signal) => Ok(Teacher::TopK(signal)),
+            Teaching::Draws(signal) => Ok(Teacher::Draws(signal)),
+            Teaching::Full { hidden, w } => {
+                let width = w.dim(1)?;
+                let w = self.matrix(w)?;
+                let hidden = match self.network.activations {
+                    Activations::F32 => making.send(&values::<f32>(hidden, DType::F32)?),
+                    Activations::Bf16 => making.send(&values::<bf16>(hidden, DType::BF16)?),
+                };
+                Ok(Teacher::Full { hidden, w, width })
+            }
+        }
+    }
+
+    /// A teacher's output matrix, which is sent once.
+    fn matrix(&mut self, w: &Tensor) -> Result<View, ModelError> {
+        if let Some((_, view)) = self.matrices.iter().find(|(id, _)| *id == w.id()) {
+            return Ok(*view);
+        }
+        let (kind, len) = (self.network.activations.into(), w.elem_count());
+        let view = self.on.keep("the teacher's output matrix", kind, len).map_err(failed::<X>)?;
+        send(&mut self.on, view, w)?;
+        self.matrices.push((w.id(), view));
+        Ok(view)
+    }
+
+    pub(super) fn run(
+        &mut self,
+        program: &Program,
+        inputs: &Inputs,
+    ) -> Result<Outputs, ModelError> {
+        self.on.run(program, inputs).map_err(failed::<X>)
+    }
+
+    pub(super) fn read<T: kernels::executor::Element>(
+        &mut self,
+        view: View,
+    ) -> Result<Vec<T>, ModelError> {
+        self.on.read(view).map_err(failed::<X>)
+    }
+}
+
+fn values<T: candle_core::WithDType>(tensor: &Tensor, dtype: DType) -> Result<Vec<T>, ModelError> {
+    Ok(tensor.to_dtype(dtype)?.flatten_all()?.to_vec1()?)
+}
+
+/// A tensor's numbers to kept memory, in the type that this has.
+pub(super) fn send<X: Executor>(on: &mut X, view: View, tensor: &Tensor) -> Result<(), ModelError> {
+    match view.kind {
+        Kind::Bf16 => on.write(view, &values::<bf16>(tensor, DType::BF16)?),
+        Kind::F32 | Kind::F64 | Kind::U32 => on.write(view, &values::<f32>(tensor, DType::F32)?),
+    }
+    .map_err(failed::<X>)
+}
