@@ -150,6 +150,13 @@ impl Card {
         }
     }
 
+    /// Gives all kept memory back; what was in it is gone.
+    #[cfg(feature = "emulation")]
+    pub(crate) fn forget_kept(&mut self) {
+        self.graphs.forget();
+        self.kept.clear();
+    }
+
     /// Waits for all that runs.
     fn settle(&self) -> Result<(), CardError> {
         self.compute.wait(&self.device)?;

@@ -22,6 +22,10 @@ impl Element for half::bf16 {
     const KIND: Kind = Kind::Bf16;
 }
 
+impl Element for u8 {
+    const KIND: Kind = Kind::Bytes;
+}
+
 impl Element for u32 {
     const KIND: Kind = Kind::U32;
 }

@@ -24,12 +24,15 @@ pub enum Kind {
     Bf16,
     /// Whole numbers.
     U32,
+    /// Bytes of anything.
+    Bytes,
 }
 
 impl Kind {
     /// Bytes of an element.
     pub fn bytes(self) -> usize {
         match self {
+            Self::Bytes => 1,
             Self::Bf16 => 2,
             Self::F32 | Self::U32 => 4,
             Self::F64 => 8,

@@ -29,7 +29,7 @@ fn failed<X: Executor>(error: X::Error) -> ModelError {
 fn floats(outputs: &Outputs, view: View) -> Vec<f32> {
     match view.kind {
         Kind::Bf16 => outputs.get::<bf16>(view).into_iter().map(bf16::to_f32).collect(),
-        Kind::F32 | Kind::F64 | Kind::U32 => outputs.get(view),
+        Kind::F32 | Kind::F64 | Kind::U32 | Kind::Bytes => outputs.get(view),
     }
 }
 

@@ -211,7 +211,7 @@ impl Shape {
 fn layout(of: &Matrix) -> Result<sys::cublasLtMatrixLayout_t, lt::CublasError> {
     let kind = match of.view.kind {
         Kind::Bf16 => sys::cudaDataType::CUDA_R_16BF,
-        Kind::F32 | Kind::F64 | Kind::U32 => sys::cudaDataType::CUDA_R_32F,
+        Kind::F32 | Kind::F64 | Kind::U32 | Kind::Bytes => sys::cudaDataType::CUDA_R_32F,
     };
     lt::create_matrix_layout(kind, of.columns as u64, of.rows as u64, of.stride as i64)
 }

@@ -11,6 +11,14 @@ use crate::{Argument, Call};
 #[error("{0}")]
 pub struct Found(String);
 
+impl Found {
+    /// What another device says.
+    #[cfg(feature = "cuda")]
+    pub(super) fn new(error: &dyn std::error::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// Memory of a card that is none.
 #[derive(Debug)]
 pub struct Emulation {
@@ -194,7 +202,9 @@ impl Run<'_> {
                     bytes[place..place + 2].copy_from_slice(&rounded);
                 }
                 Kind::F32 => bytes[place..place + 4].copy_from_slice(&value.to_le_bytes()),
-                Kind::F64 | Kind::U32 => return Err(format!("a product into {kind:?}")),
+                Kind::F64 | Kind::U32 | Kind::Bytes => {
+                    return Err(format!("a product into {kind:?}"));
+                }
             }
         }
         Ok(())
@@ -211,7 +221,7 @@ impl Run<'_> {
                 let four = bytes[4 * at..4 * at + 4].try_into();
                 Ok(f32::from_le_bytes(four.expect("four bytes")))
             }
-            kind @ (Kind::F64 | Kind::U32) => Err(format!("a product of {kind:?}")),
+            kind @ (Kind::F64 | Kind::U32 | Kind::Bytes) => Err(format!("a product of {kind:?}")),
         };
         let [rows, columns] = of.shape();
         let place = |row: usize, column: usize| match of.transposed {

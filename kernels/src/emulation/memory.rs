@@ -98,12 +98,18 @@ impl Memory {
             Kind::F64 => f64::KIND,
             Kind::Bf16 => Bf16::KIND,
             Kind::U32 => u32::KIND,
+            Kind::Bytes => unreachable!("no kernel reads plain bytes"),
         };
         let number = self.buffers.len();
         let buffer = Buffer::new(&format!("argument {number}"), letter, bytes.len());
         buffer.write(bytes);
         self.buffers.push(buffer);
         Id(number)
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn write_bytes(&self, id: Id, bytes: &[u8]) {
+        self.buffers[id.0].write(bytes);
     }
 
     pub(super) fn bytes_of(&self, id: Id) -> Vec<u8> {

@@ -138,7 +138,7 @@ impl<X: Executor + Send> LanguageModel for CardModel<X> {
         let rows = view.len / d;
         Ok(match view.kind {
             Kind::Bf16 => Tensor::from_vec(engine.read::<bf16>(view)?, (rows, d), &Tensors::Cpu)?,
-            Kind::F32 | Kind::F64 | Kind::U32 => {
+            Kind::F32 | Kind::F64 | Kind::U32 | Kind::Bytes => {
                 Tensor::from_vec(engine.read::<f32>(view)?, (rows, d), &Tensors::Cpu)?
             }
         })
@@ -262,7 +262,9 @@ fn values<T: candle_core::WithDType>(tensor: &Tensor, dtype: DType) -> Result<Ve
 pub(super) fn send<X: Executor>(on: &mut X, view: View, tensor: &Tensor) -> Result<(), ModelError> {
     match view.kind {
         Kind::Bf16 => on.write(view, &values::<bf16>(tensor, DType::BF16)?),
-        Kind::F32 | Kind::F64 | Kind::U32 => on.write(view, &values::<f32>(tensor, DType::F32)?),
+        Kind::F32 | Kind::F64 | Kind::U32 | Kind::Bytes => {
+            on.write(view, &values::<f32>(tensor, DType::F32)?)
+        }
     }
     .map_err(failed::<X>)
 }

@@ -4,7 +4,7 @@ mod answers;
 mod learning;
 
 use candle_core::Device;
-use kernels::emulation::{AVAILABLE, Emulation};
+use kernels::emulation::{AVAILABLE, TestDevice};
 
 use super::CardModel;
 use crate::config::Qwen3Config;
@@ -25,11 +25,11 @@ const BOTH: [(Precision, f64); 2] = [(Precision::F32, 3e-5), (Precision::Bf16, 3
 
 /// A model on the processor in float32, and the same on a card. Its weights are what bfloat16 holds, as those of published
 /// models are.
-fn both(config: &Qwen3Config, precision: Precision) -> (Qwen3, CardModel<Emulation>) {
+fn both(config: &Qwen3Config, precision: Precision) -> (Qwen3, CardModel<TestDevice>) {
     let drawn = Weights::random(config, 5, &Device::Cpu).unwrap();
     let rounded = drawn.flat().to_dtype(candle_core::DType::BF16).unwrap();
     let flat = rounded.to_dtype(candle_core::DType::F32).unwrap();
     let weights = Weights::from_flat(flat, drawn.index().clone()).unwrap();
-    let card = CardModel::new(Emulation::new(1), config.clone(), &weights, precision).unwrap();
+    let card = CardModel::new(TestDevice::default(), config.clone(), &weights, precision).unwrap();
     (Qwen3::new(config.clone(), weights, Precision::F32).unwrap(), card)
 }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use distill::reference::{Divergence, Tail};
 use distill::signal::{DrawKey, Draws};
-use kernels::emulation::Emulation;
+use kernels::emulation::TestDevice;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -23,10 +23,10 @@ fn training(precision: Precision, recompute: Recompute) -> Training {
 }
 
 /// A student on the processor in float32, and the same on a card.
-fn both(config: &Qwen3Config, training: Training) -> (Student, CardLearner<Emulation>) {
+fn both(config: &Qwen3Config, training: Training) -> (Student, CardLearner<TestDevice>) {
     let on_host = Training { precision: Precision::F32, ..training };
     let student = student_with(config, training);
-    (student_with(config, on_host), CardLearner::new(Emulation::new(1), &student).unwrap())
+    (student_with(config, on_host), CardLearner::new(TestDevice::default(), &student).unwrap())
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_step_that_cannot_be_made_changes_nothing() {
     }
     let config = config(json!({}));
     let (_, mut card) = both(&config, Training::default());
-    let state = |card: &CardLearner<Emulation>| {
+    let state = |card: &CardLearner<TestDevice>| {
         card.snapshot().unwrap().weights.flat().to_vec1::<f32>().unwrap()
     };
     let before = state(&card);
@@ -199,6 +199,6 @@ fn a_step_that_cannot_be_made_changes_nothing() {
     let wrong = card.backward(&batch, config.vocab_size + 1, None, &none, 1.0).unwrap_err();
     assert!(wrong.to_string().contains("62 classes asked for"), "{wrong}");
     let leanest = training(Precision::F32, Recompute::Gradients);
-    let said = CardLearner::new(Emulation::new(1), &student_with(&config, leanest));
+    let said = CardLearner::new(TestDevice::default(), &student_with(&config, leanest));
     assert!(said.err().unwrap().to_string().contains("--recompute blocks"));
 }
