@@ -3,6 +3,7 @@
 //! out; in the emulation the same programs are what tests hold against the processor's engine and `f64`.
 
 mod answers;
+pub mod bench;
 mod block;
 mod engine;
 mod learner;

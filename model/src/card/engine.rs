@@ -168,6 +168,17 @@ impl<X: Executor> Engine<X> {
         batch: &TokenBatch,
         asked: &[Asking<'_>],
     ) -> Result<Vec<Result<Said, NotFinite>>, ModelError> {
+        let (making, all) = self.asking(batch, asked)?;
+        let outputs = self.run(&making.program, &making.inputs)?;
+        Ok(all.iter().map(|answers| answers.read(&outputs)).collect())
+    }
+
+    /// The program that answers.
+    pub(super) fn asking<'a>(
+        &self,
+        batch: &TokenBatch,
+        asked: &[Asking<'a>],
+    ) -> Result<(Making, Vec<answers::Answers<'a>>), ModelError> {
         let mut making = Making::default();
         let shape = self.network.shape(&mut making, batch);
         let tape = self.network.forward(&mut making, batch, &shape, Recompute::None);
@@ -176,8 +187,7 @@ impl<X: Executor> Engine<X> {
             let hidden = self.network.hidden(&mut making, &tape, positions, &shape).hidden;
             all.push(answers::seek(&mut making, &self.network, hidden, asked)?);
         }
-        let outputs = self.run(&making.program, &making.inputs)?;
-        Ok(all.iter().map(|answers| answers.read(&outputs)).collect())
+        Ok((making, all))
     }
 
     /// Adds a forward pass and the losses of a batch's scored positions, with their gradient where there is something

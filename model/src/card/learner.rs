@@ -10,8 +10,9 @@ use kernels::executor::Executor;
 use kernels::program::{Kind, Program, View};
 use kernels::round::round;
 
-use super::engine::{CardModel, LossOf, activations, send};
+use super::engine::{CardModel, LossOf, Passed, activations, send};
 use super::failed;
+use super::loss::Losses;
 use super::network::{Making, views};
 use crate::language_model::LanguageModel;
 use crate::learner::Learner;
@@ -90,8 +91,21 @@ impl<X: Executor + Send> CardLearner<X> {
         batch: &TokenBatch,
         of: LossOf<'_>,
     ) -> Result<HeadLoss, StudentError> {
-        let config = self.model.config();
-        check_batch(config, batch)?;
+        let (making, losses) = self.learning(batch, of)?;
+        let outputs = self.model.engine().run(&making.program, &making.inputs)?;
+        self.stale = false;
+        let loss = losses.read(&outputs);
+        let rows = rows_not_finite(batch, &loss);
+        if rows.is_empty() { Ok(loss) } else { Err(StudentError::LossNotFinite { rows }) }
+    }
+
+    /// The program that adds a batch's gradient.
+    pub(super) fn learning(
+        &self,
+        batch: &TokenBatch,
+        of: LossOf<'_>,
+    ) -> Result<(Making, Losses), ModelError> {
+        check_batch(self.model.config(), batch)?;
         let mut making = Making::default();
         let mut engine = self.model.engine();
         if self.stale {
@@ -102,15 +116,17 @@ impl<X: Executor + Send> CardLearner<X> {
         let gradient = Some((grads.head, self.training.recompute));
         let (passed, losses) = engine.losses(&mut making, batch, of, gradient)?;
         if let Some(d_hidden) = losses.d_hidden {
-            let super::engine::Passed { shape, tape, hidden } = passed;
+            let Passed { shape, tape, hidden } = passed;
             let of = (tape, &hidden, d_hidden);
             engine.network.backward(&mut making, (batch, batch.scored()), of, grads, &shape);
         }
-        let outputs = engine.run(&making.program, &making.inputs)?;
-        self.stale = false;
-        let loss = losses.read(&outputs);
-        let rows = rows_not_finite(batch, &loss);
-        if rows.is_empty() { Ok(loss) } else { Err(StudentError::LossNotFinite { rows }) }
+        Ok((making, losses))
+    }
+
+    /// Memory that stays from step to step, in bytes.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let views = self.state.iter().chain([&self.gradients]).chain(&self.rounded);
+        views.map(View::bytes).sum()
     }
 
     /// Clipping and AdamW as one program. Where the norm is not finite it changes nothing.

@@ -1,6 +1,7 @@
 //! The engine on a card, emulated, against the processor's in float32, which its own tests hold against `f64`.
 
 mod answers;
+mod bench;
 mod learning;
 
 use candle_core::Device;

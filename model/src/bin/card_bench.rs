@@ -1,0 +1,102 @@
+//! `card_bench [LINE…]`: the figures of a card, each a line of JSON. Built with `--features cuda`; `cargo xtask gpu` runs it
+//! beside PyTorch. Exit 1 where a line failed, 2 where there is no card.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+
+use std::process::ExitCode;
+
+/// All lines, in the order in which they are measured.
+const LINES: [&str; 7] =
+    ["rate", "copy", "adamw", "attention", "output-layer", "student", "teacher"];
+
+fn main() -> ExitCode {
+    model::malloc::tune();
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = asked.iter().find(|line| !LINES.contains(&line.as_str())) {
+        eprintln!("error: {unknown} is none of {}", LINES.join(", "));
+        return ExitCode::from(2);
+    }
+    let wanted = |line: &&str| asked.is_empty() || asked.iter().any(|asked| asked == line);
+    on_card::measure(LINES.into_iter().filter(wanted))
+}
+
+#[cfg(not(feature = "cuda"))]
+mod on_card {
+    use std::process::ExitCode;
+
+    pub(super) fn measure(_: impl Iterator<Item = &'static str>) -> ExitCode {
+        eprintln!("error: built without --features cuda");
+        ExitCode::from(2)
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod on_card {
+    use std::error::Error;
+    use std::process::ExitCode;
+
+    use kernels::card::Card;
+    use model::card::bench::{
+        Figure, REAL, attention_both, copy, optimiser, output_layer, rate, student, teacher,
+    };
+    use model::config::Qwen3Config;
+
+    pub(super) fn measure(lines: impl Iterator<Item = &'static str>) -> ExitCode {
+        let mut failed = false;
+        for line in lines {
+            // A card of its own for each: nothing of one lies in the way of the next.
+            let mut card = match Card::open(0) {
+                Ok(card) => card,
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    return ExitCode::from(2);
+                }
+            };
+            let figures: Result<Vec<Figure>, Box<dyn Error>> = match line {
+                "rate" => one(rate(&mut card, REAL)),
+                "copy" => one(copy(&mut card, REAL)),
+                "adamw" => one(optimiser(&mut card, REAL)),
+                "attention" => one(attention_both(&mut card, REAL)),
+                "output-layer" => config(0.6)
+                    .and_then(|config| Ok(output_layer(&mut card, &config, REAL)?.to_vec())),
+                "student" => config(0.6).and_then(|config| one(student(card, &config, REAL))),
+                _ => config(4.0).and_then(|config| one(teacher(card, &config, REAL))),
+            };
+            match figures {
+                Ok(figures) => figures.iter().for_each(print),
+                Err(error) => {
+                    eprintln!("error: {line}: {error}");
+                    failed = true;
+                }
+            }
+        }
+        if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
+
+    fn one<E: Error + 'static>(figure: Result<Figure, E>) -> Result<Vec<Figure>, Box<dyn Error>> {
+        Ok(vec![figure?])
+    }
+
+    /// Qwen3-0.6B or Qwen3-4B, as their config.json has them.
+    fn config(billions: f64) -> Result<Qwen3Config, Box<dyn Error>> {
+        let [hidden, inner, heads, layers] =
+            if billions < 1.0 { [1024, 3072, 16, 28] } else { [2560, 9728, 32, 36] };
+        let json = serde_json::json!({
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
+            "attention_bias": false, "head_dim": 128, "hidden_size": hidden,
+            "intermediate_size": inner, "max_position_embeddings": 40960,
+            "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "tie_word_embeddings": true,
+            "vocab_size": 151_936, "initializer_range": 0.02,
+        });
+        Ok(Qwen3Config::from_json(&json.to_string())?)
+    }
+
+    fn print(figure: &Figure) {
+        let Figure { name, seconds, operations, bytes, memory } = figure;
+        let line = serde_json::json!({
+            "name": name, "seconds": seconds, "operations": operations, "bytes": bytes,
+            "memory": memory,
+        });
+        println!("{line}");
+    }
+}
