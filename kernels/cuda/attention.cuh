@@ -20,9 +20,9 @@ struct Heads {
     unsigned queries, keys, head_dim, together;
 
     // ready [N, queries + keys, head_dim]; raw [N, queries + 2 keys, head_dim], the values last.
-    __device__ size_t ready_stride() const { return size_t(queries + keys) * head_dim; }
-    __device__ size_t raw_stride() const { return size_t(queries + 2 * keys) * head_dim; }
-    __device__ size_t out_stride() const { return size_t(queries) * head_dim; }
+    __device__ unsigned ready_stride() const { return (queries + keys) * head_dim; }
+    __device__ unsigned raw_stride() const { return (queries + 2 * keys) * head_dim; }
+    __device__ unsigned out_stride() const { return queries * head_dim; }
     __device__ size_t query(size_t token, unsigned head) const { return token * ready_stride() + head * head_dim; }
     __device__ size_t key(size_t token, unsigned head) const { return query(token, queries + head); }
     __device__ size_t value(size_t token, unsigned head) const {
@@ -51,8 +51,7 @@ __device__ __forceinline__ Tile tile_of(const unsigned* tiles, unsigned at) {
 template <class T>
 struct Rows {
     T* first;
-    size_t stride;
-    unsigned there, width;
+    unsigned stride, there, width;
 };
 __device__ __forceinline__ unsigned between(unsigned first, unsigned end, unsigned most) {
     return first < end ? min(end - first, most) : 0;
@@ -68,11 +67,15 @@ __device__ __forceinline__ OfWarp of_warp(const Tile& tile, const Heads& heads, 
     return {blockIdx.x % blocks * heads.together + warp % heads.together, first, between(first, tile.end, rows)};
 }
 
-// Where a chunk lies in a tile. In the loops below what is the same in every step is kept apart, so that few of these
-// are held at a time.
+// Where a chunk lies in a tile.
 template <unsigned E>
 __device__ __forceinline__ unsigned place(unsigned row, unsigned chunk) {
-    return row * E + (row % 8 * CHUNK ^ chunk * CHUNK);
+    return row * E + (chunk ^ row % 8) * CHUNK;
+}
+// Where the chunk lies that comes an even number of chunks behind one of the first two: the number's bits are not in
+// theirs, so that one place is held and the others follow from it.
+__device__ __forceinline__ unsigned beside(unsigned place, unsigned chunks) {
+    return (place ^ chunks % 8 * CHUNK) + chunks / 8 * 8 * CHUNK;
 }
 
 // Begins to copy rows into a tile; `thread` of so many that do it together.
@@ -81,7 +84,7 @@ __device__ __forceinline__ void load(__nv_bfloat16* to, const Rows<const __nv_bf
     constexpr unsigned CHUNKS = E / CHUNK, STEP = THREADS / CHUNKS;
     static_assert(ROWS % STEP == 0);
     const unsigned chunk = thread % CHUNKS;
-    const __nv_bfloat16* source = from.first + thread / CHUNKS * from.stride + chunk * CHUNK;
+    const __nv_bfloat16* source = from.first + size_t(thread / CHUNKS) * from.stride + chunk * CHUNK;
     if (from.width % CHUNK == 0) {
         UNROLL for (unsigned step = 0; step < ROWS; step += STEP, source += STEP * from.stride) {
             const unsigned row = step + thread / CHUNKS;
@@ -99,14 +102,14 @@ __device__ __forceinline__ void load(__nv_bfloat16* to, const Rows<const __nv_bf
 template <unsigned M, unsigned N, unsigned E>
 __device__ __forceinline__ void add_scores(float (&s)[M][N][4], const __nv_bfloat16* a, const __nv_bfloat16* b) {
     const unsigned lane = threadIdx.x % WARP_LANES;
+    const unsigned at_a = place<E>(lane % 16, lane / 16), at_b = place<E>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
     UNROLL for (unsigned k = 0; k < E / 16; k++) {
         unsigned of_a[M][4];
         UNROLL for (unsigned m = 0; m < M; m++)
-            ldmatrix(of_a[m], a + 16 * m * E + k / 4 * 8 * CHUNK + place<E>(lane % 16, k % 4 * 2 ^ lane / 16));
+            ldmatrix(of_a[m], a + 16 * m * E + beside(at_a, 2 * k));
         UNROLL for (unsigned n = 0; n < N; n += 2) {
             unsigned of_b[4];
-            const unsigned row = lane / 16 * 8 + lane % 8;
-            ldmatrix(of_b, b + 8 * n * E + k / 4 * 8 * CHUNK + place<E>(row, k % 4 * 2 ^ lane / 8 % 2));
+            ldmatrix(of_b, b + 8 * n * E + beside(at_b, 2 * k));
             UNROLL for (unsigned m = 0; m < M; m++) {
                 mma(s[m][n], of_a[m], of_b[0], of_b[1]);
                 mma(s[m][n + 1], of_a[m], of_b[2], of_b[3]);
@@ -119,7 +122,7 @@ __device__ __forceinline__ void add_scores(float (&s)[M][N][4], const __nv_bfloa
 template <unsigned M, unsigned N, unsigned E>
 __device__ __forceinline__ void add_weighted(float (&sum)[M][E / 8][4], const float (&p)[M][N][4],
                                              const __nv_bfloat16* b) {
-    const unsigned lane = threadIdx.x % WARP_LANES;
+    const unsigned lane = threadIdx.x % WARP_LANES, at_b = place<E>(lane % 16, lane / 16);
     UNROLL for (unsigned k = 0; k < N; k += 2) {
         // Two blocks of a product's columns lie over the lanes as one of an operand's k.
         unsigned of_p[M][4];
@@ -128,7 +131,7 @@ __device__ __forceinline__ void add_weighted(float (&sum)[M][E / 8][4], const fl
                 of_p[m][i] = pack(p[m][k + i / 2][i % 2 * 2], p[m][k + i / 2][i % 2 * 2 + 1]);
         UNROLL for (unsigned c = 0; c < E / 8; c += 2) {
             unsigned of_b[4];
-            ldmatrix_trans(of_b, b + 8 * k * E + c / 8 * 8 * CHUNK + place<E>(lane % 16, c % 8 ^ lane / 16));
+            ldmatrix_trans(of_b, b + 8 * k * E + beside(at_b, c));
             UNROLL for (unsigned m = 0; m < M; m++) {
                 mma(sum[m][c], of_p[m], of_b[0], of_b[1]);
                 mma(sum[m][c + 1], of_p[m], of_b[2], of_b[3]);
@@ -157,7 +160,7 @@ __device__ __forceinline__ void store(__nv_bfloat16* room, const float (&sum)[M]
         const unsigned i = round * WARP_LANES + lane, row = i / CHUNKS, chunk = i % CHUNKS;
         if (row >= to.there) continue;
         const __nv_bfloat16* source = room + place<E>(row, chunk);
-        __nv_bfloat16* target = to.first + row * to.stride + chunk * CHUNK;
+        __nv_bfloat16* target = to.first + size_t(row) * to.stride + chunk * CHUNK;
         if (whole) {
             if (chunk * CHUNK < to.width) copy_words<16>(target, source);
             continue;

@@ -73,6 +73,8 @@ __device__ __forceinline__ void queries_backward(const Given& given, const unsig
         // These are there; all have read those of the stage before.
         __syncthreads();
         if (key + KEYS < last) load_stage(key + KEYS, stage ^ 1);
+        // None of the warp's queries sees these.
+        if (key >= mine.first + ROWS) continue;
         const __nv_bfloat16 *k = stages + stage * 2 * KEYS * E, *v = k + KEYS * E;
         float s[M][N][4] = {}, ds[M][N][4];
         add_scores<M, N, E>(s, q, k);
@@ -143,12 +145,11 @@ struct KeysBackward {
             if (!of_values) take_weights(s, mine);
             add_weighted<M, N, E>(sum, s, of_values ? d_out : q);
         }
-        const unsigned mine = between(tile.first + pair * 16 * M, tile.end, 16 * M);
-        const size_t ready_stride = heads.ready_stride(), raw_stride = heads.raw_stride();
-        if (of_values)
-            store<M, E>(own, sum, 1.0f, {d_raw + value_at + pair * 16 * M * raw_stride, raw_stride, mine, e});
-        else
-            store<M, E>(own, sum, scale, {d_ready + key_at + pair * 16 * M * ready_stride, ready_stride, mine, e});
+        // dv beside the values, dk beside the keys.
+        __nv_bfloat16* to = of_values ? d_raw + value_at : d_ready + key_at;
+        const unsigned stride = of_values ? heads.raw_stride() : heads.ready_stride(), first = pair * 16 * M;
+        const unsigned mine = between(tile.first + first, tile.end, 16 * M);
+        store<M, E>(own, sum, of_values ? 1.0f : scale, {to + first * stride, stride, mine, e});
     }
 
     // Queries from `query` on of a head, beyond the row's end zeros, which add nothing.

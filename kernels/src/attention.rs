@@ -170,8 +170,6 @@ pub struct Reads<B> {
     pub raw: B,
     /// [`Tiles::queries`], u32.
     pub query_tiles: B,
-    /// [`Tiles::keys`], u32.
-    pub key_tiles: B,
 }
 
 /// `softmax(q · kᵀ / √E) · v` of every query head over its own row up to itself: `out` `[N, H E]` in the activations'
@@ -191,6 +189,8 @@ pub fn attention<B>(
 /// What a backward pass reads and writes beside [`Reads`].
 #[derive(Clone, Copy, Debug)]
 pub struct Back<B> {
+    /// [`Tiles::keys`], u32.
+    pub key_tiles: B,
     /// Gradient of `out` `[N, H E]`, in the activations' type.
     pub d_out: B,
     /// As [`attention`] left it.
@@ -215,7 +215,7 @@ pub fn attention_backward<B: Copy>(
     activations: Activations,
 ) -> [Call<B>; 3] {
     let plan = Plan::of(heads, activations);
-    let Back { d_out, out, lse, delta, d_ready, d_raw } = back;
+    let Back { key_tiles, d_out, out, lse, delta, d_ready, d_raw } = back;
     let of_heads = tokens * heads.queries;
     let deltas = Call {
         kernel: plan.kernels[3],
@@ -231,7 +231,7 @@ pub fn attention_backward<B: Copy>(
         ],
     };
     let given = |tiles| vec![reads.ready, reads.raw, d_out, lse, delta, tiles, d_ready];
-    let mut of_keys = given(reads.key_tiles);
+    let mut of_keys = given(key_tiles);
     of_keys.push(d_raw);
     [
         deltas,
