@@ -19,9 +19,7 @@ __device__ __forceinline__ double segment_sum(const Row& row, unsigned segment, 
     float z[TILE];
     read_tile(row, first, stride, z);
     marks.leave_out(row, first, stride, z);
-    largest = z[0];
-    UNROLL for (unsigned i = 1; i < TILE; i++) largest = fmaxf(largest, z[i]);
-    largest = warp_largest(largest);
+    largest = warp_largest(largest_of(z));
     if (largest == left_out()) return 0.0;
     double sum = 0.0;
     UNROLL for (unsigned i = 0; i < TILE; i++) sum += double(expf((z[i] - largest) * temperature.inverse));

@@ -31,15 +31,18 @@ __device__ __forceinline__ unsigned class_at(unsigned first, unsigned stride, un
 
 // Four classes from `first` on, four from first + stride on, and so on; -inf where there is no class.
 __device__ __forceinline__ void read_tile(const Row& row, unsigned first, unsigned stride, float (&z)[TILE]) {
+    const float none = left_out();
     UNROLL for (unsigned four = 0; four < TILE / 4; four++) {
         const unsigned at = first + four * stride;
-        const float none = left_out();
         const float4 x = at < row.classes ? load4(row.logits, row.start + at) : float4{none, none, none, none};
         z[4 * four] = x.x;
-        z[4 * four + 1] = at + 1 < row.classes ? x.y : none;
-        z[4 * four + 2] = at + 2 < row.classes ? x.z : none;
-        z[4 * four + 3] = at + 3 < row.classes ? x.w : none;
+        z[4 * four + 1] = x.y;
+        z[4 * four + 2] = x.z;
+        z[4 * four + 3] = x.w;
     }
+    if (class_at(first, stride, TILE - 1) < row.classes) return;
+    UNROLL for (unsigned i = 0; i < TILE; i++)
+        if (class_at(first, stride, i) >= row.classes) z[i] = none;
 }
 
 // Calls `body(first, stride)` for every tile of a row that is this thread's: the threads of a block side by side.
@@ -52,14 +55,34 @@ __device__ __forceinline__ void each_tile(const Row& row, Body body) {
 // An integer in the order of the logits, -0 below +0 (the map of Rust's f32::total_cmp), and back.
 __device__ __forceinline__ unsigned order_key(float z) {
     const unsigned bits = __float_as_uint(z);
-    return bits ^ (bits >> 31 ? 0xffffffff : 0x80000000);
+    return bits ^ (unsigned(int(bits) >> 31) | 0x80000000);
 }
 __device__ __forceinline__ float of_key(unsigned key) {
     return __uint_as_float(key ^ (key >> 31 ? 0x80000000 : 0xffffffff));
 }
 
-// Neither NaN nor infinite.
-__device__ __forceinline__ bool is_finite(float z) { return (__float_as_uint(z) & 0x7f800000) != 0x7f800000; }
+template <unsigned COUNT>
+__device__ __forceinline__ float largest_of(const float (&z)[COUNT]) {
+    float largest = z[0];
+    UNROLL for (unsigned i = 1; i < COUNT; i++) largest = fmaxf(largest, z[i]);
+    return largest;
+}
+
+// Bits of |z|: in the order of the sizes, those of what is infinite or NaN behind all others.
+__device__ __forceinline__ unsigned size_bits(float z) { return __float_as_uint(z) & 0x7fffffff; }
+constexpr unsigned INFINITE = 0x7f800000;
+
+// Where the logit of a class of this tile is NaN or infinite, and the class comes before `broken`, it is that one.
+__device__ __forceinline__ void note_broken(const Row& row, unsigned first, unsigned stride, const float (&z)[TILE],
+                                            unsigned& broken) {
+    unsigned largest = 0;
+    UNROLL for (unsigned i = 0; i < TILE; i++) largest = size_bits(z[i]) > largest ? size_bits(z[i]) : largest;
+    if (largest < INFINITE) return;
+    UNROLL for (unsigned i = 0; i < TILE; i++) {
+        const unsigned id = class_at(first, stride, i);
+        if (size_bits(z[i]) >= INFINITE && id < row.classes && id < broken) broken = id;
+    }
+}
 
 // The largest over the lanes of a warp, in all of them.
 template <class T>
@@ -110,8 +133,7 @@ struct ExpSums {
 
     template <unsigned COUNT>
     __device__ __forceinline__ void add(const float (&z)[COUNT], const Temperature& temperature) {
-        float top = z[0];
-        UNROLL for (unsigned i = 1; i < COUNT; i++) top = fmaxf(top, z[i]);
+        const float top = largest_of(z);
         if (top == left_out()) return;
         if (top > largest) {
             const float far = largest - top;
@@ -207,10 +229,11 @@ struct Said {
 struct Marks {
     unsigned* words;
 
-    // Of the classes `ids` [k] and no others. Barriers before and behind it are the caller's.
+    // Of no class. Barriers behind it and behind `set` are the caller's.
     __device__ __forceinline__ void clear(unsigned classes) const {
         for (unsigned i = threadIdx.x; i < (classes + 31) / 32; i += blockDim.x) words[i] = 0;
     }
+    // Of the classes `ids` [k] too.
     __device__ __forceinline__ void set(const unsigned* ids, unsigned k) const {
         for (unsigned i = threadIdx.x; i < k; i += blockDim.x) atomicOr(&words[ids[i] / 32], 1u << ids[i] % 32);
     }

@@ -76,7 +76,7 @@ __device__ __forceinline__ unsigned gather_candidates(const Row& row, uint64_t f
     each_tile(row, [&](unsigned first, unsigned stride) {
         float z[TILE];
         read_tile(row, first, stride, z);
-        UNROLL for (unsigned i = 0; i < TILE; i++) {
+        if (largest_of(z) >= least) UNROLL for (unsigned i = 0; i < TILE; i++) {
             const unsigned id = class_at(first, stride, i);
             if (!(z[i] >= least) || id >= row.classes || candidate(z[i], id) < floor) continue;
             const unsigned at = atomicAdd(&count, 1u);
@@ -108,34 +108,32 @@ __device__ __forceinline__ void sort_candidates(uint64_t* candidates, unsigned c
         }
 }
 
-// The first read: the keys of the largest of each group of this thread, and its first class that is not finite.
-__device__ __forceinline__ unsigned group_maxima(const Row& row, unsigned (&maxima)[GROUPS_OF_THREAD]) {
-    UNROLL for (unsigned group = 0; group < GROUPS_OF_THREAD; group++) maxima[group] = order_key(left_out());
+// The first read: the largest of each group of this thread, and its first class that is not finite.
+__device__ __forceinline__ unsigned group_maxima(const Row& row, float (&maxima)[GROUPS_OF_THREAD]) {
+    UNROLL for (unsigned group = 0; group < GROUPS_OF_THREAD; group++) maxima[group] = left_out();
     unsigned broken = NOBODY;
     each_tile(row, [&](unsigned first, unsigned stride) {
         float z[TILE];
         read_tile(row, first, stride, z);
-        UNROLL for (unsigned i = 0; i < TILE; i++) {
-            const unsigned key = order_key(z[i]), id = class_at(first, stride, i);
-            unsigned& largest = maxima[i % GROUPS_OF_THREAD];
-            largest = key > largest ? key : largest;
-            if (!is_finite(z[i]) && id < row.classes && id < broken) broken = id;
-        }
+        note_broken(row, first, stride, z, broken);
+        UNROLL for (unsigned i = 0; i < TILE; i++)
+            maxima[i % GROUPS_OF_THREAD] = fmaxf(maxima[i % GROUPS_OF_THREAD], z[i]);
     });
     return broken;
 }
 
 // The candidates of a row, sorted, k of them at least; all else is added to `others`. Gives how many there are.
-__device__ __forceinline__ unsigned select_candidates(const Row& row, const unsigned (&maxima)[GROUPS_OF_THREAD],
+__device__ __forceinline__ unsigned select_candidates(const Row& row, const float (&maxima)[GROUPS_OF_THREAD],
                                                       unsigned k, const SelectMemory& memory, const Temperature& temperature,
                                            ExpSums& others) {
     const auto each_group = [&](auto count) {
-        UNROLL for (unsigned group = 0; group < GROUPS_OF_THREAD; group++) count(uint64_t(maxima[group]) << 32);
+        UNROLL for (unsigned group = 0; group < GROUPS_OF_THREAD; group++)
+            count(uint64_t(order_key(maxima[group])) << 32);
     };
     uint64_t floor = floor_of(k, k, 32, memory.counts, each_group);
-    // What none of a group reaches is known to be no larger than its largest.
+    // The largest of a group that does not reach the floor is one of the others: nearly as large as they come.
     UNROLL for (unsigned group = 0; group < GROUPS_OF_THREAD; group++)
-        if (maxima[group] < floor >> 32) others.largest = fmaxf(others.largest, of_key(maxima[group]));
+        if (order_key(maxima[group]) < floor >> 32) others.largest = fmaxf(others.largest, maxima[group]);
     const ExpSums none = others;
     unsigned count = gather_candidates(row, floor, memory, temperature, others);
     if (count > memory.room) {
@@ -168,7 +166,7 @@ KERNEL __launch_bounds__(512) top_k(const float* logits, const unsigned* next, u
     const Row row = row_of_block(logits, classes, width);
     const Said said{sums, broken};
     const Temperature temperature(t);
-    unsigned maxima[GROUPS_OF_THREAD];
+    float maxima[GROUPS_OF_THREAD];
     const unsigned first_broken = group_maxima(row, maxima);
     if (said.refuse(row, first_broken, memory.sums)) return;
     ExpSums others = no_sums(), kept = no_sums();
@@ -212,10 +210,7 @@ KERNEL __launch_bounds__(512) named(const float* logits, const unsigned* next, c
     each_tile(row, [&](unsigned first, unsigned stride) {
         float z[TILE];
         read_tile(row, first, stride, z);
-        UNROLL for (unsigned i = 0; i < TILE; i++) {
-            const unsigned id = class_at(first, stride, i);
-            if (!is_finite(z[i]) && id < classes && id < first_broken) first_broken = id;
-        }
+        note_broken(row, first, stride, z, first_broken);
         marks.leave_out(row, first, stride, z);
         others.add(z, temperature);
     });

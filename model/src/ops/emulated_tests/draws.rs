@@ -154,22 +154,33 @@ fn broken_rows_have_no_draws() {
     assert_eq!([0, 1, 2].map(nobody), [0, 9, 0]);
 }
 
-/// Where a draw is made at an end: the first class, and the last that has a share.
+/// The draws of one sound row at these uniforms.
+fn drawn_at(row: Vec<f32>, exact: &[u32], uniforms: &[f64]) -> Vec<u32> {
+    let memory = &mut Memory::default();
+    let of = on_card(memory, &[row], 1.0);
+    let (exact, k) = (memory.of("exact", exact), exact.len() as u32);
+    let (broken, draws) = (memory.of("broken", &[NOBODY, 0]), uniforms.len());
+    let (uniforms, to) = (memory.of("uniforms", uniforms), memory.unwritten::<u32>("drawn", draws));
+    let from = Drawing { exact, k, broken, uniforms, draws: draws as u32 };
+    run(&draw(of, from, to), memory).unwrap();
+    memory.words(to)
+}
+
+/// Where a draw is made at an end: the first class that has a share, and the last; and the class behind one whose sum
+/// is a uniform, for it does not exceed it.
 #[test]
-fn the_ends_are_drawn_where_they_have_a_share() {
-    if !emulated("the_ends_are_drawn_where_they_have_a_share") {
+fn draws_at_the_ends_of_classes() {
+    if !emulated("draws_at_the_ends_of_classes") {
         return;
     }
     let mut row = vec![0.0_f32; 1100];
     // Nothing at all beside the others.
     (row[0], row[1099]) = (-200.0, -200.0);
-    let memory = &mut Memory::default();
-    let of = on_card(memory, &[row], 1.0);
-    let broken = memory.of("broken", &[NOBODY, 0]);
-    let uniforms = memory.of("uniforms", &[0.0, 0.5, 1.0_f64.next_down()]);
-    let (exact, to) = (memory.of("exact", &[1_u32]), memory.unwritten::<u32>("drawn", 3));
-    let from = Drawing { exact, k: 1, broken, uniforms, draws: 3 };
-    run(&draw(of, from, to), memory).unwrap();
+    let found = drawn_at(row, &[1], &[0.0, 0.5, 1.0_f64.next_down()]);
     // The 1,097 from 2 to 1,098 have equal shares; the half of them ends in the 549th.
-    assert_eq!(memory.words(to), [2, 550, 1098]);
+    assert_eq!(found, [2, 550, 1098]);
+    // Sums that are exact, in a segment and where one ends.
+    let uniforms = [0, 1, 127, 128, 511, 512, 513, 1023].map(|id| f64::from(id) / 1024.0);
+    let found = drawn_at(vec![3.0; 1024], &[], &uniforms);
+    assert_eq!(found, [0, 1, 127, 128, 511, 512, 513, 1023]);
 }
