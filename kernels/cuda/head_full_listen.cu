@@ -83,14 +83,15 @@ __device__ __forceinline__ Ears hear_rows(const float* row, const float* teacher
     return ears;
 }
 
-// What all threads of a block heard of one side, whose largest logit is `best`; `below` is the teacher's.
-__device__ __forceinline__ Side side_of(const Ear& ear, float apart, float below, float best, double temperature,
-                                        double* room) {
-    // Of nothing the depth is no number.
-    const double down = ear.at_t == 0.0f ? 0.0 : (double(ear.reference) - point(best)) / temperature;
-    const double factor = exp(down);
-    return {sums_of(ear, best, temperature, room), block_sum(double(apart) * factor, room),
-            block_sum((double(below) + double(ear.at_t) * down) * factor, room), NAN};
+// How far a thread's reference lies below the largest logit, at T. Of nothing the depth is no number.
+__device__ __forceinline__ double depth_of(const Ear& ear, float best, double temperature) {
+    return ear.at_t == 0.0f ? 0.0 : (double(ear.reference) - point(best)) / temperature;
+}
+
+// What all threads of a block heard of one side, whose largest logit is `best`, but for the depth of the teacher's.
+__device__ __forceinline__ Side side_of(const Ear& ear, float apart, float best, double temperature, double* room) {
+    const double factor = exp(depth_of(ear, best, temperature));
+    return {sums_of(ear, best, temperature, room), block_sum(double(apart) * factor, room), 0.0, NAN};
 }
 
 // Adds what a block of classes told of a side, whose logits are x.
@@ -122,8 +123,10 @@ __device__ __forceinline__ void listen(const float* logits, const float* teacher
     const float best_z = block_max(ears.student.best, room), best_y = block_max(ears.teacher.best, room);
     const unsigned id_z = class_of(ears.student, best_z, z, at, room);
     const unsigned id_y = MEASURED ? class_of(ears.teacher, best_y, y, at, room) : UINT_MAX;
-    const Side student = side_of(ears.student, ears.back, 0.0f, best_z, t, room);
-    const Side of_teacher = side_of(ears.teacher, ears.apart, ears.below, best_y, t, room);
+    const Side student = side_of(ears.student, ears.back, best_z, t, room);
+    Side of_teacher = side_of(ears.teacher, ears.apart, best_y, t, room);
+    const double depth = depth_of(ears.teacher, best_y, t);
+    of_teacher.below = block_sum((double(ears.below) + double(ears.teacher.at_t) * depth) * exp(depth), room);
     if (threadIdx.x != 0) return;
     const Side nothing{{-INFINITY, 0.0, 0.0}, 0.0, 0.0, NAN};
     Both known = at.first == 0 ? Both{nothing, nothing, 0.0, 0.0} : both[position];

@@ -56,8 +56,8 @@ __device__ __forceinline__ Ear hear_row(const float* row, const Classes& at, dou
 }
 
 // Takes note of a block of classes; blocks come in order, and the first begins anew. heard [positions]; argmax
-// [positions]: of the tokens that are not listed; of_target: its logit if it is one of these classes, which may be taken
-// out by now. A block a position; memory: a double for each warp.
+// [positions]: of the tokens that are not listed; of_target: its logit if it is one of these classes, which may be
+// taken out by now. A block a position; memory: a double for each warp.
 __device__ __forceinline__ void listen(const float* row, float of_target, const unsigned* targets, Heard* heard,
                                        unsigned* argmax, const Classes& at, double temperature) {
     BLOCK_MEMORY(double, room);
