@@ -9,19 +9,20 @@ constexpr unsigned GRADIENT_LOADS = 4;
 // A block a position. coefficients [positions, 3] m, a, b.
 template <class Activation>
 __device__ __forceinline__ void turn_row(float* row, const unsigned* targets, const float* coefficients,
-                                         const Classes& at, float inverse_t, float of_target) {
+                                         const Classes& at, double temperature, float of_target) {
     const float* of_row = coefficients + size_t(blockIdx.x) * 3;
     const float m = of_row[0], a = of_row[1], b = of_row[2];
     const unsigned target = targets[blockIdx.x] - at.first;
     auto load = [=](unsigned column) { return load4(row, column); };
     auto finish = [=](float4 g, unsigned column) { return finished(g, column, at.columns, target, of_target); };
-    if (inverse_t == 1.0f)
+    const Powers e(temperature);
+    if (temperature == 1.0)
         in_place<GRADIENT_LOADS, Activation>(row, at.width, load, [=](float4 x, unsigned column) {
-            return finish(each(x, [=](float z) { return (a + b) * expf(z - m); }), column);
+            return finish(each(x, [=](float z) { return (a + b) * e.one(z - m); }), column);
         });
     else
         in_place<GRADIENT_LOADS, Activation>(row, at.width, load, [=](float4 x, unsigned column) {
-            return finish(each(x, [=](float z) { return a * expf(z - m) + b * expf((z - m) * inverse_t); }), column);
+            return finish(each(x, [=](float z) { return a * e.one(z - m) + b * e.tempered(z - m); }), column);
         });
 }
 
@@ -44,16 +45,16 @@ __device__ __forceinline__ void put_back(float* row, const Listed& listed, const
         name(float* logits, const unsigned* targets, const float* coefficients, unsigned first, unsigned columns,   \
              unsigned width, float of_target) {                                                                     \
         float* row = logits + size_t(blockIdx.x) * width;                                                           \
-        head::turn_row<Activation>(row, targets, coefficients, {first, columns, width}, 1.0f, of_target);           \
+        head::turn_row<Activation>(row, targets, coefficients, {first, columns, width}, 1.0, of_target);            \
     }                                                                                                               \
     EXPORT(name)                                                                                                    \
     KERNEL __launch_bounds__(head::THREADS, 4)                                                                      \
         of_listed(float* logits, const unsigned* targets, const float* coefficients, const unsigned* ends,          \
                   const unsigned* ids, const float* gradient, unsigned first, unsigned columns, unsigned width,     \
-                  float inverse_t, float of_target) {                                                               \
+                  double temperature, float of_target) {                                                            \
         float* row = logits + size_t(blockIdx.x) * width;                                                           \
         const head::Classes at{first, columns, width};                                                              \
-        head::turn_row<Activation>(row, targets, coefficients, at, inverse_t, of_target);                           \
+        head::turn_row<Activation>(row, targets, coefficients, at, temperature, of_target);                         \
         head::put_back<Activation>(row, {ends, ids}, gradient, at);                                                 \
     }                                                                                                               \
     EXPORT(of_listed)

@@ -25,32 +25,32 @@ __device__ __forceinline__ void take_out(float* row, const Listed& listed, float
 
 // Four values more; at T = 1 the two sums are one.
 template <bool TEMPERED>
-__device__ __forceinline__ void hear(Ear& ear, float4 x, unsigned at, float inverse_t, float slack) {
+__device__ __forceinline__ void hear(Ear& ear, float4 x, unsigned at, const Powers& e, float slack) {
     const float largest = largest_of(x);
     note_best(ear, largest, at);
     if (largest > ear.reference + slack) {
         const float down = ear.reference - largest;
-        ear.at_one *= expf(down);
-        if (TEMPERED) ear.at_t *= expf(down * inverse_t);
+        ear.at_one *= e.one(down);
+        if (TEMPERED) ear.at_t *= e.tempered(down);
         ear.reference = largest;
     }
     x = {x.x - ear.reference, x.y - ear.reference, x.z - ear.reference, x.w - ear.reference};
-    ear.at_one += (expf(x.x) + expf(x.y)) + (expf(x.z) + expf(x.w));
-    if (TEMPERED)
-        ear.at_t += (expf(x.x * inverse_t) + expf(x.y * inverse_t)) + (expf(x.z * inverse_t) + expf(x.w * inverse_t));
+    ear.at_one += (e.one(x.x) + e.one(x.y)) + (e.one(x.z) + e.one(x.w));
+    if (TEMPERED) ear.at_t += (e.tempered(x.x) + e.tempered(x.y)) + (e.tempered(x.z) + e.tempered(x.w));
 }
 
 template <bool TEMPERED>
 __device__ __forceinline__ Ear hear_row(const float* row, const Classes& at, double temperature) {
     Ear ear;
-    const float inverse_t = float(1.0 / temperature), slack = slack_of(temperature);
+    const Powers e(temperature);
+    const float slack = slack_of(temperature);
     const unsigned stride = 4 * blockDim.x;
     for (unsigned column = 4 * threadIdx.x; column < at.columns; column += LISTEN_LOADS * stride) {
         float4 x[LISTEN_LOADS];
         UNROLL for (unsigned load = 0; load < LISTEN_LOADS; load++)
             x[load] = four(row, column + load * stride, at.columns);
         UNROLL for (unsigned load = 0; load < LISTEN_LOADS; load++)
-            hear<TEMPERED>(ear, x[load], column + load * stride, inverse_t, slack);
+            hear<TEMPERED>(ear, x[load], column + load * stride, e, slack);
     }
     return ear;
 }

@@ -124,10 +124,6 @@ impl Settings {
     pub fn asks_twice(self) -> bool {
         matches!(self.divergence.simplest(), Divergence::Jsd { .. })
     }
-
-    fn inverse_t(self) -> f32 {
-        (1.0 / self.temperature) as f32
-    }
 }
 
 /// What is read and kept of a chunk's positions; `B` stands for a buffer.
@@ -265,7 +261,7 @@ pub fn gradient<B>(
         Some(Listed { ends, ids, gradient, .. }) => {
             arguments.extend([ends, ids, gradient].map(Buffer));
             arguments.extend(classes.arguments());
-            arguments.push(F32(settings.inverse_t()));
+            arguments.push(F64(settings.temperature));
             ["head_gradient_listed_f32", "head_gradient_listed_bf16"]
         }
     };
