@@ -9,6 +9,7 @@ mod engine;
 mod learner;
 mod loss;
 mod network;
+mod signals;
 
 use half::bf16;
 use kernels::executor::{Executor, Outputs};

@@ -5,6 +5,7 @@
 //! parameters after the ten steps). Any Qwen3 configuration will do.
 
 mod checks;
+mod distances;
 mod files;
 
 use std::path::PathBuf;

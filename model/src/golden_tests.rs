@@ -8,7 +8,8 @@ use crate::test_support::golden;
 
 fn passes(name: &str, test: &str) {
     let Some(folder) = golden(name, test) else { return };
-    let reports = Recompute::ALL.map(|recompute| run(&folder, recompute).unwrap());
+    let reports = Recompute::ALL
+        .map(|recompute| run(&folder, crate::device::Device::Cpu, recompute).unwrap());
     let [report, ..] = &reports;
     assert!(report.passes(), "{report:#?}");
     let counts = |kind| report.worst.iter().find(|worst| worst.kind == kind).unwrap().count;
@@ -88,7 +89,7 @@ fn a_changed_golden_value_is_found() {
     let kl = numbers["losses"][4]["kl"].as_f64().unwrap();
     numbers["losses"][4]["kl"] = (kl * (1.0 + 1e-5)).into();
     std::fs::write(copy.path().join("golden.json"), numbers.to_string()).unwrap();
-    let report = run(copy.path(), Recompute::None).unwrap();
+    let report = run(copy.path(), crate::device::Device::Cpu, Recompute::None).unwrap();
     let failed: Vec<_> = report.worst.iter().filter(|worst| !worst.passes()).collect();
     assert_eq!(failed.len(), 1, "{report:#?}");
     assert_eq!(failed[0].place, "kl, tail alpha 0.7 T 5");
@@ -97,6 +98,7 @@ fn a_changed_golden_value_is_found() {
 #[test]
 fn a_folder_that_is_none_is_refused_by_name() {
     let empty = tempfile::tempdir().unwrap();
-    let message = run(empty.path(), Recompute::None).unwrap_err().to_string();
+    let message =
+        run(empty.path(), crate::device::Device::Cpu, Recompute::None).unwrap_err().to_string();
     assert!(message.contains("golden.json"), "{message}");
 }

@@ -1,9 +1,10 @@
-//! The commands of the repository: `cargo xtask verify | fix | oracle DIR | load | bench | fuzz`.
+//! The commands of the repository: `cargo xtask verify | fix | oracle DIR | load | bench | fuzz | gpu`.
 //!
 //! `verify` is everything CI checks and writes nothing but build artefacts; `fix` rewrites.
 
 mod bench;
 mod fuzz;
+mod gpu;
 mod run;
 mod tidy;
 mod verify;
@@ -29,7 +30,12 @@ usage: cargo xtask COMMAND
                 students become under each signal. All but the last by default
   fuzz [TARGET…] [--runs N] [--keep]
                 libFuzzer on the targets of fuzz/, all by default, 1,000,000 times each; --keep
-                puts the fewest inputs that reach every place into fuzz/corpus";
+                puts the fewest inputs that reach every place into fuzz/corpus
+  gpu --pack DIR
+                builds what a machine with a card needs, stripped, into DIR (needs nvcc of CUDA 13.0)
+  gpu [--bin-dir DIR] [--python PROGRAM] [--device cuda:N] [--minutes M] [--out DIR]
+                on that machine (DIR/xtask gpu): every kernel against f64, golden values, a tiny
+                distillation, then figures beside PyTorch's; a table, and JSON in gpu-report";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -45,6 +51,7 @@ fn main() -> Result<()> {
         ["load", rest @ ..] => verify::load(rest),
         ["bench", rest @ ..] => bench::bench(rest),
         ["fuzz", rest @ ..] => fuzz::fuzz(rest),
+        ["gpu", rest @ ..] => gpu::gpu(rest),
         ["help" | "--help" | "-h"] => {
             run::say(USAGE);
             Ok(())

@@ -1,6 +1,7 @@
-//! `card_bench [LINE…]`: the figures of a card, each a line of JSON. Built with `--features cuda`; `cargo xtask gpu` runs it
+//! `card_bench cuda:N [LINE…]`: the figures of a card, each a line of JSON. Built with `--features cuda`; `cargo xtask gpu` runs it
 //! beside PyTorch. Exit 1 where a line failed, 2 where there is no card.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+#![expect(clippy::print_stderr, reason = "a command's output")]
+#![cfg_attr(feature = "cuda", expect(clippy::print_stdout, reason = "as above"))]
 
 use std::process::ExitCode;
 
@@ -10,20 +11,26 @@ const LINES: [&str; 7] =
 
 fn main() -> ExitCode {
     model::malloc::tune();
-    let asked: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments = std::env::args().skip(1);
+    let device = arguments.next().unwrap_or_default();
+    let Some(ordinal) = device.strip_prefix("cuda:").and_then(|n| n.parse().ok()) else {
+        eprintln!("usage: card_bench cuda:N [{}]", LINES.join("] ["));
+        return ExitCode::from(2);
+    };
+    let asked: Vec<String> = arguments.collect();
     if let Some(unknown) = asked.iter().find(|line| !LINES.contains(&line.as_str())) {
         eprintln!("error: {unknown} is none of {}", LINES.join(", "));
         return ExitCode::from(2);
     }
     let wanted = |line: &&str| asked.is_empty() || asked.iter().any(|asked| asked == line);
-    on_card::measure(LINES.into_iter().filter(wanted))
+    on_card::measure(ordinal, LINES.into_iter().filter(wanted))
 }
 
 #[cfg(not(feature = "cuda"))]
 mod on_card {
     use std::process::ExitCode;
 
-    pub(super) fn measure(_: impl Iterator<Item = &'static str>) -> ExitCode {
+    pub(super) fn measure(_: usize, _: impl Iterator<Item = &'static str>) -> ExitCode {
         eprintln!("error: built without --features cuda");
         ExitCode::from(2)
     }
@@ -40,11 +47,11 @@ mod on_card {
     };
     use model::config::Qwen3Config;
 
-    pub(super) fn measure(lines: impl Iterator<Item = &'static str>) -> ExitCode {
+    pub(super) fn measure(ordinal: usize, lines: impl Iterator<Item = &'static str>) -> ExitCode {
         let mut failed = false;
         for line in lines {
             // A card of its own for each: nothing of one lies in the way of the next.
-            let mut card = match Card::open(0) {
+            let mut card = match Card::open(ordinal) {
                 Ok(card) => card,
                 Err(error) => {
                     eprintln!("error: {error}");

@@ -15,8 +15,9 @@ use kernels::program::{Kind, Matrix, Places, Product, Step, View};
 use super::engine::{CardModel, LossOf};
 use super::failed;
 use super::learner::CardLearner;
-use super::loss::{self, Asked as LossAsked, LOGITS_BYTES, Teacher};
+use super::loss::{self, Asked as LossAsked, LOGITS_BYTES};
 use super::network::{Making, Network, views};
+use super::signals::Teacher;
 use crate::config::Qwen3Config;
 use crate::language_model::{Asked, LanguageModel as _};
 use crate::learner::Learner as _;
@@ -206,19 +207,15 @@ pub fn attention_both<X: Executor>(on: &mut X, sizes: Sizes) -> Result<Figure, M
     let mut making = Making::default();
     let ends: Vec<u32> = (1..=rows).map(|row| (row * length) as u32).collect();
     let tiles = Tiles::of(&ends, heads, activations);
-    let reads = Reads {
-        ready,
-        raw,
-        query_tiles: making.send(&tiles.queries),
-        key_tiles: making.send(&tiles.keys),
-    };
+    let reads = Reads { ready, raw, query_tiles: making.send(&tiles.queries) };
+    let key_tiles = making.send(&tiles.keys);
     let program = &mut making.program;
     let out = program.passing("out", Kind::Bf16, d_out.len);
     let [lse, delta] = [0; 2].map(|_| program.passing("sums", Kind::F32, tokens * h));
     let d_ready = program.passing("gradients", Kind::Bf16, ready.len);
     let d_raw = program.passing("gradients", Kind::Bf16, raw.len);
     program.call(attention(reads, [out, lse], heads, tiles.counts(), activations));
-    let back = Back { d_out, out, lse, delta, d_ready, d_raw };
+    let back = Back { d_out, out, lse, delta, d_ready, d_raw, key_tiles };
     let counts = tiles.counts();
     program.calls(attention_backward(reads, back, heads, tokens as u32, counts, activations));
     let memory = Places::of(program).bytes as u64;

@@ -143,6 +143,7 @@ fn backward_attention(
         delta,
         d_ready,
         d_raw,
+        key_tiles: shape.key_tiles,
     };
     let of = shape.attention(tape.raw, ready);
     program.calls(attention_backward(of, back, heads, n as u32, shape.tiles, activations));

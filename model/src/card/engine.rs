@@ -9,8 +9,9 @@ use kernels::Activations;
 use kernels::executor::{Executor, Inputs, Outputs};
 use kernels::program::{Kind, Program, View};
 
-use super::loss::{self, Teacher};
+use super::loss;
 use super::network::{Making, Network};
+use super::signals::Teacher;
 use super::{answers, failed};
 use crate::config::Qwen3Config;
 use crate::language_model::{Asking, LanguageModel, NotFinite, Said};

@@ -7,38 +7,23 @@
 
 use std::ops::Range;
 
-use distill::reference::{Divergence as Compared, Tail};
-use distill::signal::{Draws, TopK};
 use kernels::Activations;
 use kernels::executor::Outputs;
 use kernels::head::{
-    COEFFICIENTS, Classes, Divergence, HEARD, LOSSES, Listed, Rows, Said, Settings, full, gradient,
-    heard, listen,
+    COEFFICIENTS, Classes, HEARD, LOSSES, Listed, Rows, Settings, full, gradient, heard, listen,
 };
 use kernels::program::{Kind, Matrix, Product, View};
 use kernels::round::round;
 
 use super::answers::{chunks, logits_width};
 use super::network::{Making, Network};
+use super::signals::{Teacher, listed, settings};
 use crate::ops::head::{HeadLoss, LossSettings, TeacherLoss};
 
 /// Memory for the logits of a chunk and a block of classes, of both sides together where the teacher says all, in bytes.
 pub(super) const LOGITS_BYTES: usize = 896 << 20;
 /// Positions of a chunk, where memory allows for so many with all classes; else the classes come in blocks.
 const LEAST_POSITIONS: usize = 256;
-
-/// What a teacher says, where a card can read it.
-#[derive(Clone, Copy)]
-pub(super) enum Teacher<'a> {
-    TopK(&'a TopK),
-    Draws(&'a Draws),
-    /// Its hidden states `[S, E]`, and its output matrix `[V', E]`, both in the activations' type.
-    Full {
-        hidden: View,
-        w: View,
-        width: usize,
-    },
-}
 
 /// What is asked of the output layer.
 #[derive(Clone, Copy)]
@@ -332,60 +317,6 @@ impl<'a> OfChunk<'a> {
         };
         let view = self.logits.taken_for(activations.into());
         Matrix::strided(view, [self.positions, block.len()], stride)
-    }
-}
-
-/// What a signal lists of these positions.
-fn listed(
-    making: &mut Making,
-    teacher: Option<Teacher<'_>>,
-    these: &Range<usize>,
-) -> Option<Listed<View>> {
-    let (ids, ends, said) = match teacher? {
-        Teacher::Full { .. } => return None,
-        Teacher::TopK(signal) => {
-            let entries = these.start * signal.k..these.end * signal.k;
-            let ends: Vec<u32> = (1..=these.len()).map(|row| (row * signal.k) as u32).collect();
-            let said = Said::TopK {
-                scaled: making.send(&signal.scaled[entries.clone()]),
-                log_z: making.send(&signal.log_z[these.clone()]),
-                log_rest: making.send(&signal.log_rest[these.clone()]),
-            };
-            (signal.ids[entries].to_vec(), ends, said)
-        }
-        Teacher::Draws(signal) => {
-            let (mut ids, mut ends, mut p) = (Vec::new(), Vec::new(), Vec::new());
-            for row in these.clone() {
-                let (of_row, of_p) = signal.estimate(row);
-                ids.extend(of_row);
-                p.extend(of_p);
-                ends.push(ids.len() as u32);
-            }
-            (ids, ends, Said::Draws { p: making.send(&p) })
-        }
-    };
-    let n = ids.len();
-    Some(Listed {
-        ends: making.send(&ends),
-        ids: making.send(&ids),
-        z: making.program.passing("listed tokens", Kind::F32, n),
-        gradient: making.program.passing("listed tokens", Kind::F32, n),
-        said,
-    })
-}
-
-fn settings(of: &LossSettings, scale: f64) -> Settings {
-    Settings {
-        alpha: of.alpha,
-        temperature: of.temperature,
-        divergence: match of.divergence {
-            Compared::ForwardKl => Divergence::Forward,
-            Compared::ReverseKl => Divergence::Reverse,
-            Compared::Jsd { beta } => Divergence::Jsd { beta },
-            Compared::Mixture { beta } => Divergence::Mixture { beta },
-        },
-        renormalise: of.tail == Tail::Renormalise,
-        scale,
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) struct Shape {
     pub(super) positions: View,
     /// Tiles of queries and of keys, and how many of each ([`attention::Tiles`]).
     query_tiles: View,
-    key_tiles: View,
+    pub(super) key_tiles: View,
     pub(super) tiles: [u32; 2],
 }
 
@@ -71,8 +71,7 @@ impl Shape {
 
     /// What attention reads.
     pub(super) fn attention(&self, raw: View, ready: View) -> attention::Reads<View> {
-        let &Self { query_tiles, key_tiles, .. } = self;
-        attention::Reads { ready, raw, query_tiles, key_tiles }
+        attention::Reads { ready, raw, query_tiles: self.query_tiles }
     }
 }
 

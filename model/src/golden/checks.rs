@@ -4,24 +4,25 @@
 use std::error::Error;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device as Tensors, Tensor};
 use distill::batch::TokenBatch;
 use distill::signal::{Entries, TopK};
 
+use super::distances::{largest_difference, norm_of_difference};
 use super::files::{Golden, Losses, Mode};
 use super::{GoldenError, Kind, Report};
 use crate::config::Qwen3Config;
-use crate::language_model::LanguageModel as _;
+use crate::device::Device;
+use crate::language_model::{Asked, LanguageModel, NotFinite, Said as Answer};
+use crate::learner::Learner;
 use crate::ops::Precision;
 use crate::ops::adamw::AdamW;
-use crate::ops::embed::gather_rows;
 use crate::ops::head::{Divergence, HeadLoss, LossSettings, Tail, Teaching};
 use crate::ops::matmul::linear;
-use crate::ops::topk::{Wanted, score_head};
-use crate::qwen3::Qwen3;
+use crate::ops::topk::Wanted;
+use crate::parameters::ParameterIndex;
 use crate::recompute::Recompute;
-use crate::student::{Student, Training};
-use crate::weights::Weights;
+use crate::student::Training;
 
 /// The setting of the golden gradients.
 const GRADIENT_ALPHA: f64 = 0.7;
@@ -29,20 +30,19 @@ const GRADIENT_TEMPERATURE: f64 = 5.0;
 
 type Outcome<T = ()> = Result<T, GoldenError>;
 
-/// Compares everything a golden folder holds, in float32 on the CPU, whatever the training steps
-/// compute again.
+/// Compares everything a golden folder holds, in float32, whatever the training steps compute again.
 ///
 /// # Errors
 /// [`GoldenError`] when the folder cannot be read or the engine refuses it. An error beyond its
 /// tolerance is no `Err`: see [`Report::passes`].
-pub fn run(dir: &Path, recompute: Recompute) -> Result<Report, GoldenError> {
-    let case = Case { recompute, ..Case::open(dir)? };
+pub fn run(dir: &Path, device: Device, recompute: Recompute) -> Result<Report, GoldenError> {
+    let case = Case { recompute, ..Case::open(dir, device)? };
     let mut report = Report::new();
-    case.check_logits("teacher", &case.teacher, &mut report)?;
+    case.check_logits("teacher", &*case.teacher, &mut report)?;
     let student = case.student()?;
     case.check_logits("student", student.model(), &mut report)?;
     case.check_signal(&mut report)?;
-    case.check_losses(&student, &mut report)?;
+    case.check_losses(student.model(), &mut report)?;
     for mode in Mode::ALL {
         case.check_gradients(mode, &mut report)?;
     }
@@ -52,7 +52,7 @@ pub fn run(dir: &Path, recompute: Recompute) -> Result<Report, GoldenError> {
             let place = || format!("{} step {}", mode.name(), number + 1);
             let adamw = &case.golden.numbers.adamw;
             let objective = case.objective_of_steps(*mode, adamw.alpha, adamw.temperature)?;
-            let loss = case.backward(&mut student, objective)?;
+            let loss = case.backward(&mut *student, objective)?;
             let norm = student.step(adamw.lr, Some(adamw.clip_grad_norm)).map_err(engine)?;
             report.add_relative(Kind::StepLosses, loss.total, step.losses.total, place);
             report.add_relative(Kind::StepLosses, loss.kl, step.losses.kl, || kl(place()));
@@ -61,7 +61,7 @@ pub fn run(dir: &Path, recompute: Recompute) -> Result<Report, GoldenError> {
                 format!("gradient norm, {}", place())
             });
         }
-        case.check_parameters(*mode, steps.len(), &student, &mut report)?;
+        case.check_parameters(*mode, steps.len(), &*student, &mut report)?;
     }
     Ok(report)
 }
@@ -78,16 +78,17 @@ pub(super) fn gradient_errors(
     mode: Mode,
     precision: Precision,
 ) -> Result<Vec<(String, f64)>, GoldenError> {
-    let case = Case { precision, ..Case::open(dir)? };
+    let case = Case { precision, ..Case::open(dir, Device::Cpu)? };
     let mut student = case.student()?;
     let objective = case.objective(mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
-    case.backward(&mut student, objective)?;
-    let error = |name: &str| {
-        let golden = case.golden.floats(&format!("grad.{}.{name}", mode.name()))?;
-        let ours = student.gradients().get(name).and_then(|t| t.flatten_all()?.to_vec1::<f32>());
-        Ok((name.to_owned(), norm_of_difference(&ours.map_err(engine)?, &golden)))
+    case.backward(&mut *student, objective)?;
+    let gradients = student.take_gradients().map_err(engine)?;
+    let error = |parameter: &crate::parameters::Parameter| {
+        let golden = case.golden.floats(&format!("grad.{}.{}", mode.name(), parameter.name))?;
+        let ours = &gradients[parameter.offset..parameter.offset + parameter.len()];
+        Ok((parameter.name.clone(), norm_of_difference(ours, &golden)))
     };
-    student.weights().names().map(error).collect()
+    student.model().index().parameters().iter().map(error).collect()
 }
 
 /// What the teacher of a case says.
@@ -110,7 +111,8 @@ struct Case {
     batch: TokenBatch,
     /// Where each token of the batch lies in the padded tensors.
     places: Vec<usize>,
-    teacher: Qwen3,
+    teacher: Box<dyn LanguageModel>,
+    device: Device,
     classes: usize,
     /// Of the student's products.
     precision: Precision,
@@ -118,25 +120,24 @@ struct Case {
 }
 
 impl Case {
-    fn open(dir: &Path) -> Outcome<Self> {
+    fn open(dir: &Path, device: Device) -> Outcome<Self> {
         let golden = Golden::read(dir)?;
         let (batch, places) = golden.batch()?;
         let folder = dir.join("teacher");
         let config = Qwen3Config::from_dir(&folder).map_err(engine)?;
-        let weights = Weights::load(&folder, &config, DType::F32, &Device::Cpu).map_err(engine)?;
-        let teacher = Qwen3::new(config, weights, Precision::F32).map_err(engine)?;
+        let teacher = device.load(&folder, config, Precision::F32).map_err(engine)?;
         let student = Qwen3Config::from_dir(&dir.join("student")).map_err(engine)?;
         let classes = teacher.config().vocab_size.min(student.vocab_size);
         let (precision, recompute) = (Precision::F32, Recompute::None);
-        Ok(Self { golden, batch, places, teacher, classes, precision, recompute })
+        Ok(Self { golden, batch, places, teacher, device, classes, precision, recompute })
     }
 
     /// The student as it starts.
-    fn student(&self) -> Outcome<Student> {
+    fn student(&self) -> Outcome<Box<dyn Learner>> {
         self.student_with(self.recompute)
     }
 
-    fn student_with(&self, recompute: Recompute) -> Outcome<Student> {
+    fn student_with(&self, recompute: Recompute) -> Outcome<Box<dyn Learner>> {
         let folder = self.golden.dir.join("student");
         let config = Qwen3Config::from_dir(&folder).map_err(engine)?;
         let adamw = &self.golden.numbers.adamw;
@@ -147,12 +148,13 @@ impl Case {
             weight_decay: adamw.weight_decay,
         };
         let training = Training { precision: self.precision, optimiser, recompute };
-        Student::load(&folder, config, training, &Device::Cpu).map_err(engine)
+        self.device.learner(&folder, config, training).map_err(engine)
     }
 
-    fn check_logits(&self, who: &str, model: &Qwen3, report: &mut Report) -> Outcome {
-        let hidden = model.forward_hidden(&self.batch).map_err(engine)?;
-        let logits = linear(&hidden, model.head(), Precision::F32).map_err(engine)?;
+    fn check_logits(&self, who: &str, model: &dyn LanguageModel, report: &mut Report) -> Outcome {
+        let hidden = self.hidden(model, model.states(&self.batch).map_err(engine)?)?;
+        let head = model.head().map_err(engine)?;
+        let logits = linear(&hidden, &head, Precision::F32).map_err(engine)?;
         let ours: Vec<f32> = logits.flatten_all().and_then(|t| t.to_vec1()).map_err(engine)?;
         let golden = self.golden.floats(&format!("{who}_logits"))?;
         let width = model.config().vocab_size;
@@ -170,13 +172,29 @@ impl Case {
         k: usize,
         temperature: f64,
     ) -> Outcome<TopK> {
-        let hidden = self.teacher.forward_hidden(&self.batch).map_err(engine)?;
-        let hidden = gather_rows(&hidden, positions).map_err(engine)?;
         let next = vec![None; positions.len()];
-        let head = self.teacher.head();
         let wanted = Wanted { classes, next: &next, temperature, k, entries: &Entries::Top };
-        let scored = score_head(&hidden, head, wanted, Precision::F32);
-        Ok(scored.map_err(engine)?.signal)
+        match self.ask(positions, Asked::Listed(wanted))? {
+            Answer::Listed(scores) => Ok(scores.signal),
+            Answer::Drawn(_) | Answer::States(_) => Err(not_asked()),
+        }
+    }
+
+    /// What the teacher says of some positions.
+    fn ask(&self, positions: &[u32], asked: Asked<'_>) -> Outcome<Answer> {
+        let said = self.teacher.answer(&self.batch, &[(positions, asked)]).map_err(engine)?.pop();
+        match said {
+            Some(Ok(said)) => Ok(said),
+            Some(Err(NotFinite(what))) => Err(engine(candle_core::Error::msg(what))),
+            None => Err(not_asked()),
+        }
+    }
+
+    /// Hidden states of a model, `[R, D]`.
+    fn hidden(&self, model: &dyn LanguageModel, states: Vec<f32>) -> Outcome<Tensor> {
+        let width = model.config().hidden_size;
+        let rows = states.len() / width;
+        Tensor::from_vec(states, (rows, width), &Tensors::Cpu).map_err(engine)
     }
 
     fn check_signal(&self, report: &mut Report) -> Outcome {
@@ -209,11 +227,11 @@ impl Case {
         Ok(())
     }
 
-    fn check_losses(&self, student: &Student, report: &mut Report) -> Outcome {
+    fn check_losses(&self, student: &dyn LanguageModel, report: &mut Report) -> Outcome {
         for case in &self.golden.numbers.losses {
             let (said, settings) = self.objective(case.mode, case.alpha, case.temperature)?;
             let teaching = Some(said.teaching());
-            let loss = student.model().losses(&self.batch, self.classes, teaching, &settings);
+            let loss = student.losses(&self.batch, self.classes, teaching, &settings);
             let loss = loss.map_err(engine)?;
             let ours = means(&loss, &settings);
             let golden = case.losses;
@@ -239,21 +257,22 @@ impl Case {
             kept @ (Recompute::None | Recompute::Blocks) => kept,
         })?;
         let objective = self.objective(mode, GRADIENT_ALPHA, GRADIENT_TEMPERATURE)?;
-        self.backward(&mut student, objective)?;
-        let ours = |name: &str| student.gradients().get(name);
-        self.compare_parameters(Kind::Gradients, &prefix, &student, ours, report)
+        self.backward(&mut *student, objective)?;
+        let ours = student.take_gradients().map_err(engine)?;
+        self.compare_parameters(Kind::Gradients, &prefix, student.model().index(), &ours, report)
     }
 
     fn check_parameters(
         &self,
         mode: Mode,
         steps: usize,
-        student: &Student,
+        student: &dyn Learner,
         report: &mut Report,
     ) -> Outcome {
         let prefix = format!("after{steps}.{}.", mode.name());
-        let ours = |name: &str| student.weights().get(name);
-        self.compare_parameters(Kind::Parameters, &prefix, student, ours, report)
+        let weights = student.snapshot().map_err(engine)?.weights;
+        let ours = weights.flat().to_vec1::<f32>().map_err(engine)?;
+        self.compare_parameters(Kind::Parameters, &prefix, weights.index(), &ours, report)
     }
 
     /// Every parameter of ours against its golden tensor, and no golden tensor left over.
@@ -261,17 +280,16 @@ impl Case {
         &self,
         kind: Kind,
         prefix: &str,
-        student: &Student,
-        ours: impl Fn(&str) -> candle_core::Result<candle_core::Tensor>,
+        index: &ParameterIndex,
+        ours: &[f32],
         report: &mut Report,
     ) -> Outcome {
-        for name in student.weights().names() {
-            let place = format!("{prefix}{name}");
+        for parameter in index.parameters() {
+            let place = format!("{prefix}{}", parameter.name);
             let golden = self.golden.floats(&place)?;
-            let tensor = ours(name).and_then(|t| t.flatten_all()?.to_vec1::<f32>());
-            report.add(kind, norm_of_difference(&tensor.map_err(engine)?, &golden), || place);
+            let ours = &ours[parameter.offset..parameter.offset + parameter.len()];
+            report.add(kind, norm_of_difference(ours, &golden), || place);
         }
-        let index = student.weights().index();
         match self.golden.names_after(prefix).find(|name| index.get(name).is_none()) {
             None => Ok(()),
             Some(name) => Err(GoldenError::Tensor {
@@ -284,7 +302,7 @@ impl Case {
     /// Losses of the batch, its gradient added to the student's.
     fn backward(
         &self,
-        student: &mut Student,
+        student: &mut dyn Learner,
         (said, settings): (Said, LossSettings),
     ) -> Outcome<Losses> {
         let scale = 1.0 / self.batch.scored().len() as f64;
@@ -327,9 +345,11 @@ impl Case {
     }
 
     fn everything(&self, positions: &[u32]) -> Outcome<Said> {
-        let hidden = self.teacher.forward_hidden(&self.batch).map_err(engine)?;
-        let hidden = gather_rows(&hidden, positions).map_err(engine)?;
-        Ok(Said::Full { hidden, w: self.teacher.head().clone() })
+        let Answer::States(states) = self.ask(positions, Asked::States)? else {
+            return Err(not_asked());
+        };
+        let hidden = self.hidden(&*self.teacher, states)?;
+        Ok(Said::Full { hidden, w: self.teacher.head().map_err(engine)? })
     }
 }
 
@@ -350,34 +370,8 @@ fn ce(place: String) -> String {
     format!("ce, {place}")
 }
 
-/// Largest difference over the largest golden value; infinite when the lengths differ.
-fn largest_difference(ours: &[f32], golden: &[f32]) -> f64 {
-    if ours.len() != golden.len() {
-        return f64::INFINITY;
-    }
-    let mut difference = 0f64;
-    for (a, b) in ours.iter().zip(golden) {
-        let d = (f64::from(*a) - f64::from(*b)).abs();
-        // `max` would drop a NaN.
-        difference = if d.is_nan() { f64::INFINITY } else { difference.max(d) };
-        if difference.is_infinite() {
-            return difference;
-        }
-    }
-    let largest = golden.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
-    difference / largest
-}
-
-/// Norm of the difference over the golden norm; infinite when the lengths differ.
-fn norm_of_difference(ours: &[f32], golden: &[f32]) -> f64 {
-    if ours.len() != golden.len() {
-        return f64::INFINITY;
-    }
-    let square = |v: f64| v * v;
-    let pairs = ours.iter().zip(golden);
-    let difference: f64 = pairs.map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let norm: f64 = golden.iter().map(|v| square(f64::from(*v))).sum();
-    if norm == 0.0 { difference.sqrt() } else { (difference / norm).sqrt() }
+fn not_asked() -> GoldenError {
+    engine(candle_core::Error::msg("a model answered what it was not asked"))
 }
 
 fn engine(error: impl Error + Send + Sync + 'static) -> GoldenError {

@@ -1,0 +1,332 @@
+//! `cargo xtask gpu`: what a machine with a card is asked, given prebuilt binaries: every test that the emulation runs,
+//! the golden values, a tiny distillation over gRPC with both services on the card, and the figures beside PyTorch's.
+//!
+//! Such machines are lent by the minute: there is one deadline, the lines are in the order of their weight, and those
+//! that were not reached are named.
+
+mod figures;
+mod job;
+mod pack;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::run::say;
+
+/// Programs of a pack, and what they are called there.
+pub(crate) const PROGRAMS: [&str; 4] =
+    ["teacher-server", "student-trainer", "card_bench", "oracle"];
+/// Tests of a pack: the crate, and what they are called there.
+pub(crate) const TESTS: [(&str, &str); 2] =
+    [("model", "model-tests"), ("kernels", "kernels-tests")];
+/// The peer's script in a pack.
+pub(crate) const PEER: &str = "gpu_peer.py";
+
+/// What it is called with.
+struct Settings {
+    /// Where the prebuilt programs lie.
+    programs: PathBuf,
+    python: String,
+    /// `cuda:N`; `cpu` rehearses what does not need a card.
+    device: String,
+    minutes: f64,
+    /// Receives the table and the JSON.
+    out: PathBuf,
+    /// Golden values lie below it.
+    shared: PathBuf,
+}
+
+/// What became of a line.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    Passed,
+    Failed(String),
+    /// What it needs is not there.
+    Absent(String),
+    NotReached,
+}
+
+/// A line of the report.
+pub(crate) struct Line {
+    name: String,
+    outcome: Outcome,
+    seconds: f64,
+}
+
+/// The run so far.
+pub(crate) struct Run {
+    settings: Settings,
+    deadline: Instant,
+    lines: Vec<Line>,
+}
+
+/// `pack DIR`, or the run itself.
+pub(crate) fn gpu(arguments: &[&str]) -> Result<()> {
+    if let ["--pack", dir] = arguments {
+        return pack::pack(Path::new(dir));
+    }
+    let settings = Settings::read(arguments)?;
+    std::fs::create_dir_all(&settings.out)?;
+    let deadline = Instant::now() + Duration::from_secs_f64(60.0 * settings.minutes);
+    let mut run = Run { settings, deadline, lines: Vec::new() };
+    run.checks();
+    let figures = figures::measure(&mut run);
+    run.sanitise();
+    run.report(&figures)
+}
+
+impl Settings {
+    fn read(options: &[&str]) -> Result<Self> {
+        let beside = std::env::current_exe()?.parent().map(Path::to_owned).unwrap_or_default();
+        let mut settings = Self {
+            programs: beside,
+            python: std::env::var("LIMBECK_PYTHON").unwrap_or_else(|_| "python3".to_owned()),
+            device: "cuda:0".to_owned(),
+            minutes: 8.0,
+            out: PathBuf::from("gpu-report"),
+            shared: PathBuf::from(std::env::var_os("DISTILL_SHARED").unwrap_or("../shared".into())),
+        };
+        for pair in options.chunks(2) {
+            let [name, value] = pair else { bail!("{} needs a value", pair[0]) };
+            match *name {
+                "--bin-dir" => settings.programs = PathBuf::from(value),
+                "--python" => settings.python = (*value).to_owned(),
+                "--device" => settings.device = (*value).to_owned(),
+                "--minutes" => settings.minutes = value.parse().context("--minutes")?,
+                "--out" => settings.out = PathBuf::from(value),
+                other => bail!(
+                    "unknown option {other}: gpu takes --bin-dir, --python, --device, --minutes, --out, or --pack DIR"
+                ),
+            }
+        }
+        ensure!(settings.minutes > 0.0, "--minutes wants a number above 0");
+        Ok(settings)
+    }
+}
+
+impl Run {
+    /// The tests, the golden values, the tiny job.
+    fn checks(&mut self) {
+        for (name, tests, filter) in [
+            ("the card itself", "kernels-tests", "card::"),
+            ("every kernel against f64", "model-tests", "ops::emulated_tests"),
+            ("the engine against the processor's", "model-tests", "card::tests"),
+        ] {
+            let mut command = self.program(tests);
+            // One card, one test at a time.
+            command.args([filter, "--test-threads", "1"]);
+            self.on_device(&mut command);
+            self.line(name, 90, &mut command);
+        }
+        let golden = self.settings.shared.join("oracle");
+        for case in ["a", "b", "c"] {
+            let (name, dir) = (format!("golden values, {case}"), golden.join(case));
+            if !dir.exists() {
+                self.note(&name, Outcome::Absent(format!("{} is not there", dir.display())), 0.0);
+                continue;
+            }
+            let mut command = self.program("oracle");
+            command.arg(&dir).arg(&self.settings.device);
+            self.line(&name, 30, &mut command);
+        }
+        let begin = Instant::now();
+        let outcome = match self.left() {
+            None => Outcome::NotReached,
+            Some(left) => {
+                match job::tiny(
+                    &self.settings.programs,
+                    &self.settings.device,
+                    left.min(Duration::from_secs(90)),
+                ) {
+                    Ok(()) => Outcome::Passed,
+                    Err(error) => Outcome::Failed(format!("{error:#}")),
+                }
+            }
+        };
+        self.note("a tiny distillation over gRPC", outcome, begin.elapsed().as_secs_f64());
+    }
+
+    /// NVIDIA's checker over some of the small shapes, where it is installed.
+    fn sanitise(&mut self) {
+        let program = ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"]
+            .into_iter()
+            .find(|program| Command::new(program).arg("--version").output().is_ok());
+        for tool in ["memcheck", "racecheck"] {
+            let name = format!("compute-sanitizer, {tool}");
+            let Some(program) = program else {
+                self.note(&name, Outcome::Absent("it is not installed".to_owned()), 0.0);
+                continue;
+            };
+            let mut command = Command::new(program);
+            command
+                .args(["--tool", tool, "--error-exitcode", "9"])
+                .arg(self.settings.programs.join("model-tests"))
+                .args(["ops::emulated_tests", "--test-threads", "1"]);
+            self.on_device(&mut command);
+            self.line(&name, 120, &mut command);
+        }
+    }
+
+    pub(crate) fn device(&self) -> &str {
+        &self.settings.device
+    }
+
+    /// Tests run on the card; in a rehearsal in the emulation.
+    fn on_device(&self, command: &mut Command) {
+        if self.settings.device.starts_with("cuda:") {
+            command.env("LIMBECK_TEST_DEVICE", &self.settings.device);
+        }
+    }
+
+    pub(crate) fn program(&self, name: &str) -> Command {
+        Command::new(self.settings.programs.join(name))
+    }
+
+    pub(crate) fn peer(&self) -> Command {
+        let mut command = Command::new(&self.settings.python);
+        command.arg(self.settings.programs.join(PEER));
+        command
+    }
+
+    /// Time that is left, if any.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        (left > Duration::from_secs(3)).then_some(left)
+    }
+
+    pub(crate) fn note(&mut self, name: &str, outcome: Outcome, seconds: f64) {
+        let (word, why) = outcome.words();
+        say(format!("{word:<12} {seconds:>6.1} s  {name}{why}"));
+        self.lines.push(Line { name: name.to_owned(), outcome, seconds });
+    }
+
+    /// Runs a command as a line; gives its standard output where it passed.
+    pub(crate) fn line(&mut self, name: &str, limit: u64, command: &mut Command) -> Option<String> {
+        let Some(left) = self.left() else {
+            self.note(name, Outcome::NotReached, 0.0);
+            return None;
+        };
+        let begin = Instant::now();
+        let (outcome, output) = match within(command, left.min(Duration::from_secs(limit))) {
+            Ok(output) => (Outcome::Passed, Some(output)),
+            Err(error) => (Outcome::Failed(format!("{error:#}")), None),
+        };
+        self.note(name, outcome, begin.elapsed().as_secs_f64());
+        output
+    }
+
+    /// One table, and the same as JSON; an error where something failed.
+    fn report(&self, figures: &[Value]) -> Result<()> {
+        let mut table = figures::table(figures);
+        let reached = |line: &&Line| line.outcome == Outcome::NotReached;
+        let missed: Vec<&str> =
+            self.lines.iter().filter(reached).map(|line| line.name.as_str()).collect();
+        if !missed.is_empty() {
+            write!(
+                table,
+                "\nnot reached in {} minutes: {}\n",
+                self.settings.minutes,
+                missed.join(", ")
+            )?;
+        }
+        say(format!("\n{table}"));
+        let line = |line: &Line| {
+            let (word, why) = line.outcome.words();
+            json!({"name": line.name, "outcome": word, "why": why, "seconds": line.seconds})
+        };
+        let lines: Vec<Value> = self.lines.iter().map(line).collect();
+        let all = json!({"lines": lines, "figures": figures});
+        std::fs::write(self.settings.out.join("gpu.json"), serde_json::to_string_pretty(&all)?)?;
+        std::fs::write(self.settings.out.join("gpu.txt"), &table)?;
+        let failed = self.lines.iter().filter(|line| matches!(line.outcome, Outcome::Failed(_)));
+        let failed = failed.count();
+        ensure!(failed == 0, "{failed} of {} lines failed", self.lines.len());
+        Ok(())
+    }
+}
+
+impl Outcome {
+    /// A word, and why.
+    fn words(&self) -> (&'static str, String) {
+        match self {
+            Self::Passed => ("passed", String::new()),
+            Self::Failed(why) => ("FAILED", format!(": {why}")),
+            Self::Absent(why) => ("absent", format!(": {why}")),
+            Self::NotReached => ("not reached", String::new()),
+        }
+    }
+}
+
+/// Runs a command to its end or for so long; its standard output, or the last of what it said where it failed.
+pub(crate) fn within(command: &mut Command, limit: Duration) -> Result<String> {
+    let [out, complaints] = ["out", "err"].map(|name| {
+        let file = format!("limbeck-gpu-{}-{name}", std::process::id());
+        std::env::temp_dir().join(file)
+    });
+    command.stdin(Stdio::null());
+    command.stdout(std::fs::File::create(&out)?).stderr(std::fs::File::create(&complaints)?);
+    let shown = command.get_program().to_string_lossy().into_owned();
+    let mut child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
+    let begin = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
+        }
+        if begin.elapsed() > limit {
+            child.kill()?;
+            child.wait()?;
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let [said, complained] = [&out, &complaints].map(|file| {
+        let text = std::fs::read(file).unwrap_or_default();
+        let _ = std::fs::remove_file(file);
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let last = || {
+        let all = format!("{said}\n{complained}");
+        let lines: Vec<&str> = all.lines().filter(|line| !line.trim().is_empty()).collect();
+        lines[lines.len().saturating_sub(12)..].join("\n    ")
+    };
+    match status {
+        None => bail!("not done within {:.0} s\n    {}", limit.as_secs_f64(), last()),
+        Some(status) => {
+            ensure!(status.success(), "{status}\n    {}", last());
+            Ok(said)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_heard_or_stopped() {
+        let mut said = Command::new("sh");
+        said.args(["-c", "echo one; echo two >&2"]);
+        assert_eq!(within(&mut said, Duration::from_secs(5)).unwrap(), "one\n");
+        let mut failed = Command::new("sh");
+        failed.args(["-c", "echo what >&2; exit 3"]);
+        let error = within(&mut failed, Duration::from_secs(5)).unwrap_err().to_string();
+        assert!(error.contains('3') && error.contains("what"), "{error}");
+        let mut slow = Command::new("sleep");
+        let error = within(slow.arg("60"), Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(error.contains("not done"), "{error}");
+    }
+
+    #[test]
+    fn lines_past_the_deadline_are_named() {
+        let settings = Settings::read(&["--minutes", "0.01", "--bin-dir", "/nowhere"]).unwrap();
+        let mut run = Run { settings, deadline: Instant::now(), lines: Vec::new() };
+        assert_eq!(run.line("some", 5, &mut Command::new("true")), None);
+        assert_eq!(run.lines[0].outcome, Outcome::NotReached);
+        assert!(Settings::read(&["--minute", "1"]).is_err());
+    }
+}

@@ -1,0 +1,78 @@
+//! What `cargo xtask gpu` runs on a machine without Rust: programs and tests built with `--features cuda`, stripped, in one
+//! folder, and this program itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::{PEER, PROGRAMS, TESTS};
+use crate::run::{cargo, read, root, run, say};
+
+/// Fills `dir`.
+pub(super) fn pack(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let release = |package: &str| {
+        ["build", "--release", "--features", "cuda", "--package", package].map(str::to_owned)
+    };
+    for package in ["model", "teacher-server", "student-trainer"] {
+        run(cargo().args(release(package)).arg("--bins"))?;
+    }
+    let target = target()?;
+    for program in PROGRAMS {
+        strip(&target.join("release").join(program), &dir.join(program))?;
+    }
+    for (package, name) in TESTS {
+        strip(&tests_of(package)?, &dir.join(name))?;
+    }
+    strip(&std::env::current_exe()?, &dir.join("xtask"))?;
+    std::fs::copy(root().join("tests/python").join(PEER), dir.join(PEER))?;
+    let bytes: u64 = std::fs::read_dir(dir)?
+        .map(|entry| Ok(entry?.metadata()?.len()))
+        .sum::<std::io::Result<u64>>()?;
+    say(format!(
+        "\n{} holds {:.1} MiB; on the machine with the card: {}/xtask gpu",
+        dir.display(),
+        bytes as f64 / f64::from(1 << 20),
+        dir.display()
+    ));
+    Ok(())
+}
+
+/// Where cargo builds.
+fn target() -> Result<PathBuf> {
+    let text = read(cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: Value = serde_json::from_str(&text)?;
+    let target =
+        metadata["target_directory"].as_str().context("cargo names no target directory")?;
+    Ok(PathBuf::from(target))
+}
+
+/// The program with the tests of a crate's library.
+fn tests_of(package: &str) -> Result<PathBuf> {
+    let text = read(cargo().args([
+        "test",
+        "--release",
+        "--no-run",
+        "--lib",
+        "--features",
+        "cuda",
+        "--package",
+        package,
+        "--message-format",
+        "json",
+    ]))?;
+    let programs = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let is_ours = |message: &Value| {
+        message["profile"]["test"] == true && message["target"]["name"] == package
+    };
+    let found = programs
+        .filter(is_ours)
+        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
+    found.with_context(|| format!("cargo built no tests of {package}"))
+}
+
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("strip").arg("-o").arg(to).arg(from))
+}
