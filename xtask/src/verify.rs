@@ -21,8 +21,38 @@ pub(crate) fn verify() -> Result<()> {
     let otel = ["--release", "--package", "teacher-server", "--features", "otel"];
     run(cargo().arg("clippy").args(otel).arg("--all-targets").args(deny))?;
     run(cargo().arg("test").args(otel).args(["--lib", "--", "otel"]))?;
+    cuda()?;
     say("\nverify: all checks passed");
     Ok(())
+}
+
+/// The side of NVIDIA cards, where nvcc is at hand: the kernels compile for each capability, the programs build without a
+/// card, and what is missing is said.
+fn cuda() -> Result<()> {
+    let nvcc = run(std::process::Command::new(nvcc()).arg("--version"));
+    if let Err(error) = nvcc {
+        let required = std::env::var("LIMBECK_REQUIRE").unwrap_or_default();
+        ensure!(!required.split(',').any(|word| word == "nvcc"), "nvcc is required: {error}");
+        say("SKIPPED the side of NVIDIA cards: no nvcc (CUDA_HOME)");
+        return Ok(());
+    }
+    let features = ["--release", "--features", "cuda"];
+    let packages = ["kernels", "model", "teacher-server", "student-trainer"];
+    let packages = packages.into_iter().flat_map(|package| ["--package", package]);
+    run(cargo().arg("clippy").args(features).args(packages).args([
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    run(cargo().arg("test").args(features).args(["--package", "kernels", "--lib"]))
+}
+
+/// Where it is, as the kernels' build looks for it.
+fn nvcc() -> std::path::PathBuf {
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
+    let home = homes.map(std::path::PathBuf::from).next();
+    home.map_or_else(|| "nvcc".into(), |home| home.join("bin/nvcc"))
 }
 
 /// Formats, and applies what clippy can apply by itself.

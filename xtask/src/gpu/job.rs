@@ -28,7 +28,7 @@ impl Drop for Service {
 pub(super) fn tiny(programs: &Path, device: &str, limit: Duration) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("limbeck-gpu-job-{}", std::process::id()));
     let mut trainer = Command::new(programs.join("student-trainer"));
-    within(trainer.args(["demo", "data"]).arg(&dir), limit)?;
+    within(trainer.args(["demo", "data", "--output-dir"]).arg(&dir), limit)?;
     let found = taught(programs, device, &dir, limit);
     // In a folder of temporary files: what stays there goes with them.
     let _ = std::fs::remove_dir_all(&dir);
