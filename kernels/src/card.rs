@@ -165,8 +165,12 @@ impl Card {
     }
 
     /// Memory for a program's buffers.
-    fn make_room(&mut self, program: &Program, slot: usize) -> Result<Places, CardError> {
-        let places = Places::of(program);
+    fn make_room(
+        &mut self,
+        program: &Program,
+        places: &Places,
+        slot: usize,
+    ) -> Result<(), CardError> {
         if places.bytes > self.passing.bytes {
             self.settle()?;
             self.graphs.forget();
@@ -179,7 +183,7 @@ impl Card {
         if outputs.grow(&self.device, program.output_bytes)? || grew {
             self.graphs.forget();
         }
-        Ok(places)
+        Ok(())
     }
 
     /// Puts a program's steps into the stream.
@@ -319,8 +323,8 @@ impl Executor for Card {
         self.device.be_current()?;
         let slot = self.next;
         assert!(!self.slots[slot].busy, "{SLOTS} programs run already");
-        let places = self.make_room(program, slot)?;
-        self.graphs.comes(program, slot);
+        let places = self.graphs.comes(program, slot);
+        self.make_room(program, &places, slot)?;
 
         let Slot { inputs: travel, sent, .. } = &mut self.slots[slot];
         let bytes = inputs.bytes();

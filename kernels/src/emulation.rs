@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 pub use device::TestDevice;
 pub use executor::{Emulation, Found};
-pub use memory::{Bf16, Element, Id, Memory};
+pub use memory::{Id, Memory};
 
 use crate::{Argument, Call};
 
@@ -74,7 +74,7 @@ fn signature(call: &Call<Id>) -> Option<Vec<String>> {
 /// Whether the arguments are what the kernel takes.
 fn fits(call: &Call<Id>, kinds: &[String], memory: &Memory) -> Result<(), String> {
     let given = call.arguments.iter().map(|argument| match argument {
-        Argument::Buffer(id) => memory.kind(*id),
+        Argument::Buffer(id) => memory.letter(*id),
         Argument::U32(_) => 'u',
         Argument::F32(_) => 'f',
         Argument::F64(_) => 'd',

@@ -84,7 +84,7 @@ fn other_arguments_than_a_kernel_takes_are_refused() {
         return;
     }
     let mut memory = Memory::default();
-    let (x, y) = (memory.of("x", &[1.0_f32]), memory.of("y", &[Bf16(0)]));
+    let (x, y) = (memory.of("x", &[1.0_f32]), memory.of("y", &[half::bf16::ZERO]));
     let mut call = Call {
         kernel: "planted_nothing",
         blocks: [1, 1],

@@ -1,5 +1,6 @@
 """The peer of `card_bench`, in PyTorch and transformers on one card: a JSON line of the same form, for the same shapes.
-usage: gpu_peer.py "matrix rate" | AdamW | "attention, both ways" | "student's step" """
+usage: gpu_peer.py "matrix rate" | AdamW | "attention, both ways" | "student's step"
+       gpu_peer.py models DIR: random weights of real shapes, with the tokenizer of DIR/teacher"""
 import json
 import statistics
 import sys
@@ -115,4 +116,31 @@ def student():
     say(seconds, memory=torch.cuda.max_memory_allocated())
 
 
+def models():
+    """DIR/real-teacher and DIR/real-student, bfloat16: Qwen3-4B's and Qwen3-0.6B's shapes."""
+    import shutil
+    from pathlib import Path
+
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    root = Path(sys.argv[2])
+    shapes = {"real-teacher": (2560, 9728, 32, 36), "real-student": (1024, 3072, 16, 28)}
+    for name, (hidden, inner, heads, layers) in shapes.items():
+        config = Qwen3Config(
+            hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=8, head_dim=128, vocab_size=151_936, tie_word_embeddings=True,
+            max_position_embeddings=40960, rope_theta=1e6, attention_bias=False, dtype="bfloat16",
+        )
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device(DEVICE):
+            model = Qwen3ForCausalLM(config)
+        model.save_pretrained(root / name, max_shard_size="20GB")
+        for file in (root / "teacher").iterdir():
+            if not (root / name / file.name).exists() and file.suffix != ".safetensors":
+                shutil.copy(file, root / name)
+
+
+if NAME == "models":
+    models()
+    sys.exit()
 {"matrix rate": rate, "AdamW": adamw, "attention, both ways": attention, "student's step": student}[NAME]()

@@ -75,8 +75,9 @@ pub(crate) fn gpu(arguments: &[&str]) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs_f64(60.0 * settings.minutes);
     let mut run = Run { settings, deadline, lines: Vec::new() };
     run.checks();
-    let figures = figures::measure(&mut run);
+    let mut figures = figures::measure(&mut run);
     run.sanitise();
+    figures.extend(run.real_job());
     run.report(&figures)
 }
 
@@ -149,6 +150,24 @@ impl Run {
             }
         };
         self.note("a tiny distillation over gRPC", outcome, begin.elapsed().as_secs_f64());
+    }
+
+    /// The job at real shapes.
+    fn real_job(&mut self) -> Option<Value> {
+        let name = "the notebook's job at real shapes, both services on the card";
+        let Some(left) = self.left() else {
+            self.note(name, Outcome::NotReached, 0.0);
+            return None;
+        };
+        let begin = Instant::now();
+        let Settings { programs, device, python, .. } = &self.settings;
+        let found = job::real(programs, device, python, left);
+        let (outcome, figure) = match found {
+            Ok(figure) => (Outcome::Passed, Some(figure)),
+            Err(error) => (Outcome::Failed(format!("{error:#}")), None),
+        };
+        self.note(name, outcome, begin.elapsed().as_secs_f64());
+        figure
     }
 
     /// NVIDIA's checker over some of the small shapes, where it is installed.

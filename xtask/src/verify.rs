@@ -1,5 +1,8 @@
 //! The gate: the same checks for a person and for CI, cheap ones first.
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use anyhow::{Result, ensure};
 
 use crate::run::{cargo, run, say};
@@ -29,30 +32,33 @@ pub(crate) fn verify() -> Result<()> {
 /// The side of NVIDIA cards, where nvcc is at hand: the kernels compile for each capability, the programs build without a
 /// card, and what is missing is said.
 fn cuda() -> Result<()> {
-    let nvcc = run(std::process::Command::new(nvcc()).arg("--version"));
+    let nvcc = run(Command::new(nvcc()).arg("--version"));
     if let Err(error) = nvcc {
         let required = std::env::var("LIMBECK_REQUIRE").unwrap_or_default();
         ensure!(!required.split(',').any(|word| word == "nvcc"), "nvcc is required: {error}");
         say("SKIPPED the side of NVIDIA cards: no nvcc (CUDA_HOME)");
         return Ok(());
     }
+    // What nvcc warns of is an error here.
+    let cargo = || {
+        let mut command = cargo();
+        command.env("KERNELS_STRICT", "1");
+        command
+    };
     let features = ["--release", "--features", "cuda"];
     let packages = ["kernels", "model", "teacher-server", "student-trainer"];
     let packages = packages.into_iter().flat_map(|package| ["--package", package]);
-    run(cargo().arg("clippy").args(features).args(packages).args([
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
+    let deny = ["--all-targets", "--", "-D", "warnings"];
+    run(cargo().arg("clippy").args(features).args(packages).args(deny))?;
     run(cargo().arg("test").args(features).args(["--package", "kernels", "--lib"]))
 }
 
 /// Where it is, as the kernels' build looks for it.
-fn nvcc() -> std::path::PathBuf {
+fn nvcc() -> PathBuf {
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
-    let home = homes.map(std::path::PathBuf::from).next();
-    home.map_or_else(|| "nvcc".into(), |home| home.join("bin/nvcc"))
+    let homes = homes.map(PathBuf::from).chain([PathBuf::from("/usr/local/cuda")]);
+    let installed = homes.map(|home| home.join("bin/nvcc")).find(|path| path.exists());
+    installed.unwrap_or_else(|| PathBuf::from("nvcc"))
 }
 
 /// Formats, and applies what clippy can apply by itself.

@@ -1,16 +1,20 @@
 //! Programs that came more than once, recorded: one launch in place of hundreds.
 #![expect(unsafe_code, reason = "the driver's functions")]
 
+use std::sync::Arc;
+
 use cudarc::driver::result as driver;
 use cudarc::driver::sys;
 
 use super::device::Device;
 use super::error::CardError;
 use super::stream::Stream;
-use crate::program::Program;
+use crate::program::{Places, Program};
 
 /// Programs that are remembered; the one that came longest ago is forgotten first.
 const REMEMBERED: usize = 16;
+/// Steps of a program that is worth it: fewer are launched as soon as a graph of them is.
+const WORTH_IT: usize = 16;
 
 /// What came, the latest last.
 #[derive(Default)]
@@ -20,6 +24,7 @@ struct Known {
     program: Program,
     /// Addresses of inputs and outputs are a slot's.
     slot: usize,
+    places: Arc<Places>,
     times: usize,
     graph: Option<Graph>,
 }
@@ -38,17 +43,25 @@ impl Drop for Graph {
 }
 
 impl Graphs {
-    /// Takes note of a program that comes.
-    pub(super) fn comes(&mut self, program: &Program, slot: usize) {
+    /// Takes note of a program that comes; where its buffers lie.
+    pub(super) fn comes(&mut self, program: &Program, slot: usize) -> Arc<Places> {
+        if program.steps.len() < WORTH_IT {
+            return Arc::new(Places::of(program));
+        }
         let mut known = match self.place(program, slot) {
             Some(at) => self.0.remove(at),
-            None => Known { program: program.clone(), slot, times: 0, graph: None },
+            None => {
+                let places = Arc::new(Places::of(program));
+                Known { program: program.clone(), slot, places, times: 0, graph: None }
+            }
         };
         known.times += 1;
+        let places = Arc::clone(&known.places);
         if self.0.len() == REMEMBERED {
             self.0.remove(0);
         }
         self.0.push(known);
+        places
     }
 
     /// Whether it came before.
@@ -82,9 +95,9 @@ impl Graphs {
         device.say("launching a graph", unsafe { driver::graph::launch(graph.0, stream.raw()) })
     }
 
-    /// Forgets all: memory has moved.
+    /// Forgets what was recorded: memory has moved.
     pub(super) fn forget(&mut self) {
-        self.0.clear();
+        self.0.iter_mut().for_each(|known| known.graph = None);
     }
 
     fn place(&self, program: &Program, slot: usize) -> Option<usize> {

@@ -13,7 +13,13 @@ use crate::program::View;
 use crate::{Argument, Call};
 
 /// Code for each capability that was asked for, and PTX for newer ones.
-static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+static IMAGE: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
+
+/// The driver reads words of it.
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
 /// Memory of a block that needs no asking for.
 const USUAL_MEMORY: u32 = 48 << 10;
 
@@ -35,7 +41,7 @@ struct Function {
 
 impl Kernels {
     pub(super) fn load(device: &Device) -> Result<Self, CardError> {
-        Ok(Self { module: device.load(IMAGE)?, functions: HashMap::new() })
+        Ok(Self { module: device.load(&IMAGE.0)?, functions: HashMap::new() })
     }
 
     /// Puts a launch into a stream.

@@ -172,7 +172,9 @@ pub(super) fn send(device: &Device, bytes: &[u8], to: CUdeviceptr) -> Result<(),
         return Ok(());
     }
     // SAFETY: memory that the executor has placed.
-    device.say("sending", unsafe { driver::memcpy_htod_sync(to, bytes) })
+    device.say("sending", unsafe { driver::memcpy_htod_sync(to, bytes) })?;
+    // The copy has left the host; that it has arrived is not said, and no other stream waits for it.
+    device.say("sending", driver::ctx::synchronize())
 }
 
 /// Bytes from the card, waited for.

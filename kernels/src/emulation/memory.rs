@@ -2,6 +2,9 @@
 
 use std::ffi::{CString, c_char};
 
+use half::bf16;
+
+use crate::executor::Element;
 use crate::program::Kind;
 
 /// A buffer.
@@ -25,59 +28,19 @@ pub(super) struct Named {
 #[derive(Debug)]
 struct Buffer {
     name: CString,
-    kind: char,
+    kind: Kind,
     /// All pages, the two outer ones included.
     pages: *mut u8,
     page_bytes: usize,
     bytes: usize,
 }
 
-/// What an element is on both sides.
-pub trait Element: Copy {
-    /// Its letter in a kernel's signature.
-    const KIND: char;
-    /// Little-endian bytes.
-    fn bytes(self) -> impl IntoIterator<Item = u8>;
-}
-
-impl Element for f32 {
-    const KIND: char = 'f';
-    fn bytes(self) -> impl IntoIterator<Item = u8> {
-        self.to_le_bytes()
-    }
-}
-
-impl Element for u32 {
-    const KIND: char = 'u';
-    fn bytes(self) -> impl IntoIterator<Item = u8> {
-        self.to_le_bytes()
-    }
-}
-
-impl Element for f64 {
-    const KIND: char = 'd';
-    fn bytes(self) -> impl IntoIterator<Item = u8> {
-        self.to_le_bytes()
-    }
-}
-
-/// The bits of a bfloat16.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bf16(pub u16);
-
-impl Element for Bf16 {
-    const KIND: char = 'b';
-    fn bytes(self) -> impl IntoIterator<Item = u8> {
-        self.0.to_le_bytes()
-    }
-}
-
 impl Memory {
     /// A buffer of these values.
     pub fn of<T: Element>(&mut self, name: &str, values: &[T]) -> Id {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.bytes()).collect();
+        let bytes = bytemuck::cast_slice(values);
         let buffer = Buffer::new(name, T::KIND, bytes.len());
-        buffer.write(&bytes);
+        buffer.write(bytes);
         self.buffers.push(buffer);
         Id(self.buffers.len() - 1)
     }
@@ -93,15 +56,8 @@ impl Memory {
 
     /// A buffer of elements of this kind with these bytes.
     pub(super) fn of_bytes(&mut self, kind: Kind, bytes: &[u8]) -> Id {
-        let letter = match kind {
-            Kind::F32 => f32::KIND,
-            Kind::F64 => f64::KIND,
-            Kind::Bf16 => Bf16::KIND,
-            Kind::U32 => u32::KIND,
-            Kind::Bytes => unreachable!("no kernel reads plain bytes"),
-        };
         let number = self.buffers.len();
-        let buffer = Buffer::new(&format!("argument {number}"), letter, bytes.len());
+        let buffer = Buffer::new(&format!("argument {number}"), kind, bytes.len());
         buffer.write(bytes);
         self.buffers.push(buffer);
         Id(number)
@@ -119,25 +75,29 @@ impl Memory {
     /// The numbers of a buffer of float32 or bfloat16.
     pub fn floats(&self, id: Id) -> Vec<f32> {
         let bytes = self.buffers[id.0].read();
-        match self.kind(id) {
-            'b' => bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|two| widened(u16::from_le_bytes(*two)))
-                .collect(),
-            _ => bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+        match self.buffers[id.0].kind {
+            Kind::Bf16 => {
+                let values: Vec<bf16> = bytemuck::pod_collect_to_vec(&bytes);
+                values.into_iter().map(bf16::to_f32).collect()
+            }
+            Kind::F32 | Kind::F64 | Kind::U32 | Kind::Bytes => bytemuck::pod_collect_to_vec(&bytes),
         }
     }
 
     /// The numbers of a buffer of u32.
     pub fn words(&self, id: Id) -> Vec<u32> {
-        let bytes = self.buffers[id.0].read();
-        bytes.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four)).collect()
+        bytemuck::pod_collect_to_vec(&self.buffers[id.0].read())
     }
 
-    pub(super) fn kind(&self, id: Id) -> char {
-        self.buffers[id.0].kind
+    /// The letter of its elements in a kernel's signature, as `emulate.h` writes them.
+    pub(super) fn letter(&self, id: Id) -> char {
+        match self.buffers[id.0].kind {
+            Kind::F32 => 'f',
+            Kind::F64 => 'd',
+            Kind::Bf16 => 'b',
+            Kind::U32 => 'u',
+            Kind::Bytes => 'c',
+        }
     }
 
     pub(super) fn address(&self, id: Id) -> *mut u8 {
@@ -189,7 +149,7 @@ impl Drop for ReadOnly<'_> {
 
 #[expect(unsafe_code, reason = "pages of its own, between two that nobody may touch")]
 impl Buffer {
-    fn new(name: &str, kind: char, bytes: usize) -> Self {
+    fn new(name: &str, kind: Kind, bytes: usize) -> Self {
         let inner = bytes.next_multiple_of(page()).max(page());
         let page_bytes = inner + 2 * page();
         let (anywhere, flags) = (std::ptr::null_mut(), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
@@ -239,8 +199,4 @@ fn page() -> usize {
     // SAFETY: it reads a number.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(bytes).expect("pages have a size")
-}
-
-fn widened(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
 }

@@ -70,6 +70,10 @@ fn wanted(figures: &[Value]) -> Vec<Wanted> {
     let faster = |name| Some(seconds(theirs(name)?) / seconds(ours(name)?));
     let step = "student's step";
     let memory = || Some(number(theirs(step)?, "memory") / number(ours(step)?, "memory"));
+    let job = || {
+        let slower = seconds(ours("teacher's batch")?).max(seconds(ours(step)?));
+        Some(slower / seconds(ours("job over gRPC")?))
+    };
     let layer =
         || Some(seconds(ours("its products alone")?) / seconds(ours("output layer and loss")?));
     vec![
@@ -99,6 +103,7 @@ fn wanted(figures: &[Value]) -> Vec<Wanted> {
             share: faster("attention, both ways"),
             at_least: 0.8,
         },
+        Wanted { what: "job over gRPC, of the slower side alone", share: job(), at_least: 0.9 },
         Wanted {
             what: "AdamW, of the copy bandwidth",
             share: Some(()).and_then(|()| Some(speed(ours("AdamW")?) / speed(ours("copy")?))),

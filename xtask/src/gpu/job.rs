@@ -1,17 +1,29 @@
-//! A distillation over gRPC with both services on one card: the demonstration's models, a few steps.
+//! Distillations over gRPC with both services on one card: the demonstration's models for a few steps, and models of
+//! real shapes for the rate.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::within;
+use super::{PEER, within};
 
-/// Steps it takes.
-const STEPS: &str = "12";
+/// Rows of a step at real shapes, and tokens of each.
+const REAL_ROWS: usize = 16;
+const REAL_TOKENS: usize = 1024;
+/// Epochs of the notebook's job, in which the teacher is asked once.
+const EPOCHS: &str = "3";
+
+/// A job's folder, and who runs in it.
+struct Job<'a> {
+    programs: &'a Path,
+    device: &'a str,
+    dir: PathBuf,
+    limit: Duration,
+}
 
 /// A service that is ended with what holds it.
 struct Service(Child);
@@ -24,50 +36,106 @@ impl Drop for Service {
     }
 }
 
-/// The demonstration's teacher teaches its student on this device, and the student learns.
-pub(super) fn tiny(programs: &Path, device: &str, limit: Duration) -> Result<()> {
+/// In a folder of its own, which goes whatever becomes of it.
+fn within_folder<T>(
+    programs: &Path,
+    device: &str,
+    limit: Duration,
+    job: impl FnOnce(&Job<'_>) -> Result<T>,
+) -> Result<T> {
     let dir = std::env::temp_dir().join(format!("limbeck-gpu-job-{}", std::process::id()));
-    let mut trainer = Command::new(programs.join("student-trainer"));
-    within(trainer.args(["demo", "data", "--output-dir"]).arg(&dir), limit)?;
-    let found = taught(programs, device, &dir, limit);
+    let of = Job { programs, device, dir, limit };
+    let mut trainer = of.program("student-trainer");
+    let found = within(trainer.args(["demo", "data", "--output-dir"]).arg(&of.dir), limit)
+        .and_then(|_| job(&of));
     // In a folder of temporary files: what stays there goes with them.
-    let _ = std::fs::remove_dir_all(&dir);
+    let _ = std::fs::remove_dir_all(&of.dir);
     found
 }
 
-fn taught(programs: &Path, device: &str, dir: &Path, limit: Duration) -> Result<()> {
-    let mut server = Command::new(programs.join("teacher-server"))
-        .args(["--device", device, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
-        .arg("--model")
-        .arg(dir.join("teacher"))
-        .stdout(Stdio::piped())
-        .stderr(std::fs::File::create(dir.join("teacher.log"))?)
-        .spawn()
-        .context("the teacher does not start")?;
-    let said = server.stdout.take().context("the teacher's output")?;
-    let _server = Service(server);
-    let line = BufReader::new(said).lines().next().transpose()?.unwrap_or_default();
-    let address = line.strip_prefix("listening grpc=").and_then(|rest| rest.split(' ').next());
-    let Some(address) = address else {
-        bail!("the teacher did not serve: {}", std::fs::read_to_string(dir.join("teacher.log"))?)
-    };
-    let run = dir.join("run");
-    let mut trainer = Command::new(programs.join("student-trainer"));
-    trainer
-        .args(["train", "--device", device, "--teacher", &format!("grpc://{address}")])
-        .args(["--max-steps", STEPS, "--resume-from-checkpoint", "off"])
-        .arg("--output-dir")
-        .arg(&run)
-        .arg("--student")
-        .arg(dir.join("student"))
-        .arg("--train-file")
-        .arg(dir.join("train.jsonl"))
-        .arg("--eval-file")
-        .arg(dir.join("eval.jsonl"));
-    within(&mut trainer, limit)?;
-    let report: Value = serde_json::from_str(&std::fs::read_to_string(run.join("summary.json"))?)?;
-    let [before, after] = ["before", "after"]
-        .map(|when| report[format!("student_perplexity_{when}")].as_f64().unwrap_or(f64::NAN));
-    ensure!(after < before, "perplexity went from {before} to {after}");
-    Ok(())
+/// The demonstration's teacher teaches its student on this device, and the student learns.
+pub(super) fn tiny(programs: &Path, device: &str, limit: Duration) -> Result<()> {
+    within_folder(programs, device, limit, |job| {
+        let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| job.dir.join(file));
+        let summary = job.run(["teacher", "student"], &train, |trainer| {
+            trainer.args(["--max-steps", "12", "--eval-file"]).arg(&eval);
+        })?;
+        let [before, after] = ["before", "after"]
+            .map(|when| summary[format!("student_perplexity_{when}")].as_f64().unwrap_or(f64::NAN));
+        ensure!(after < before, "perplexity went from {before} to {after}");
+        Ok(())
+    })
+}
+
+/// The notebook's job with random weights of Qwen3-4B's and Qwen3-0.6B's shapes: seconds of a step's tokens.
+pub(super) fn real(programs: &Path, device: &str, python: &str, limit: Duration) -> Result<Value> {
+    within_folder(programs, device, limit, |job| {
+        let mut models = Command::new(python);
+        within(models.arg(programs.join(PEER)).arg("models").arg(&job.dir), limit)?;
+        let rows = job.dir.join("long.jsonl");
+        let text = std::fs::read_to_string(job.dir.join("train.jsonl"))?;
+        let lines: Vec<&str> = text.lines().collect();
+        let row = |at: usize| {
+            // Many more tokens than are taken: rows are cut.
+            let words: Vec<&str> = lines.iter().cycle().skip(at).take(300).copied().collect();
+            json!({"text": words.join(" ")}).to_string()
+        };
+        let all: Vec<String> = (0..8 * REAL_ROWS).map(row).collect();
+        std::fs::write(&rows, all.join("\n"))?;
+        let [at_once, length] = [REAL_ROWS, REAL_TOKENS].map(|number| number.to_string());
+        let summary = job.run(["real-teacher", "real-student"], &rows, |trainer| {
+            trainer
+                .args(["--num-train-epochs", EPOCHS, "--per-device-train-batch-size", &at_once])
+                .args(["--max-length", &length, "--top-k", "64", "--temperature", "5"]);
+        })?;
+        let rate = summary["tokens_per_second"].as_f64().context("no rate in summary.json")?;
+        let seconds = (REAL_ROWS * REAL_TOKENS) as f64 / rate;
+        Ok(json!({"name": "job over gRPC", "of": "ours", "seconds": seconds, "operations": 0,
+                  "bytes": 0, "memory": 0}))
+    })
+}
+
+impl Job<'_> {
+    fn program(&self, name: &str) -> Command {
+        Command::new(self.programs.join(name))
+    }
+
+    /// Teacher and student of these folders, rows to learn, and what else the trainer is told; its summary.
+    fn run(
+        &self,
+        [teacher, student]: [&str; 2],
+        rows: &Path,
+        more: impl FnOnce(&mut Command),
+    ) -> Result<Value> {
+        let log = self.dir.join("teacher.log");
+        let mut server = self
+            .program("teacher-server")
+            .args(["--device", self.device, "--listen", "127.0.0.1:0"])
+            .args(["--http-listen", "127.0.0.1:0", "--model"])
+            .arg(self.dir.join(teacher))
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log)?)
+            .spawn()
+            .context("the teacher does not start")?;
+        let said = server.stdout.take().context("the teacher's output")?;
+        let _server = Service(server);
+        let line = BufReader::new(said).lines().next().transpose()?.unwrap_or_default();
+        let address = line.strip_prefix("listening grpc=").and_then(|rest| rest.split(' ').next());
+        let Some(address) = address else {
+            bail!("the teacher did not serve: {}", std::fs::read_to_string(&log)?)
+        };
+        let run = self.dir.join(format!("run-{student}"));
+        let mut trainer = self.program("student-trainer");
+        trainer
+            .args(["train", "--device", self.device, "--teacher", &format!("grpc://{address}")])
+            .args(["--resume-from-checkpoint", "off", "--save-steps", "0", "--output-dir"])
+            .arg(&run)
+            .arg("--student")
+            .arg(self.dir.join(student))
+            .arg("--train-file")
+            .arg(rows);
+        more(&mut trainer);
+        within(&mut trainer, self.limit)?;
+        Ok(serde_json::from_str(&std::fs::read_to_string(run.join("summary.json"))?)?)
+    }
 }

@@ -13,12 +13,10 @@ use crate::run::{cargo, read, root, run, say};
 /// Fills `dir`.
 pub(super) fn pack(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
-    let release = |package: &str| {
-        ["build", "--release", "--features", "cuda", "--package", package].map(str::to_owned)
-    };
-    for package in ["model", "teacher-server", "student-trainer"] {
-        run(cargo().args(release(package)).arg("--bins"))?;
-    }
+    // Together: apart they would each build the libraries with features of their own.
+    let programs = ["model", "teacher-server", "student-trainer"];
+    let programs = programs.into_iter().flat_map(|package| ["--package", package]);
+    run(cargo().args(["build", "--release", "--features", "cuda", "--bins"]).args(programs))?;
     let target = target()?;
     for program in PROGRAMS {
         strip(&target.join("release").join(program), &dir.join(program))?;

@@ -1,5 +1,6 @@
 //! What a model on a card answers.
 
+use distill::batch::TokenBatch;
 use distill::signal::{DrawKey, Entries};
 use serde_json::json;
 
@@ -8,7 +9,7 @@ use crate::language_model::{Asked, LanguageModel, Said};
 use crate::ops::Precision;
 use crate::ops::draws::WantedDraws;
 use crate::ops::topk::Wanted;
-use crate::test_support::{batch, config, relative};
+use crate::test_support::{batch, config, relative, sequences};
 
 #[test]
 fn hidden_states_are_the_processors() {
@@ -77,6 +78,28 @@ fn several_questions_are_answered_in_one_pass() {
             }
             (wanted, found) => panic!("{wanted:?} {found:?}"),
         }
+    }
+}
+
+#[test]
+fn what_a_row_is_answered_does_not_depend_on_the_others() {
+    if !emulated("what_a_row_is_answered_does_not_depend_on_the_others") {
+        return;
+    }
+    let config = config(json!({}));
+    for (precision, _) in BOTH {
+        let (_, card) = both(&config, precision);
+        let rows = sequences(&[19, 5, 12], config.vocab_size, 3);
+        let alone = card.states(&TokenBatch::pack([&rows[1]])).unwrap();
+        let among = card.states(&TokenBatch::pack(&rows)).unwrap();
+        let among = &among[19 * config.hidden_size..][..alone.len()];
+        // The same bits where products are; the library of products may sum batches of another size in another order.
+        let far = match (card.device().as_str(), precision) {
+            ("emulated", _) => 0.0,
+            (_, Precision::F32) => 1e-5,
+            (_, Precision::Bf16 | Precision::F16) => 1e-2,
+        };
+        assert!(relative(among, &alone) <= far, "{precision}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 use kernels::adamw::{Scalars, adamw, clip, shares};
-use kernels::emulation::{Bf16, Memory};
+use kernels::emulation::Memory;
 
 use super::elements::{all, emulated};
 use crate::ops::adamw::clip_scale;
@@ -43,7 +43,7 @@ fn clipping_and_a_step_agree_with_f64() {
             let room = memory.unwritten::<f64>("room", shares(count as u32) as usize);
             let norm = memory.unwritten::<f32>("norm", 1);
             let scale = memory.unwritten::<f32>("scale", 1);
-            let rounded = rounds.then(|| memory.unwritten::<Bf16>("rounded", count));
+            let rounded = rounds.then(|| memory.unwritten::<bf16>("rounded", count));
             all(&clip([at_g, room, norm, scale], count as u32, max_norm), memory);
             let wanted = g.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
             let wanted_scale = clip_scale(wanted, f64::from(max_norm));

@@ -2,7 +2,7 @@
 
 use half::bf16;
 use kernels::Activations;
-use kernels::emulation::{AVAILABLE, Bf16, Id, Memory, run};
+use kernels::emulation::{AVAILABLE, Id, Memory, run};
 
 use crate::ops::testing::{random, wide};
 
@@ -38,8 +38,8 @@ pub(super) fn buffer(
     match activations {
         Activations::F32 => memory.of(name, values),
         Activations::Bf16 => {
-            let bits = values.iter().map(|&x| Bf16(bf16::from_f32(x).to_bits()));
-            memory.of(name, &bits.collect::<Vec<_>>())
+            let values = values.iter().map(|&x| bf16::from_f32(x));
+            memory.of(name, &values.collect::<Vec<_>>())
         }
     }
 }
@@ -53,7 +53,7 @@ pub(super) fn unwritten(
 ) -> Id {
     match activations {
         Activations::F32 => memory.unwritten::<f32>(name, len),
-        Activations::Bf16 => memory.unwritten::<Bf16>(name, len),
+        Activations::Bf16 => memory.unwritten::<bf16>(name, len),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rounding.
 
 use half::bf16;
-use kernels::emulation::{Bf16, Memory};
+use kernels::emulation::Memory;
 use kernels::round::round;
 
 use super::elements::{all, emulated};
@@ -17,7 +17,7 @@ fn float32_is_rounded_to_nearest() {
         // Halfway between two: to the even one.
         x[0] = f32::from_bits(0x3f80_8000);
         let memory = &mut Memory::default();
-        let at = [memory.of("x", &x), memory.unwritten::<Bf16>("y", n)];
+        let at = [memory.of("x", &x), memory.unwritten::<bf16>("y", n)];
         all(&[round(at, n as u32)], memory);
         let exact: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
         assert_eq!(memory.floats(at[1]), exact);
