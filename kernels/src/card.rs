@@ -13,11 +13,10 @@ mod products;
 mod stream;
 mod timeline;
 
-use std::path::Path;
-
 use cudarc::driver::sys::CUdeviceptr;
 
-use crate::executor::{Element, Executor, Inputs, Outputs};
+use crate::counting::{SLOTS, travel_bytes};
+use crate::executor::{Element, Executor, Inputs, Outputs, Times};
 use crate::program::{Home, Kind, Places, Product, Program, Step, View};
 use device::{Device, Memory, Pinned};
 pub use error::CardError;
@@ -26,9 +25,6 @@ use kernels::Kernels;
 use products::{Addresses, Products};
 use stream::{Event, Stream};
 use timeline::Timeline;
-
-/// Programs that may run at a time.
-const SLOTS: usize = 2;
 
 /// A card, and what lies on it. It belongs to the thread that holds it.
 ///
@@ -79,10 +75,18 @@ impl Travel {
     fn grow(&mut self, device: &Device, bytes: usize) -> Result<bool, CardError> {
         let grows = bytes > self.card.bytes;
         if grows {
-            *self = Self::new(device, bytes.next_power_of_two())?;
+            *self = Self::new(device, travel_bytes(bytes))?;
         }
         Ok(grows)
     }
+}
+
+/// Free bytes of the memory of the card of this number, and all: what this process has opened of it counts as taken.
+///
+/// # Errors
+/// [`CardError`]: what was found and what is needed.
+pub fn memory(ordinal: usize) -> Result<[usize; 2], CardError> {
+    Device::open(ordinal)?.memory()
 }
 
 /// A program that runs.
@@ -101,8 +105,8 @@ impl Card {
         let device = Device::open(ordinal)?;
         let slot = || {
             Ok::<_, CardError>(Slot {
-                inputs: Travel::new(&device, 1 << 20)?,
-                outputs: Travel::new(&device, 1 << 20)?,
+                inputs: Travel::new(&device, travel_bytes(0))?,
+                outputs: Travel::new(&device, travel_bytes(0))?,
                 sent: Event::new(&device)?,
                 computed: Event::new(&device)?,
                 fetched: Event::new(&device)?,
@@ -124,30 +128,6 @@ impl Card {
             fetches: Stream::new(&device)?,
             device,
         })
-    }
-
-    /// Free bytes of its memory, and all.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    pub fn memory(&self) -> Result<[usize; 2], CardError> {
-        self.device.memory()
-    }
-
-    /// From now on every step's time is noted; graphs are not used meanwhile.
-    pub fn note_times(&mut self) {
-        self.timeline = Some(Timeline::default());
-    }
-
-    /// Writes what was noted as a Chrome trace (`chrome://tracing`, Perfetto), and notes no more.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn write_times(&mut self, path: &Path) -> std::io::Result<()> {
-        match self.timeline.take() {
-            Some(timeline) => timeline.write(path),
-            None => Ok(()),
-        }
     }
 
     /// Gives all kept memory back; what was in it is gone.
@@ -351,6 +331,15 @@ impl Executor for Card {
         slot.busy = false;
         slot.fetched.wait(&self.device)?;
         Ok(Outputs::new(slot.outputs.host.slice(running.output_bytes).to_vec()))
+    }
+
+    /// Graphs are not used meanwhile.
+    fn note_times(&mut self) {
+        self.timeline = Some(Timeline::default());
+    }
+
+    fn take_times(&mut self) -> Option<Times> {
+        self.timeline.take()?.times()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What carries programs out: a card, or its emulation.
 
+use std::time::Instant;
+
 use bytemuck::Pod;
 
 use crate::program::{Kind, Program, View};
@@ -81,6 +83,34 @@ pub trait Executor {
         let running = self.start(program, inputs)?;
         self.finish(running)
     }
+
+    /// From now on the time of every step of a program is noted, where the device can tell it; that makes it slower.
+    fn note_times(&mut self) {}
+
+    /// What was noted; no more is from now on. None where nothing was.
+    fn take_times(&mut self) -> Option<Times> {
+        None
+    }
+}
+
+/// When steps of programs ran.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Times {
+    /// What the times count from.
+    pub since: Instant,
+    /// In the order in which they ran.
+    pub steps: Vec<Timed>,
+}
+
+/// When a step of a program ran.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timed {
+    /// The step.
+    pub name: String,
+    /// The part of the program that it belongs to.
+    pub part: String,
+    /// Its beginning and end in microseconds.
+    pub ends: [f64; 2],
 }
 
 /// What is sent before a program runs.

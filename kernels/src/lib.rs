@@ -9,6 +9,7 @@ pub mod attention;
 pub mod bias;
 #[cfg(feature = "cuda")]
 pub mod card;
+pub mod counting;
 pub mod draws;
 pub mod embed;
 #[cfg(feature = "emulation")]

@@ -17,10 +17,9 @@ use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
 use super::device::{Device, Memory};
 use super::error::CardError;
+use crate::counting::WORKSPACE_BYTES;
 use crate::program::{Kind, Matrix, Product};
 
-/// Memory of the card that its kernels may use, in bytes: what NVIDIA recommends for Hopper.
-pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 /// Largest alignment that is told.
 const MOST_ALIGNMENT: u64 = 256;
 

@@ -1,22 +1,21 @@
-//! When each step ran, as a Chrome trace.
+//! When each step of a program ran on the card.
 
-use std::io::Write as _;
-use std::path::Path;
+use std::time::Instant;
 
 use super::device::Device;
 use super::error::CardError;
 use super::stream::{Event, Stream};
+use crate::executor::{Timed, Times};
 use crate::program::Program;
 
 /// Steps and parts with their times.
 #[derive(Default)]
 pub(super) struct Timeline {
-    /// Before the first step of all.
-    start: Option<Event>,
-    /// Of the program that runs: before each step.
+    /// Before the first step of all, and the host's time then.
+    start: Option<(Event, Instant)>,
+    /// Of the program that runs: step and part, and what comes before each.
     pending: Vec<(String, String, Event)>,
-    /// Step, part, microseconds since the start: first and last.
-    noted: Vec<(String, String, [f64; 2])>,
+    noted: Vec<Timed>,
 }
 
 impl Timeline {
@@ -34,7 +33,10 @@ impl Timeline {
             Ok::<_, CardError>(event)
         };
         if self.start.is_none() {
-            self.start = Some(now()?);
+            // Once it has come the host's clock and the card's can be laid side by side.
+            let event = now()?;
+            event.wait(device)?;
+            self.start = Some((event, Instant::now()));
         }
         let part = program.parts.iter().rev().find(|(first, _)| *first <= number);
         let part = part.map_or_else(String::new, |(_, name)| name.clone());
@@ -44,7 +46,7 @@ impl Timeline {
 
     /// The last step of a program has been put into the stream: its times are read.
     pub(super) fn end(&mut self, device: &Device, stream: &Stream) -> Result<(), CardError> {
-        let Some(start) = &self.start else { return Ok(()) };
+        let Some((start, _)) = &self.start else { return Ok(()) };
         let end = Event::timed(device)?;
         end.record(device, stream)?;
         end.wait(device)?;
@@ -55,44 +57,15 @@ impl Timeline {
             .map(|(.., event)| since(event))
             .collect::<Result<_, CardError>>()?;
         times.push(since(&end)?);
-        for ((step, part, _), ends) in self.pending.drain(..).zip(times.windows(2)) {
-            self.noted.push((step, part, [ends[0], ends[1]]));
+        for ((name, part, _), ends) in self.pending.drain(..).zip(times.windows(2)) {
+            self.noted.push(Timed { name, part, ends: [ends[0], ends[1]] });
         }
         Ok(())
     }
 
-    /// Writes it; two rows, of parts and of steps.
-    pub(super) fn write(self, path: &Path) -> std::io::Result<()> {
-        let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
-        write!(file, "{{\"displayTimeUnit\":\"ms\",\"traceEvents\":[")?;
-        let mut separator = "";
-        let mut event = |name: &str, row: u32, [first, last]: [f64; 2]| {
-            let duration = last - first;
-            let written = write!(
-                file,
-                "{separator}\n{{\"name\":\"{name}\",\"ph\":\"X\",\"pid\":0,\"tid\":{row},\"ts\":{first:.3},\
-                 \"dur\":{duration:.3}}}"
-            );
-            separator = ",";
-            written
-        };
-        let mut part: Option<(&str, [f64; 2])> = None;
-        for (step, of, ends) in &self.noted {
-            event(step, 1, *ends)?;
-            part = match part {
-                Some((name, [first, _])) if name == of => Some((name, [first, ends[1]])),
-                other => {
-                    if let Some((name, ends)) = other {
-                        event(name, 0, ends)?;
-                    }
-                    Some((of, *ends))
-                }
-            };
-        }
-        if let Some((name, ends)) = part {
-            event(name, 0, ends)?;
-        }
-        writeln!(file, "\n]}}")?;
-        file.flush()
+    /// All that was noted; none where nothing ran.
+    pub(super) fn times(self) -> Option<Times> {
+        let (_, since) = self.start?;
+        Some(Times { since, steps: self.noted })
     }
 }
