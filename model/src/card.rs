@@ -8,6 +8,7 @@ mod block;
 mod engine;
 mod learner;
 mod loss;
+pub(crate) mod needs;
 mod network;
 mod signals;
 

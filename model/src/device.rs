@@ -69,9 +69,11 @@ pub fn choose(name: &str) -> Result<Device, DeviceError> {
     Ok(named(name)?.unwrap_or_else(best))
 }
 
-/// None for `auto`.
-fn named(name: &str) -> Result<Option<Device>, DeviceError> {
-    let found = || name.to_owned();
+/// The device a name stands for, whether it can be used here or not; none for `auto`.
+///
+/// # Errors
+/// [`DeviceError::Unknown`].
+pub fn parse(name: &str) -> Result<Option<Device>, DeviceError> {
     let ordinal = match name {
         "auto" => return Ok(None),
         "cpu" => return Ok(Some(Device::Cpu)),
@@ -79,9 +81,18 @@ fn named(name: &str) -> Result<Option<Device>, DeviceError> {
         _ => name.strip_prefix("cuda:").and_then(|n| n.parse::<u16>().ok()),
     };
     match ordinal {
-        None => Err(DeviceError::Unknown { found: found() }),
-        Some(_) if !cfg!(feature = "cuda") => Err(DeviceError::NotBuilt { found: found() }),
+        None => Err(DeviceError::Unknown { found: name.to_owned() }),
         Some(ordinal) => Ok(Some(Device::Cuda(ordinal.into()))),
+    }
+}
+
+/// None for `auto`.
+fn named(name: &str) -> Result<Option<Device>, DeviceError> {
+    match parse(name)? {
+        Some(Device::Cuda(_)) if !cfg!(feature = "cuda") => {
+            Err(DeviceError::NotBuilt { found: name.to_owned() })
+        }
+        other => Ok(other),
     }
 }
 
@@ -95,6 +106,17 @@ fn best() -> Device {
 }
 
 impl Device {
+    /// Bytes of a card's memory that are free, and all; none for the processor, whose memory is the machine's.
+    ///
+    /// # Errors
+    /// What is wrong with the card.
+    pub fn memory(self) -> Result<Option<[u64; 2]>, WeightsError> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Cuda(ordinal) => on_card::memory(ordinal).map(Some),
+        }
+    }
+
     /// The arithmetic `auto` means: 16-bit products are slower than 32-bit ones on many processors, and
     /// many times faster on a card.
     pub fn auto_precision(self) -> Precision {
@@ -193,6 +215,10 @@ mod on_card {
         WeightsError::Card(DeviceError::NotBuilt { found }.to_string())
     }
 
+    pub(super) fn memory(ordinal: usize) -> Result<[u64; 2], WeightsError> {
+        Err(none(ordinal))
+    }
+
     pub(super) fn load(
         ordinal: usize,
         _: &Path,
@@ -231,6 +257,12 @@ mod on_card {
         Card::open(ordinal).map_err(|error| WeightsError::Card(error.to_string()))
     }
 
+    pub(super) fn memory(ordinal: usize) -> Result<[u64; 2], WeightsError> {
+        let found = kernels::card::memory(ordinal);
+        let found = found.map_err(|error| WeightsError::Card(error.to_string()))?;
+        Ok(found.map(|bytes| bytes as u64))
+    }
+
     pub(super) fn load(
         ordinal: usize,
         dir: &Path,
@@ -262,6 +294,9 @@ mod tests {
         assert_eq!((cpu.to_string(), cpu.auto_precision()), ("cpu".to_owned(), Precision::F32));
         assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
         assert!(check("auto").is_ok());
+        // What cannot be used here can be planned for.
+        assert_eq!(parse("cuda:3").unwrap(), Some(Device::Cuda(3)));
+        assert_eq!(parse("cpu").unwrap().map(|device| device.memory().unwrap()), Some(None));
         for wrong in ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999"] {
             let message = choose(wrong).unwrap_err().to_string();
             assert!(message.contains("accepted: auto, cpu, cuda:N"), "{message}");

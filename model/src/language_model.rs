@@ -4,6 +4,7 @@
 use candle_core::{Result as CandleResult, Tensor};
 use distill::batch::TokenBatch;
 use distill::signal::Entries;
+use kernels::executor::Times;
 
 use crate::config::Qwen3Config;
 use crate::ops::Precision;
@@ -87,6 +88,14 @@ pub trait LanguageModel: Send {
     /// # Errors
     /// When the device fails.
     fn head(&self) -> Result<Tensor, ModelError>;
+
+    /// From now on it is noted when each step of a program runs, where the device can tell; that makes it slower.
+    fn note_times(&self) {}
+
+    /// What was noted; no more is from now on. None where nothing was.
+    fn take_times(&self) -> Option<Times> {
+        None
+    }
 
     /// Hidden states of every position after the last norm, `[N, D]`.
     ///

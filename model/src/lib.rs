@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`config`] (what a model is), [`parameters`] (where each tensor lies),
 //! [`weights`] (in and out of files: [`tensor_file`], [`load`], [`save`]), [`qwen3`] and its
-//! blocks (forward and backward), [`recompute`] (memory against time), [`student`] (training state and step),
+//! blocks (forward and backward), [`recompute`] (memory against time) and [`needs`] (how much of it), [`student`] (training state and step),
 //! [`coding`] (hidden states as few bytes), [`generate`].
 
 pub mod card;
@@ -22,8 +22,10 @@ pub mod language_model;
 pub mod learner;
 pub mod load;
 pub mod malloc;
+pub mod needs;
 pub mod ops;
 pub mod parameters;
+pub mod profile;
 pub mod qwen3;
 pub mod recompute;
 pub mod save;

@@ -43,19 +43,20 @@ impl std::str::FromStr for Recompute {
     }
 }
 
-/// The batch that takes the most memory.
+/// Memory a step takes beside the student's state (`3 P` float32), in bytes, about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Largest {
-    /// Its tokens.
-    pub tokens: usize,
-    /// Whether an optimiser step takes one batch only.
-    pub alone: bool,
+pub struct StepBytes {
+    /// Gradients of the parameters.
+    pub gradients: u64,
+    /// What is kept of the forward pass, and what a block needs while it is computed.
+    pub activations: u64,
+    /// Logits.
+    pub loss: u64,
 }
 
 impl Recompute {
-    /// Memory a step takes beside the student's state (`3 P` float32), in bytes, about: the gradients,
-    /// what is kept of the forward pass, and what a block and the loss need while they are computed.
-    pub fn step_bytes(self, config: &Qwen3Config, tokens: usize) -> u64 {
+    /// What a step of a batch of so many tokens takes.
+    pub fn step(self, config: &Qwen3Config, tokens: usize) -> StepBytes {
         let index = ParameterIndex::new(config);
         let of_parts = index.parts();
         let outside = of_parts[0].len() + of_parts.last().map_or(0, Range::len);
@@ -67,19 +68,18 @@ impl Recompute {
             Self::Blocks => (index.total(), blocks * block.input + block.kept),
             Self::Gradients => (outside + one_block, (blocks + 1) * block.input + block.kept),
         };
-        let logits = logits_elements(tokens, config.vocab_size);
-        let elements = gradients + tokens * (kept + block.working) + logits;
-        (elements * size_of::<f32>()) as u64
+        let bytes = |elements: usize| (elements * size_of::<f32>()) as u64;
+        StepBytes {
+            gradients: bytes(gradients),
+            activations: bytes(tokens * (kept + block.working)),
+            loss: bytes(logits_elements(tokens, config.vocab_size)),
+        }
     }
 
-    /// The fastest choice whose step fits into `available` bytes beside the state; the leanest that
-    /// there is when none does.
-    pub fn choose(config: &Qwen3Config, largest: Largest, available: u64) -> Self {
-        let possible = |choice: &Self| *choice != Self::Gradients || largest.alone;
-        let choices = Self::ALL.into_iter().filter(possible);
-        let need = |choice: &Self| choice.step_bytes(config, largest.tokens);
-        let fits = choices.clone().find(|choice| need(choice) <= available);
-        fits.or_else(|| choices.min_by_key(need)).unwrap_or_default()
+    /// All that a step of a batch of so many tokens takes.
+    pub fn step_bytes(self, config: &Qwen3Config, tokens: usize) -> u64 {
+        let StepBytes { gradients, activations, loss } = self.step(config, tokens);
+        gradients + activations + loss
     }
 }
 
@@ -107,11 +107,12 @@ impl Widths {
     }
 }
 
-/// The tokens of the largest batch of `rows` rows that can be drawn from these rows' lengths.
-pub fn most_tokens(lengths: impl Iterator<Item = usize>, rows: usize) -> usize {
+/// The lengths of the largest batch of `rows` rows that can be drawn from rows of these, the longest first.
+pub fn longest(lengths: impl Iterator<Item = usize>, rows: usize) -> Vec<usize> {
     let mut lengths: Vec<usize> = lengths.collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
-    lengths.iter().take(rows).sum()
+    lengths.truncate(rows);
+    lengths
 }
 
 #[cfg(test)]

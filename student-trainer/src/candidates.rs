@@ -11,6 +11,7 @@ use distill::batch::{Sequence, TokenBatch};
 use model::language_model::LanguageModel;
 
 use crate::asking::Wanted;
+use crate::at_once::AtOnce;
 use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::feed::{Question, Scored};
@@ -51,8 +52,8 @@ pub(crate) fn fit(rows: &RowSet, k: usize, classes: usize, limit: usize) -> Resu
 pub(crate) struct Own<'a> {
     pub(crate) model: &'a dyn LanguageModel,
     pub(crate) classes: usize,
-    /// Rows computed at once.
-    pub(crate) rows_at_once: usize,
+    /// What is computed at once.
+    pub(crate) at_once: AtOnce,
 }
 
 impl Own<'_> {
@@ -72,8 +73,8 @@ impl Own<'_> {
         };
         let width = entries(k, self.classes);
         let mut questions = Vec::with_capacity(rows.len());
-        let at_once = self.rows_at_once.max(1);
-        for (rows, answers) in rows.chunks(at_once).zip(answers.chunks(at_once)) {
+        for these in self.at_once.groups(rows.iter().map(|(_, row)| row.len())) {
+            let (rows, answers) = (&rows[these.clone()], &answers[these]);
             let batch = TokenBatch::pack(rows.iter().map(|(_, row)| *row));
             let own = self.model.likeliest(&batch, self.classes, width)?;
             let mut own = own.chunks_exact(width);
@@ -157,7 +158,7 @@ mod tests {
         };
         let answers: Vec<_> = set.iter().map(answer).collect();
         let (model, wanted) = (student.model(), Wanted::Candidates { k: 3, codec: Codec::Raw });
-        let own = Own { model, classes: CLASSES, rows_at_once: 2 };
+        let own = Own { model, classes: CLASSES, at_once: AtOnce::rows(2) };
         let questions = own.questions(&sequences, &answers, wanted).unwrap();
         for ((row, sequence), question) in sequences.iter().zip(&questions) {
             assert_eq!(question.row, *row);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches};
 use student_trainer::config::{
     CONFIG_VARIABLE, CacheBuildConfig, CacheConfig, CacheExportConfig, CacheImportConfig, Command,
-    Config, DemoConfig, EvalConfig, Layers, OptionSpec, SignalsConfig, options_of,
+    Config, DemoConfig, EvalConfig, Layers, OptionSpec, PlanConfig, SignalsConfig, options_of,
     unknown_variables,
 };
 
@@ -28,6 +28,8 @@ pub(crate) enum Asked {
     CacheExport(CacheExportConfig),
     /// `cache import`
     CacheImport(CacheImportConfig),
+    /// `plan`
+    Plan(Box<PlanConfig>),
     /// `signals`
     Signals(Box<SignalsConfig>),
     /// `demo`
@@ -52,6 +54,7 @@ impl Asked {
             | Self::CacheInfo(_)
             | Self::CacheExport(_)
             | Self::CacheImport(_)
+            | Self::Plan(_)
             | Self::DemoData(_) => false,
         }
     }
@@ -92,6 +95,9 @@ pub(crate) fn read(
         Some(("eval", m)) => settings(Command::Eval, m)
             .and_then(|layers| EvalConfig::from_layers(&layers))
             .map(|config| Asked::Eval(Box::new(config))),
+        Some(("plan", m)) => settings(Command::Plan, m)
+            .and_then(|layers| PlanConfig::from_layers(&layers))
+            .map(|config| Asked::Plan(Box::new(config))),
         Some(("signals", m)) => settings(Command::Signals, m)
             .and_then(|layers| SignalsConfig::from_layers(&layers))
             .map(|config| Asked::Signals(Box::new(config))),
@@ -184,6 +190,7 @@ fn command_line() -> clap::Command {
         .arg_required_else_help(true)
         .subcommand(command("train", TRAIN_ABOUT, Command::Train, TRAIN))
         .subcommand(command("eval", "Measure a model on held-out rows", Command::Eval, EVAL))
+        .subcommand(command("plan", PLAN_ABOUT, Command::Plan, PLAN))
         .subcommand(command("signals", SIGNALS_ABOUT, Command::Signals, SIGNALS))
         .subcommand(cache())
         .subcommand(demo(command("demo", DEMO_ABOUT, Command::Demo, DEMO)))
@@ -312,6 +319,18 @@ Examples:
 
 With a teacher: its perplexity on the same positions, KL(teacher || model) at --temperature on the
 signal, and the share of positions where both find the same token most probable.";
+
+const PLAN_ABOUT: &str = "Say what training takes of a device's memory, before anything is taken";
+
+const PLAN: &str = "\
+Examples:
+  student-trainer plan --student Qwen/Qwen3-0.6B --device cuda:0
+  student-trainer plan --student Qwen/Qwen3-0.6B --device cuda:0 --device-memory 24GiB \\
+      --per-device-train-batch-size 16 --json
+  student-trainer plan --config run.toml
+
+Needs no teacher and no weights, and with --device-memory no card. On a card the figures are exact: those of
+the step's own programs. On the CPU they are an estimate.";
 
 const SIGNALS_ABOUT: &str = "Measure what each signal of a teacher is worth, on your own rows";
 

@@ -14,6 +14,7 @@ fn flags() -> String {
         ("cache export", Command::CacheExport),
         ("cache import", Command::CacheImport),
         ("signals", Command::Signals),
+        ("plan", Command::Plan),
     ];
     let mut lines = Vec::new();
     for (name, command) in commands {

@@ -4,11 +4,13 @@
 //! environment over file over defaults), `reader` (text to typed values), then this file.
 
 mod cache;
+mod command;
 mod comparison;
 mod fidelity;
 mod kinds;
 mod layers;
 mod options;
+mod plan;
 mod reader;
 mod signal;
 mod teachers;
@@ -17,19 +19,22 @@ mod tests;
 
 use std::path::PathBuf;
 
+use model::profile::Turns;
 use proto::limits::{MAX_TEMPERATURE, MIN_TEMPERATURE};
 use serde::{Serialize, Serializer};
 
 pub use cache::{CacheBuildConfig, CacheConfig, CacheExportConfig, CacheImportConfig};
+pub use command::{Command, OptionSpec, VARIABLE_PREFIX};
 use comparison::{beta, comparison};
 pub use fidelity::SignalsConfig;
 pub use kinds::{
     ChatTemplateUse, Choice, CodecKind, DivergenceKind, DtypeChoice, HiddenFormKind, LossOn,
-    ProgressKind, RecomputeChoice, Resume, SaveDtype, SchedulerKind, SignalKind, StudentInit,
-    TailKind,
+    OnMemory, ProgressKind, RecomputeChoice, Resume, SaveDtype, SchedulerKind, SignalKind,
+    StudentInit, TailKind,
 };
 pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
-pub use options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
+pub use options::{OPTIONS, options_of};
+pub use plan::PlanConfig;
 use reader::Reader;
 pub use signal::{DEFAULT_SIGNAL_ERROR, SignalConfig};
 use teachers::teachers;
@@ -86,6 +91,7 @@ pub struct Config {
     pub device: String,
     pub dtype: DtypeChoice,
     pub recompute: RecomputeChoice,
+    pub on_memory: OnMemory,
     pub output_dir: PathBuf,
     pub overwrite_output_dir: bool,
     pub save_dtype: SaveDtype,
@@ -95,6 +101,8 @@ pub struct Config {
     pub save_total_limit: usize,
     pub resume_from_checkpoint: Resume,
     pub logging_steps: usize,
+    pub profile: Option<PathBuf>,
+    pub profile_steps: Turns,
     pub progress: ProgressKind,
 }
 
@@ -190,6 +198,7 @@ impl Config {
             device: device(&mut r),
             dtype: r.choice("dtype"),
             recompute: r.choice("recompute"),
+            on_memory: r.choice("on-memory"),
             output_dir: r.required("output-dir", "a directory to write to").into(),
             overwrite_output_dir: r.switch("overwrite-output-dir"),
             save_dtype: r.choice("save-dtype"),
@@ -198,6 +207,10 @@ impl Config {
             save_total_limit: count(&mut r, "save-total-limit"),
             resume_from_checkpoint: resume(&r),
             logging_steps: count(&mut r, "logging-steps"),
+            profile: r.text("profile").map(PathBuf::from),
+            profile_steps: r
+                .parse("profile-steps", "FIRST..LAST, from 1", |text| text.parse().ok())
+                .unwrap_or_default(),
             progress: r.choice("progress"),
         };
         let config = Self { max_steps: steps_or_epochs(&mut r, config.max_steps), ..config };

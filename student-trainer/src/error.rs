@@ -14,6 +14,7 @@ use crate::cache::CacheError;
 use crate::checkpoint::CheckpointError;
 use crate::config::DivergenceKind;
 use crate::data::{DataError, RowSet};
+use crate::needs::amount;
 use crate::outputs::OutputError;
 use crate::reading::ReadingError;
 use crate::teacher::TeacherError;
@@ -199,6 +200,37 @@ pub enum TrainError {
         divergence: DivergenceKind,
         /// The temperature.
         temperature: f32,
+    },
+    /// A run that does not fit into memory.
+    #[error("{what} takes {} and {} are free on {device}; take {remedy}", amount(*wanted), amount(*free))]
+    Memory {
+        /// What is to be computed at once.
+        what: String,
+        /// Bytes it takes.
+        wanted: u64,
+        /// Bytes there are for it.
+        free: u64,
+        /// The device.
+        device: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A batch for which the device's memory did not suffice although it was planned.
+    #[error(
+        "step {step}: a batch of {rows} rows, {tokens} tokens in all, did not fit into the device's memory ({source}); \
+         {remedy}. The state before this step is kept"
+    )]
+    OutOfMemory {
+        /// The step that was not done.
+        step: u64,
+        /// Rows computed at once.
+        rows: usize,
+        /// Their tokens.
+        tokens: usize,
+        /// What to do.
+        remedy: &'static str,
+        /// What the device said.
+        source: Box<StudentError>,
     },
     /// A held-out set without a scored token.
     #[error("the held-out rows have no scored token: check --eval-file and --loss-on")]

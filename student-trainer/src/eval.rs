@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use distill::batch::TokenBatch;
+use distill::batch::{Sequence, TokenBatch};
 use distill::perplexity::Nll;
 use distill::signal::Signal;
 use model::language_model::LanguageModel;
@@ -12,6 +12,7 @@ use model::ops::head::{HeadLoss, LossSettings};
 use model::student::rows_not_finite;
 
 use crate::asking::Ask;
+use crate::at_once::AtOnce;
 use crate::candidates::Own;
 use crate::data::RowSet;
 use crate::error::TrainError;
@@ -50,8 +51,8 @@ pub struct Evaluation {
 pub struct EvalSettings {
     /// Classes the distributions are taken over.
     pub classes: usize,
-    /// Rows computed at once.
-    pub rows_at_once: usize,
+    /// What is computed at once.
+    pub at_once: AtOnce,
     /// Temperature and tail of the divergence, rounding of the products.
     pub loss: LossSettings,
 }
@@ -95,8 +96,9 @@ pub fn evaluate(
     }
     let (mut tally, mut bad) = (Tally::default(), Vec::new());
     let all: Vec<usize> = (0..rows.len()).collect();
-    for these in all.chunks(settings.rows_at_once.max(1)) {
-        let own = Own { model, classes: settings.classes, rows_at_once: settings.rows_at_once };
+    for these in settings.at_once.groups(rows.sequences.iter().map(Sequence::len)) {
+        let these = &all[these];
+        let own = Own { model, classes: settings.classes, at_once: settings.at_once };
         let answers = take(signals.as_mut(), these, rows, own, stop)?;
         let batch = TokenBatch::pack(these.iter().map(|&row| &rows.sequences[row]));
         let said = signals.as_ref().map_or(Ok(None), |signals| signals.reading().said(&answers))?;

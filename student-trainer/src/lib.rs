@@ -2,7 +2,7 @@
 //! student learns from both.
 //!
 //! Reading order: [`mod@train`] (the loop, the file to read first), `run` and `setup` (what a run
-//! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`asking`], [`signals`], [`feed`], `link` and
+//! is made of), [`data`] (rows to tokens), [`plan`] (which rows when), [`needs`] and [`at_once`] (how many fit into memory), [`asking`], [`signals`], [`feed`], `link` and
 //! [`teacher`] (signals in training order from a service), [`reading`] and `decoder` (what the loss is
 //! given of them, and what that takes), [`cache`] (answers kept for later runs), [`proof`] (that they are
 //! about the right tokens), [`eval`] and [`measure`], [`fidelity`] (what each signal is worth), [`checkpoint`] and [`state`], [`outputs`] and
@@ -10,6 +10,7 @@
 //! option), [`error`].
 
 pub mod asking;
+pub mod at_once;
 pub mod cache;
 mod candidates;
 pub mod checkpoint;
@@ -25,6 +26,7 @@ mod joining;
 mod link;
 pub mod measure;
 mod memory;
+pub mod needs;
 pub mod observer;
 pub mod outputs;
 pub mod plan;
@@ -40,5 +42,6 @@ pub mod summary;
 pub mod teacher;
 #[cfg(test)]
 mod testing;
+mod timing;
 mod toll;
 pub mod train;

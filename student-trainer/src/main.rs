@@ -1,7 +1,7 @@
 //! `student-trainer`: reads what was asked for and does it.
 //!
 //! Reading order: `cli` (the command line), `progress` (what a person sees; the one place that
-//! prints), `keeping` (the commands of the cache), `fidelity_page` (the table of signals), `recorder` with `metrics`, `tensorboard` and `report` (what is kept of a run), `demo`.
+//! prints), `keeping` (the commands of the cache), `fidelity_page` (the table of signals), `needs_page` (the plan of memory), `recorder` with `metrics`, `tensorboard` and `report` (what is kept of a run), `demo`.
 //! The training itself is the library.
 
 mod cli;
@@ -9,6 +9,7 @@ mod demo;
 mod fidelity_page;
 mod keeping;
 mod metrics;
+mod needs_page;
 mod progress;
 mod recorder;
 mod report;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         | Asked::CacheInfo(_)
         | Asked::CacheExport(_)
         | Asked::CacheImport(_)
+        | Asked::Plan(_)
         | Asked::DemoData(_)
         | Asked::MakeModels(_) => ProgressKind::Auto,
     });
@@ -121,6 +123,7 @@ fn carry_out(asked: Asked, console: &Console, stop: &Stop) -> anyhow::Result<Exi
     match asked {
         Asked::Train(config) => return train(&config, console, stop),
         Asked::Eval(config) => evaluate(&config, console, stop)?,
+        Asked::Plan(config) => needs_page::run(&config, console)?,
         Asked::Signals(config) => fidelity_page::run(&config, console, stop)?,
         Asked::Demo(config) => demo::run(&config, console, stop)?,
         Asked::CacheBuild(config) => return keeping::build(&config, console, stop),

@@ -5,6 +5,7 @@ use model::language_model::LanguageModel;
 use serde::Serialize;
 
 use crate::asking::Terms;
+use crate::at_once::AtOnce;
 use crate::cache::join::Asker;
 use crate::config::{DivergenceKind, EvalConfig, SignalKind};
 use crate::data::{RowSet, TokenizeOptions};
@@ -88,7 +89,7 @@ pub fn measure(
     let model = load(&source, config)?;
     let settings = EvalSettings {
         classes,
-        rows_at_once: config.per_device_train_batch_size,
+        at_once: AtOnce::rows(config.per_device_train_batch_size),
         loss: setup::loss(0.0, config.temperature, compared, model.precision()),
     };
     let count = rows.len();

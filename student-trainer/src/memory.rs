@@ -18,6 +18,13 @@ pub(crate) fn available() -> Option<u64> {
     Some(least(system.available_memory(), group.map(|group| [group.total_memory, group.rss])))
 }
 
+/// Memory of the machine, in bytes; none where the system does not say.
+pub(crate) fn total() -> Option<u64> {
+    let mut system = System::new().ok()?;
+    system.refresh_memory();
+    Some(system.total_memory()).filter(|&total| total > 0)
+}
+
 /// What the machine has left, or a group of a size `[limit, taken]` where that is less.
 fn least(machine: u64, group: Option<[u64; 2]>) -> u64 {
     let left = group.map_or(u64::MAX, |[limit, taken]| limit.saturating_sub(taken));

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 use crate::config::TailKind;
+use crate::needs::Plan;
 use crate::summary::Summary;
 
 /// Receives what the loop tells, on the loop's own thread. A slow observer slows the training.
@@ -67,6 +68,8 @@ pub struct RunFacts {
     pub start_step: u64,
     /// Where the outputs go.
     pub output_dir: PathBuf,
+    /// What training takes of the device's memory.
+    pub memory: Plan,
 }
 
 /// A teacher, in the words of its own `GetInfo`.

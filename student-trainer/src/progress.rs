@@ -14,6 +14,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use student_trainer::config::{Config, ProgressKind, SignalKind};
 use student_trainer::measure::Measurement;
+use student_trainer::needs::{Fit, Plan, amount};
 use student_trainer::observer::{EvalReport, Moment, RunFacts, StepReport};
 use student_trainer::summary::Summary;
 
@@ -294,8 +295,36 @@ pub(crate) fn banner(console: &Console, facts: &RunFacts, config: &Config) -> St
         let (steps, rate) = (facts.total_steps, config.learning_rate);
         format!("{steps}{resumed} of {batch} rows, learning rate {rate:e} {schedule}")
     });
+    line("memory", memory(&facts.memory));
     line("output", facts.output_dir.display().to_string());
     lines.join("\n")
+}
+
+/// What training takes, of what, and what for.
+fn memory(plan: &Plan) -> String {
+    let Some(chosen) = plan.chosen() else { return "not known".to_owned() };
+    let about = if plan.is_estimate() { "about " } else { "" };
+    let free = plan.room.map_or_else(String::new, |room| format!(" of {} free", amount(room.free)));
+    let parts: Vec<String> = chosen
+        .needs
+        .parts()
+        .into_iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(name, bytes)| format!("{name} {}", amount(bytes)))
+        .collect();
+    let (total, recompute) = (amount(chosen.total), plan.recompute);
+    let parted = match plan.fit {
+        Some(Fit::Parts { tokens }) => {
+            format!(", in parts of at most {} tokens", grouped(tokens as i64))
+        }
+        Some(Fit::Whole | Fit::Tried) | None => String::new(),
+    };
+    let tokens = grouped(plan.tokens as i64);
+    format!(
+        "{about}{total}{free}: {} ({} rows, {tokens} tokens{parted}; recompute {recompute})",
+        parts.join(", "),
+        plan.rows
+    )
 }
 
 /// What to say of a signal that cannot carry what it is asked to teach: the mean mass of the

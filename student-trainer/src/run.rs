@@ -3,29 +3,34 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use distill::schedule::{LrSchedule, ScheduleKind};
+use distill::schedule::LrSchedule;
 use model::learner::Learner;
+use model::needs::Taught;
 use model::ops::head::LossSettings;
+use model::recompute::Recompute;
 
 use crate::asking::Ask;
+use crate::at_once::AtOnce;
 use crate::cache::join;
 use crate::checkpoint;
-use crate::config::{Config, Resume, SchedulerKind};
+use crate::config::{Config, OnMemory, Resume};
 use crate::data::RowSet;
 use crate::error::TrainError;
 use crate::eval::{EvalSettings, Evaluation, HeldOut, evaluate};
 use crate::joining;
 use crate::memory;
+use crate::needs::{self, Fit};
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
 use crate::outputs::{self, Claim, Reuse};
 use crate::plan::{Plan, PlannedStep};
 use crate::saving::{Saving, Snapshot, Written};
-use crate::setup::{self, Material};
+use crate::setup::{self, Learning, Material};
 use crate::signals::{Signals, free_beside};
 use crate::state::{Identity, Progress};
 use crate::stop::Stop;
 use crate::summary::{Summary, split};
 use crate::teacher::{Network, Teacher};
+use crate::timing::Timing;
 
 /// The directory of the checkpoints within the output directory.
 const CHECKPOINTS: &str = "checkpoints";
@@ -39,8 +44,13 @@ pub(crate) struct Run {
     pub(crate) schedule: LrSchedule,
     pub(crate) loss: LossSettings,
     pub(crate) classes: usize,
-    /// Rows of a micro-batch.
-    pub(crate) rows_at_once: usize,
+    /// What goes to the device as one.
+    pub(crate) at_once: AtOnce,
+    /// Whether it may become less where memory does not suffice.
+    pub(crate) splits: bool,
+    /// The plan of memory.
+    memory: needs::Plan,
+    pub(crate) timing: Timing,
     pub(crate) max_grad_norm: Option<f64>,
     pub(crate) output_dir: PathBuf,
     /// Step of the newest checkpoint written or resumed from.
@@ -105,9 +115,12 @@ impl Run {
         let sets = [&rows.sequences[..], &held_out_rows.sequences];
         let asked = teacher.as_ref().map(|(_, ask)| (sets, ask.wanted));
         let free = free_beside(asked, budget);
-        let (student, progress) =
-            setup::student(config, &source, &rows, free, &identity, observer)?;
-        let schedule = schedule(config, plan.total_steps)?;
+        let taught = teacher.as_ref().map_or(Taught::Nothing, |(teacher, _)| {
+            needs::taught(&config.signal, teacher.facts().hidden_size, teacher.facts().vocab_size)
+        });
+        let Learning { student, progress, memory } =
+            setup::student(config, &source, (&rows, taught), free, &identity, observer)?;
+        let schedule = setup::schedule(config, plan.total_steps)?;
         let held_out = match held_out_rows.is_empty() {
             true => None,
             false => Some(HeldOut::new(held_out_rows, teacher.as_ref(), budget)),
@@ -126,6 +139,7 @@ impl Run {
             observer.note(&format!("a later checkpoint was set aside: {place}"));
         }
         let precision = student.model().precision();
+        let at_once = AtOnce::rows(config.per_device_train_batch_size);
         Ok(Self {
             rows,
             student,
@@ -136,7 +150,13 @@ impl Run {
             schedule,
             loss: setup::loss_of(config, precision),
             classes,
-            rows_at_once: config.per_device_train_batch_size,
+            at_once: match memory.fit {
+                Some(Fit::Parts { tokens }) => at_once.at_most(tokens),
+                Some(Fit::Whole | Fit::Tried) | None => at_once,
+            },
+            splits: config.on_memory == OnMemory::Split && memory.recompute != Recompute::Gradients,
+            memory,
+            timing: Timing::new(config),
             max_grad_norm: Some(config.max_grad_norm).filter(|norm| norm.is_finite()),
             output_dir: config.output_dir.clone(),
             config: config.clone(),
@@ -169,6 +189,7 @@ impl Run {
             total_steps: self.plan.total_steps,
             start_step: self.progress.step,
             output_dir: self.output_dir.clone(),
+            memory: self.memory.clone(),
         }
     }
 
@@ -193,11 +214,8 @@ impl Run {
     /// The student on the held-out rows; none without such rows.
     pub(crate) fn measure(&mut self, stop: &Stop) -> Result<Option<Evaluation>, TrainError> {
         let Some(held_out) = &mut self.held_out else { return Ok(None) };
-        let settings = EvalSettings {
-            classes: self.classes,
-            rows_at_once: self.rows_at_once,
-            loss: self.loss,
-        };
+        let settings =
+            EvalSettings { classes: self.classes, at_once: self.at_once, loss: self.loss };
         let name = match self.progress.step {
             0 => self.model_id.clone(),
             step => format!("{} after step {step}", self.model_id),
@@ -374,14 +392,4 @@ fn plan(config: &Config, rows: usize) -> Plan {
         shuffle: config.shuffle,
         seed: config.seed,
     }
-}
-
-fn schedule(config: &Config, steps: u64) -> Result<LrSchedule, TrainError> {
-    let kind = match config.lr_scheduler_type {
-        SchedulerKind::Constant => ScheduleKind::Constant,
-        SchedulerKind::Linear => ScheduleKind::Linear,
-        SchedulerKind::Cosine => ScheduleKind::Cosine,
-        SchedulerKind::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
-    };
-    Ok(LrSchedule::new(kind, config.learning_rate, config.warmup_steps as f64, steps)?)
 }

@@ -7,6 +7,7 @@ use distill::batch::Sequence;
 use distill::codec::{Codec, MAX_PACKED_CLASSES};
 use distill::fingerprint::Fingerprint;
 use distill::handshake::{SignalKind, StudentFacts};
+use distill::schedule::{LrSchedule, ScheduleKind};
 use hub::chat::ChatTemplate;
 use hub::settings::HubSettings;
 use hub::source::resolve_model;
@@ -15,20 +16,22 @@ use model::config::Qwen3Config;
 use model::device::Device;
 use model::learner::Learner;
 use model::load::WeightsError;
+use model::needs::Taught;
 use model::ops::Precision;
 use model::ops::adamw::AdamW;
 use model::ops::head::{Divergence, LossSettings, Tail};
-use model::recompute::{Largest, Recompute, most_tokens};
-use model::student::{Student, StudentError, Training};
+use model::recompute::{Recompute, longest};
+use model::student::{StudentError, Training};
 
 use crate::candidates;
 use crate::checkpoint;
 use crate::config::{
-    self, CodecKind, Config, DtypeChoice, RecomputeChoice, Resume, SignalConfig, StudentInit,
+    self, CodecKind, Config, DtypeChoice, Resume, SchedulerKind, SignalConfig, StudentInit,
     TailKind,
 };
 use crate::data::{self, RowSet, TokenizeOptions};
 use crate::error::TrainError;
+use crate::needs::{self, Room, Subject};
 use crate::observer::Observer;
 use crate::saving::STATE_FILE;
 use crate::state::{self, Identity, Progress};
@@ -190,39 +193,75 @@ pub(crate) fn precision(choice: DtypeChoice, device: Device) -> Precision {
     }
 }
 
-/// The student and what it has done: from a checkpoint, from its files, or drawn. `free` bytes of memory
+/// A student made ready.
+pub(crate) struct Learning {
+    pub(crate) student: Box<dyn Learner>,
+    /// What it has done.
+    pub(crate) progress: Progress,
+    /// What it takes of memory.
+    pub(crate) memory: needs::Plan,
+}
+
+/// The student and what it has done: from a checkpoint, from its files, or drawn. `free` bytes of the machine's memory
 /// are there for it.
 pub(crate) fn student(
     config: &Config,
     source: &Source,
-    rows: &RowSet,
+    (rows, taught): (&RowSet, Taught),
     free: Option<u64>,
     identity: &Identity,
     observer: &mut dyn Observer,
-) -> Result<(Box<dyn Learner>, Progress), TrainError> {
+) -> Result<Learning, TrainError> {
     let device = model::device::choose(&config.device)?;
-    let training = Training {
-        precision: precision(config.dtype, device),
-        optimiser: AdamW {
-            beta1: config.adam_beta1,
-            beta2: config.adam_beta2,
-            epsilon: config.adam_epsilon,
-            weight_decay: config.weight_decay,
-        },
-        recompute: recompute(config, &source.config, rows, free, observer),
-    };
+    let subject = subject(config, &source.config, rows, (device, taught));
+    let room = Room::found(device, free)?;
+    let memory = subject.settle(room, &mut |text| observer.note(text))?;
+    let training = Training { recompute: memory.recompute, ..subject.training };
     let shape = source.config.clone();
     if let Some(dir) = checkpoint_of(config, &config.output_dir, observer)? {
         let progress = state::load(&dir, identity)?;
         let student = device.saved_learner(&dir.join(STATE_FILE), shape, training)?;
         observer.note(&format!("goes on from {} (step {})", dir.display(), progress.step));
-        return Ok((student, progress));
+        return Ok(Learning { student, progress, memory });
     }
     let student = match config.student_init {
         StudentInit::Pretrained => pretrained(source, training, device)?,
         StudentInit::Random => device.random_learner(shape, config.seed, training)?,
     };
-    Ok((student, Progress::default()))
+    Ok(Learning { student, progress: Progress::default(), memory })
+}
+
+/// What of a run takes memory. A teacher's output matrix lies in the machine's memory before that is measured; a card
+/// gets one of its own.
+fn subject<'a>(
+    config: &Config,
+    shape: &'a Qwen3Config,
+    rows: &RowSet,
+    (device, taught): (Device, Taught),
+) -> Subject<'a> {
+    let lengths = rows.sequences.iter().map(Sequence::len);
+    Subject {
+        device,
+        config: shape,
+        training: Training {
+            precision: precision(config.dtype, device),
+            optimiser: AdamW {
+                beta1: config.adam_beta1,
+                beta2: config.adam_beta2,
+                epsilon: config.adam_epsilon,
+                weight_decay: config.weight_decay,
+            },
+            recompute: Recompute::None,
+        },
+        rows: longest(lengths, config.per_device_train_batch_size),
+        taught: match (device, taught) {
+            (Device::Cpu, Taught::All { .. }) => Taught::Nothing,
+            (_, taught) => taught,
+        },
+        alone: config.gradient_accumulation_steps == 1,
+        recompute: config.recompute,
+        on_memory: config.on_memory,
+    }
 }
 
 /// A student that begins with the weights of its source.
@@ -242,49 +281,15 @@ pub(crate) fn pretrained(
     }
 }
 
-/// What a step computes again: as written, or the least that `free` bytes of memory allow; says so when
-/// that is not nothing.
-fn recompute(
-    config: &Config,
-    shape: &Qwen3Config,
-    rows: &RowSet,
-    free: Option<u64>,
-    observer: &mut dyn Observer,
-) -> Recompute {
-    match config.recompute {
-        RecomputeChoice::None => return Recompute::None,
-        RecomputeChoice::Blocks => return Recompute::Blocks,
-        RecomputeChoice::Gradients => return Recompute::Gradients,
-        RecomputeChoice::Auto => {}
-    }
-    let Some(free) = free else { return Recompute::None };
-    // A little for what the estimate does not know.
-    let free = free - free / 32;
-    let tokens =
-        most_tokens(rows.sequences.iter().map(Sequence::len), config.per_device_train_batch_size);
-    let largest = Largest { tokens, alone: config.gradient_accumulation_steps == 1 };
-    let state = Student::state_bytes(shape);
-    let choice = Recompute::choose(shape, largest, free.saturating_sub(state));
-    let need = state + choice.step_bytes(shape, tokens);
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    if choice != Recompute::None {
-        observer.note(&format!(
-            "--recompute {choice}: training would take {:.1} GiB otherwise, {:.1} GiB are free; it \
-             takes {:.1} GiB now",
-            gib(state + Recompute::None.step_bytes(shape, tokens)),
-            gib(free),
-            gib(need)
-        ));
-    }
-    if need > free {
-        observer.note(&format!(
-            "training takes about {:.1} GiB, more than the {:.1} GiB that are free: it may be ended \
-             for want of memory; a smaller --per-device-train-batch-size or --max-length takes less",
-            gib(need),
-            gib(free)
-        ));
-    }
-    choice
+/// The learning rate of each of so many steps.
+pub(crate) fn schedule(config: &Config, steps: u64) -> Result<LrSchedule, TrainError> {
+    let kind = match config.lr_scheduler_type {
+        SchedulerKind::Constant => ScheduleKind::Constant,
+        SchedulerKind::Linear => ScheduleKind::Linear,
+        SchedulerKind::Cosine => ScheduleKind::Cosine,
+        SchedulerKind::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
+    };
+    Ok(LrSchedule::new(kind, config.learning_rate, config.warmup_steps as f64, steps)?)
 }
 
 /// The checkpoint to go on from, verified; none to begin anew.

@@ -1,6 +1,8 @@
 //! What is chosen for a run from the machine it is on.
 
 use super::*;
+use model::student::Student;
+
 use crate::observer::{EvalReport, RunFacts, StepReport};
 use crate::summary::Summary;
 use crate::testing::{config, row_set, rows, tiny_source};
@@ -27,7 +29,10 @@ fn what_is_computed_again_depends_on_the_free_memory_and_is_told() {
     let chosen = |options: &[(&'static str, &str)], free: Option<u64>| {
         let config = config(dir.path(), &[&[("alpha", "0")], options].concat());
         let mut notes = Notes::default();
-        (recompute(&config, &shape, &set, free, &mut notes), notes.0)
+        let room = Room::found(Device::Cpu, free).unwrap();
+        let subject = subject(&config, &shape, &set, (Device::Cpu, Taught::Nothing));
+        let plan = subject.settle(room, &mut |text| notes.note(text)).unwrap();
+        (plan.recompute, notes.0)
     };
     let plenty = Some(u64::MAX);
     assert_eq!(chosen(&[], plenty), (Recompute::None, vec![]));
@@ -43,5 +48,5 @@ fn what_is_computed_again_depends_on_the_free_memory_and_is_told() {
     assert_ne!(choice, Recompute::None);
     assert!(notes[0].contains(&format!("--recompute {choice}")), "{notes:?}");
     let (_, notes) = chosen(&[("gradient-accumulation-steps", "2")], Some(1));
-    assert!(notes[1].contains("more than the 0.0 GiB that are free"), "{notes:?}");
+    assert!(notes[1].contains("more than the 0 MiB that are free"), "{notes:?}");
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use distill::batch::{Sequence, TokenBatch};
 use model::ops::head::HeadLoss;
+use model::qwen3::ModelError;
 use model::student::StudentError;
 
 use crate::candidates::Own;
@@ -47,6 +48,7 @@ pub(crate) fn carry_out(
 ) -> Result<Summary, TrainError> {
     observer.started(&run.facts());
     let outcome = steps_and_evaluations(&mut run, observer, stop);
+    run.timing.close(run.student.model(), observer);
     let written = run.finish_checkpoint(observer);
     // Whatever ended the steps, those done are kept; what cannot be written once is not tried twice.
     let of_disk = [&outcome, &written]
@@ -93,11 +95,13 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
     for planned in run.plan.steps_after(run.progress.step) {
         let begin = Instant::now();
         let (model, classes) = (run.student.model(), run.classes);
-        let own = Own { model, classes, rows_at_once: run.rows_at_once };
+        run.timing.begins(planned.step, model);
+        let own = Own { model, classes, at_once: run.at_once };
         let answers = take(run.signals.as_mut(), &planned.rows, &run.rows, own, stop);
         if stop.requested() {
             return Ok(());
         }
+        run.timing.span("wait for the teacher", begin);
         let mut report = train_step(run, &planned, &answers?, observer)?;
         let waited = run.signals.as_mut().map(Signals::take_waited).unwrap_or_default();
         let seconds = begin.elapsed().as_secs_f64();
@@ -109,18 +113,49 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
             observer.note(&words);
         }
         if run.evaluation_is_due(&planned) {
+            let since = Instant::now();
             evaluate(run, Moment::During, observer, stop)?;
+            run.timing.span("evaluation", since);
         }
         if run.checkpoint_is_due(planned.step) {
+            let since = Instant::now();
             run.begin_checkpoint(observer)?;
+            run.timing.span("checkpoint", since);
         }
+        run.timing.span(format!("step {}", planned.step), begin);
+        run.timing.ends(planned.step, run.student.model(), observer);
     }
     Ok(())
 }
 
-/// One optimiser step: rows and answers in, report out. The mean is over the N scored positions of
-/// all its micro-batches, so it does not matter how rows are grouped.
+/// One optimiser step. Where the device's memory does not suffice for what was to be computed at once, the gradients are
+/// forgotten and the step is made again in smaller parts, and so are those that follow.
 fn train_step(
+    run: &mut Run,
+    planned: &PlannedStep,
+    answers: &[Scored],
+    observer: &mut dyn Observer,
+) -> Result<StepReport, TrainError> {
+    loop {
+        match step_once(run, planned, answers, observer) {
+            Err(TrainError::OutOfMemory { rows, tokens, source, .. }) if run.splits && rows > 1 => {
+                let most = tokens / 2;
+                run.at_once = run.at_once.at_most(most);
+                observer.note(&format!(
+                    "step {}: {rows} rows, {tokens} tokens in all, did not fit into the device's memory ({source}); \
+                     the step is made again, and batches are computed in parts of at most {most} tokens from now on, \
+                     with the same loss and gradient",
+                    planned.step
+                ));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// One optimiser step, tried: rows and answers in, report out. The mean is over the N scored positions of
+/// all its micro-batches, so it does not matter how rows are grouped.
+fn step_once(
     run: &mut Run,
     planned: &PlannedStep,
     answers: &[Scored],
@@ -129,27 +164,32 @@ fn train_step(
     let set = Arc::clone(&run.rows.sequences);
     let rows: Vec<&Sequence> = planned.rows.iter().map(|&row| &set[row]).collect();
     let positions: usize = rows.iter().map(|row| row.scored().count()).sum();
-    let at_once = run.rows_at_once;
     let mut sums = Sums::default();
-    for (index, micro) in rows.chunks(at_once).enumerate() {
-        let batch = TokenBatch::pack(micro.iter().copied());
-        let of_micro = index * at_once..(index * at_once + micro.len()).min(answers.len());
-        let of_micro = answers.get(of_micro).unwrap_or_default();
+    for micro in run.at_once.groups(rows.iter().map(|row| row.len())) {
+        let since = Instant::now();
+        let batch = TokenBatch::pack(rows[micro.clone()].iter().copied());
+        // Without a teacher there are none.
+        let of_micro = answers.get(micro.clone()).unwrap_or_default();
         let said = run.signals.as_ref().map_or(Ok(None), |s| s.reading().said(of_micro))?;
         let teaching = said.as_ref().map(Said::teaching);
         let loss = run
             .student
             .backward(&batch, run.classes, teaching, &run.loss, 1.0 / positions as f64)
-            .map_err(|error| not_finite(error, &run.rows, planned, index * at_once))?;
+            .map_err(|error| explained(error, &run.rows, planned, (micro.start, &batch)))?;
         sums.add(&loss);
+        run.timing.span("forward and backward", since);
     }
     // The student's memory is being written to the disk until then.
+    let since = Instant::now();
     run.finish_checkpoint(observer)?;
+    run.timing.span("wait for the checkpoint", since);
+    let since = Instant::now();
     let learning_rate = run.schedule.lr(planned.step - 1);
     let grad_norm = run
         .student
         .step(learning_rate, run.max_grad_norm)
         .map_err(|error| not_finite(error, &run.rows, planned, 0))?;
+    run.timing.span("optimiser", since);
     let taught = !answers.is_empty();
     let asked = rows.iter().zip(answers).filter(|(_, scored)| scored.wire_bytes > 0);
     let mean = |sum: f64| sum / positions as f64;
@@ -216,6 +256,29 @@ fn finish(mut run: Run, observer: &mut dyn Observer) -> Result<Summary, TrainErr
     Ok(summary)
 }
 
+/// The error of a micro-batch that begins at row `first` of the step.
+fn explained(
+    error: StudentError,
+    set: &RowSet,
+    planned: &PlannedStep,
+    (first, batch): (usize, &TokenBatch),
+) -> TrainError {
+    if !matches!(error, StudentError::Model(ModelError::OutOfMemory(_))) {
+        return not_finite(error, set, planned, first);
+    }
+    let (rows, tokens) = (batch.scored_per_row().len(), batch.ids().len());
+    let remedy = match rows {
+        1 => {
+            "it cannot be parted: take a smaller --max-length, --recompute blocks, or another device"
+        }
+        _ => {
+            "take --on-memory split, a smaller --per-device-train-batch-size or --max-length, --recompute blocks, or \
+             another device"
+        }
+    };
+    TrainError::OutOfMemory { step: planned.step, rows, tokens, remedy, source: Box::new(error) }
+}
+
 /// Names the rows of the training set when a loss or gradient is no number; `first` is where the
 /// micro-batch begins in the step.
 fn not_finite(
@@ -269,3 +332,7 @@ impl Sums {
 #[cfg(test)]
 #[path = "train_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "train_memory_tests.rs"]
+mod memory_tests;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use hub::settings::own_cache;
+use model::profile::Turns;
 
 mod bounds;
 
@@ -85,6 +86,14 @@ pub struct ServeArgs {
     /// Threads for computing [default: one a processor].
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_THREADS", value_parser = at_least_1)]
     pub threads: Option<u32>,
+    /// Write a Chrome trace of some batches (chrome://tracing, Perfetto): each batch and what lies between,
+    /// and on a card every kernel. These batches are slower.
+    #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_PROFILE")]
+    pub profile: Option<PathBuf>,
+    /// The batches that --profile looks at, the first one of a client being number 1.
+    #[arg(long, value_name = "FIRST..LAST", env = "TEACHER_SERVER_PROFILE_BATCHES")]
+    #[arg(default_value = "3..8")]
+    pub profile_batches: Turns,
     /// Export a span of every call to this OpenTelemetry collector, by OTLP over gRPC. Without the
     /// flag OTEL_EXPORTER_OTLP_ENDPOINT says where. For builds with the feature `otel`.
     #[arg(long, value_name = "URL", env = "TEACHER_SERVER_OTLP_ENDPOINT")]

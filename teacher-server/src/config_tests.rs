@@ -23,6 +23,7 @@ fn serving_needs_no_command_and_the_defaults_are_the_contract() {
         assert_eq!(args.http_listen.to_string(), "127.0.0.1:9464");
         assert_eq!((args.device.as_str(), args.dtype), ("auto", Dtype::Auto));
         assert_eq!(Settings::from(&args.bounds), Settings::DEFAULT);
+        assert_eq!((args.profile, args.profile_batches.to_string()), (None, "3..8".to_owned()));
     }
     assert!(matches!(read("teacher-server health").unwrap().command, Command::Health(_)));
 }
@@ -36,7 +37,7 @@ fn the_flags_of_serve_are_frozen() {
     assert_eq!(
         flags.join(" "),
         "model revision listen http-listen tls-cert tls-key tls-client-ca auth-tokens \
-             insecure-allow-remote device dtype threads otlp-endpoint \
+             insecure-allow-remote device dtype threads profile profile-batches otlp-endpoint \
          until-stdin-ends \
          max-sequence-tokens max-batch-tokens max-top-k max-queued-sequences \
          max-queued-tokens max-in-flight-per-stream max-reply-bytes max-request-bytes \

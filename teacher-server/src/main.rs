@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use teacher_server::calibrate::{calibrate, table};
 use teacher_server::config::{CalibrateArgs, Cli, Command, HealthArgs, ServeArgs};
 use teacher_server::decoder::Calibrating;
-use teacher_server::qwen3_scorer::ModelSource;
+use teacher_server::qwen3_scorer::{Batches, ModelSource};
 use teacher_server::telemetry::{self, TelemetryError};
 use teacher_server::{Guard, Listeners, ServeError, banner, health, output, serve, shutdown};
 
@@ -119,6 +119,11 @@ async fn serve_model(
         device: args.device,
         dtype: args.dtype,
         calibrating: Calibrating { dir: args.kept.dir().ok(), auto: args.auto_calibration },
+        batches: Some(Batches {
+            tokens: args.bounds.max_batch_tokens as usize,
+            k: args.bounds.max_top_k as usize,
+            profile: args.profile.map(|path| (path, args.profile_batches)),
+        }),
     };
     let ready = |facts: &_| {
         banner::log(facts, began.elapsed());
@@ -139,7 +144,7 @@ fn make_code(args: CalibrateArgs) -> anyhow::Result<()> {
     let dir = args.kept.dir()?;
     let CalibrateArgs { model, revision, device, dtype, .. } = args;
     let calibrating = Calibrating::default();
-    let source = ModelSource { model, revision, device, dtype, calibrating };
+    let source = ModelSource { model, revision, device, dtype, calibrating, batches: None };
     let made = calibrate(source, &args.data, args.tokens.map(|tokens| tokens as usize), &dir)?;
     if let Some(before) = &made.before {
         tracing::warn!(

@@ -2,6 +2,7 @@
 //! positions (`qwen3_scorer::answer`).
 
 mod answer;
+mod timing;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,9 @@ use hub::tokenizer::Tokenizer;
 use model::config::Qwen3Config;
 use model::device::Device;
 use model::language_model::LanguageModel;
+use model::needs::{amount, answering};
 use model::ops::Precision;
+use model::profile::Turns;
 use model::qwen3::ModelError;
 use proto::convert::ScoreJob;
 
@@ -22,6 +25,7 @@ use crate::config::Dtype;
 use crate::decoder::{Calibrating, Calibration, CalibrationSubject, Decoder};
 use crate::scorer::{Facts, LoadError, Loaded, Scorer, ScorerError, TextCodec};
 use answer::{Answering, JobScores};
+use timing::Timing;
 
 /// Which model, and how it computes.
 #[derive(Clone, Debug)]
@@ -36,6 +40,19 @@ pub struct ModelSource {
     pub dtype: Dtype,
     /// Where codes of hidden states are kept, and what they are made of.
     pub calibrating: Calibrating,
+    /// Its batches, where it is to serve.
+    pub batches: Option<Batches>,
+}
+
+/// The batches a model will be asked.
+#[derive(Clone, Debug)]
+pub struct Batches {
+    /// Tokens of the largest one of several sequences.
+    pub tokens: usize,
+    /// Most entries of a position.
+    pub k: usize,
+    /// Where it is written which of them took how long.
+    pub profile: Option<(PathBuf, Turns)>,
 }
 
 /// A model, its tokenizer, and what they are.
@@ -55,6 +72,7 @@ impl ModelSource {
     /// Those of [`Self::open`].
     pub fn load(self) -> Result<Loaded, LoadError> {
         let how = self.calibrating.clone();
+        let profile = self.batches.as_ref().and_then(|batches| batches.profile.clone());
         let Opened { network, tokenizer, facts } = self.open()?;
         let text: Arc<dyn TextCodec> = Arc::new(tokenizer);
         let of = CalibrationSubject {
@@ -64,7 +82,8 @@ impl ModelSource {
             text: Arc::clone(&text),
         };
         let calibration = Calibration::new(of, how);
-        let scorer = Box::new(Qwen3Scorer::new(network).with_calibration(calibration));
+        let scorer = Qwen3Scorer::new(network).with_calibration(calibration);
+        let scorer = Box::new(scorer.with_timing(profile.map(Timing::new)));
         Ok(Loaded { scorer, text, facts })
     }
 
@@ -82,6 +101,9 @@ impl ModelSource {
         let config = Qwen3Config::from_dir(&resolved.dir)?;
         let tokenizer = Tokenizer::load(&resolved.dir)?;
         let model_fingerprint = model::fingerprint::of_dir(&resolved.dir, &config)?;
+        if let Some(batches) = &self.batches {
+            tell_memory(device, &config, precision, batches)?;
+        }
         let network = device.load(&resolved.dir, config.clone(), precision)?;
         tracing::debug!(seconds = began.elapsed().as_secs_f64(), "weights are loaded");
         let facts = Facts {
@@ -101,22 +123,63 @@ impl ModelSource {
     }
 }
 
+/// Says what the model and its largest batch take of a card, before they take it.
+fn tell_memory(
+    device: Device,
+    config: &Qwen3Config,
+    precision: Precision,
+    batches: &Batches,
+) -> Result<(), LoadError> {
+    let Some([free, all]) = device.memory()? else { return Ok(()) };
+    let longest = config.max_position_embeddings.min(batches.tokens).max(1);
+    let mut rows = vec![longest; batches.tokens / longest];
+    rows.extend(Some(batches.tokens % longest).filter(|&rest| rest > 0));
+    let Some(needs) = answering(device, config, precision, &rows, batches.k)? else {
+        return Ok(());
+    };
+    let (model, tokens) = (needs.model, batches.tokens);
+    let batch = needs.total() - model;
+    tracing::info!(
+        "memory of {device}: the model takes {}, a batch of {tokens} tokens {} more; {} of {} are free",
+        amount(model),
+        amount(batch),
+        amount(free),
+        amount(all)
+    );
+    if needs.total() > free {
+        tracing::warn!(
+            "that is more than is free: large batches will be computed in halves; lower --max-batch-tokens, or \
+             choose another card"
+        );
+    }
+    Ok(())
+}
+
 /// A Qwen3 on its device.
 pub struct Qwen3Scorer {
     network: Box<dyn LanguageModel>,
     calibration: Option<Calibration>,
+    timing: Option<Timing>,
 }
 
 impl Qwen3Scorer {
     /// Scores with this network, without coded hidden states.
     pub fn new(network: Box<dyn LanguageModel>) -> Self {
-        Self { network, calibration: None }
+        Self { network, calibration: None, timing: None }
     }
 
     /// The same with what hidden states are read with.
     #[must_use]
-    pub fn with_calibration(self, calibration: Calibration) -> Self {
-        Self { calibration: Some(calibration), ..self }
+    pub fn with_calibration(mut self, calibration: Calibration) -> Self {
+        self.calibration = Some(calibration);
+        self
+    }
+
+    /// The same with a profile of its batches, where one is wanted.
+    #[must_use]
+    fn with_timing(mut self, timing: Option<Timing>) -> Self {
+        self.timing = timing;
+        self
     }
 
     fn score_batch(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, LoadError> {
@@ -142,7 +205,14 @@ impl Scorer for Qwen3Scorer {
     }
 
     fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, ScorerError> {
-        self.score_batch(jobs).map_err(|error| {
+        if let Some(timing) = &mut self.timing {
+            timing.begins(&*self.network);
+        }
+        let scores = self.score_batch(jobs);
+        if let Some(timing) = &mut self.timing {
+            timing.ends(&*self.network, jobs);
+        }
+        scores.map_err(|error| {
             // candle appends a stack trace to its errors where RUST_BACKTRACE is set; a client needs none.
             let text = error.to_string().lines().next().unwrap_or_default().to_owned();
             let is_memory = |error: &ModelError| matches!(error, ModelError::OutOfMemory(_));
@@ -151,6 +221,14 @@ impl Scorer for Qwen3Scorer {
                 false => ScorerError::Failed(text),
             }
         })
+    }
+}
+
+impl Drop for Qwen3Scorer {
+    fn drop(&mut self) {
+        if let Some(timing) = &mut self.timing {
+            timing.close(&*self.network);
+        }
     }
 }
 

@@ -215,10 +215,47 @@ fn numbers_that_are_not_finite_are_the_fault_of_one_sequence() {
     assert!(bits(scores[1].as_ref().unwrap()) == bits(&sound[0]));
 }
 
+#[test]
+fn batches_that_were_asked_for_are_in_the_profile() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace.json");
+    let spans = || -> Vec<(String, f64, f64)> {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let trace: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap().iter();
+        let spans = events.filter(|event| event["ph"] == "X").map(|event| {
+            let [first, long] = ["ts", "dur"].map(|key| event[key].as_f64().unwrap());
+            (event["name"].as_str().unwrap().to_owned(), first, first + long)
+        });
+        spans.collect()
+    };
+    let profiled = |batches: &str| {
+        let profile = (path.clone(), batches.parse().unwrap());
+        let mut scorer = scorer().with_timing(Some(Timing::new(profile)));
+        // The first of all is the server's own, to warm up.
+        for _ in 0..4 {
+            score(&mut scorer, &[&job(0, 4), &job(1, 9)]);
+        }
+        scorer
+    };
+    let scorer = profiled("2..3");
+    let names: Vec<String> = spans().into_iter().map(|(name, ..)| name).collect();
+    let between = "between batches".to_owned();
+    let batch = |n: usize| format!("batch {n}: 2 sequences, 13 tokens");
+    assert_eq!(names, [batch(2), between, batch(3)]);
+    assert!(spans().windows(2).all(|two| two[0].2 <= two[1].1 + 2e-3), "{:?}", spans());
+    drop(scorer);
+    std::fs::remove_file(&path).unwrap();
+    // A server that ends before.
+    drop(profiled("3..9"));
+    assert_eq!(spans().len(), 1);
+}
+
 fn source(model: &Path) -> ModelSource {
     let model = model.to_str().unwrap().to_owned();
     let (device, dtype) = ("cpu".into(), Dtype::Auto);
-    ModelSource { model, revision: None, device, dtype, calibrating: Calibrating::default() }
+    let calibrating = Calibrating::default();
+    ModelSource { model, revision: None, device, dtype, calibrating, batches: None }
 }
 
 fn refusal(source: ModelSource) -> String {

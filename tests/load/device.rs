@@ -94,7 +94,7 @@ pub(crate) fn load(model: String) -> Result<Loaded, LoadError> {
     let dtype = teacher_server::config::Dtype::F32;
     let device = "cpu".to_owned();
     let calibrating = Calibrating::default();
-    ModelSource { model, revision: None, device, dtype, calibrating }.load()
+    ModelSource { model, revision: None, device, dtype, calibrating, batches: None }.load()
 }
 
 impl Server {

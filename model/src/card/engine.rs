@@ -6,7 +6,7 @@ use candle_core::{DType, Device as Tensors, Tensor, TensorId};
 use distill::batch::TokenBatch;
 use half::bf16;
 use kernels::Activations;
-use kernels::executor::{Executor, Inputs, Outputs};
+use kernels::executor::{Executor, Inputs, Outputs, Times};
 use kernels::program::{Kind, Program, View};
 
 use super::loss;
@@ -21,6 +21,9 @@ use crate::parameters::ParameterIndex;
 use crate::qwen3::{ModelError, check_batch};
 use crate::recompute::Recompute;
 
+/// What a teacher's output matrix is kept as.
+pub(super) const TEACHERS_MATRIX: &str = "the teacher's output matrix";
+
 /// A model on a card that answers.
 pub struct CardModel<X: Executor> {
     config: Qwen3Config,
@@ -32,7 +35,7 @@ pub struct CardModel<X: Executor> {
 
 /// The card, and what lies on it.
 pub(super) struct Engine<X: Executor> {
-    on: X,
+    pub(super) on: X,
     pub(super) network: Network,
     /// Teachers' output matrices that were sent, in the activations' type.
     matrices: Vec<(TensorId, View)>,
@@ -65,10 +68,23 @@ impl<X: Executor> CardModel<X> {
         weights: &crate::weights::Weights,
         precision: Precision,
     ) -> Result<Self, ModelError> {
-        let kind = Kind::from(activations(precision)?);
-        let flat = on.keep("weights", kind, weights.index().total()).map_err(failed::<X>)?;
+        let flat = keep_weights(&mut on, weights.index(), precision)?;
         send(&mut on, flat, weights.flat())?;
         Self::over(on, config, weights.index(), flat, precision)
+    }
+
+    /// With weights 0.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn empty(
+        mut on: X,
+        config: Qwen3Config,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let index = Arc::new(ParameterIndex::new(&config));
+        let flat = keep_weights(&mut on, &index, precision)?;
+        Self::over(on, config, &index, flat, precision)
     }
 
     /// Over weights that lie on the card.
@@ -133,6 +149,14 @@ impl<X: Executor + Send> LanguageModel for CardModel<X> {
         Ok(losses.read(&engine.run(&making.program, &making.inputs)?))
     }
 
+    fn note_times(&self) {
+        self.engine().on.note_times();
+    }
+
+    fn take_times(&self) -> Option<Times> {
+        self.engine().on.take_times()
+    }
+
     fn head(&self) -> Result<Tensor, ModelError> {
         let (d, mut engine) = (self.config.hidden_size, self.engine());
         let view = engine.network.views.head;
@@ -144,6 +168,16 @@ impl<X: Executor + Send> LanguageModel for CardModel<X> {
             }
         })
     }
+}
+
+/// Memory for the weights `[P]` in the type of the products' operands.
+fn keep_weights<X: Executor>(
+    on: &mut X,
+    index: &ParameterIndex,
+    precision: Precision,
+) -> Result<View, ModelError> {
+    let kind = Kind::from(activations(precision)?);
+    on.keep("weights", kind, index.total()).map_err(failed::<X>)
 }
 
 /// What losses are asked for.
@@ -242,11 +276,22 @@ impl<X: Executor> Engine<X> {
         if let Some((_, view)) = self.matrices.iter().find(|(id, _)| *id == w.id()) {
             return Ok(*view);
         }
-        let (kind, len) = (self.network.activations.into(), w.elem_count());
-        let view = self.on.keep("the teacher's output matrix", kind, len).map_err(failed::<X>)?;
+        let view = self.keep_matrix(w)?;
         send(&mut self.on, view, w)?;
         self.matrices.push((w.id(), view));
         Ok(view)
+    }
+
+    fn keep_matrix(&mut self, w: &Tensor) -> Result<View, ModelError> {
+        let (kind, len) = (self.network.activations.into(), w.elem_count());
+        self.on.keep(TEACHERS_MATRIX, kind, len).map_err(failed::<X>)
+    }
+
+    /// Room for a teacher's output matrix, which then counts as sent.
+    pub(super) fn place_matrix(&mut self, w: &Tensor) -> Result<(), ModelError> {
+        let view = self.keep_matrix(w)?;
+        self.matrices.push((w.id(), view));
+        Ok(())
     }
 
     pub(super) fn run(

@@ -14,11 +14,12 @@ use super::engine::{CardModel, LossOf, Passed, activations, send};
 use super::failed;
 use super::loss::Losses;
 use super::network::{Making, views};
+use crate::config::Qwen3Config;
 use crate::language_model::LanguageModel;
 use crate::learner::Learner;
 use crate::ops::adamw::AdamW;
 use crate::ops::head::{HeadLoss, LossSettings, Teaching};
-use crate::parameters::ModelViews;
+use crate::parameters::{ModelViews, ParameterIndex};
 use crate::qwen3::{ModelError, check_batch};
 use crate::recompute::Recompute;
 use crate::state_file::TrainingState;
@@ -46,17 +47,41 @@ impl<X: Executor + Send> CardLearner<X> {
     ///
     /// # Errors
     /// When there is no room for it, or it is to be trained in a way that cards are not for.
-    pub fn new(mut on: X, student: &Student) -> Result<Self, StudentError> {
-        let (config, training) = (student.model().config().clone(), *student.training());
+    pub fn new(on: X, student: &Student) -> Result<Self, StudentError> {
+        let config = student.model().config().clone();
+        let mut learner = Self::empty(on, config, *student.training())?;
+        learner.steps = student.steps();
+        let Self { state, rounded, ref model, .. } = learner;
+        let mut engine = model.engine();
+        for (row, view) in state.into_iter().enumerate() {
+            send(&mut engine.on, view, &student.state().narrow(0, row, 1)?.flatten_all()?)?;
+        }
+        if let Some(rounded) = rounded {
+            let mut program = Program::default();
+            program.call(round([state[0], rounded], rounded.len as u32));
+            engine.run(&program, &Making::default().inputs)?;
+        }
+        drop(engine);
+        Ok(learner)
+    }
+
+    /// A student of which weights and moments are 0.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn empty(
+        mut on: X,
+        config: Qwen3Config,
+        training: Training,
+    ) -> Result<Self, StudentError> {
         if training.recompute == Recompute::Gradients {
             return Err(ModelError::Device(
                 "gradients are not computed again on a card: choose --recompute blocks".to_owned(),
             )
             .into());
         }
-        let index = Arc::clone(student.weights().index());
-        let total = index.total();
-        let mut keep = |name, kind| on.keep(name, kind, total).map_err(failed::<X>);
+        let index = Arc::new(ParameterIndex::new(&config));
+        let mut keep = |name, kind| on.keep(name, kind, index.total()).map_err(failed::<X>);
         let state = [
             keep("master weights", Kind::F32)?,
             keep("first moments", Kind::F32)?,
@@ -65,19 +90,24 @@ impl<X: Executor + Send> CardLearner<X> {
         let gradients = keep("gradients", Kind::F32)?;
         let kind = Kind::from(activations(training.precision)?);
         let rounded = (kind == Kind::Bf16).then(|| keep("weights", kind)).transpose()?;
-        for (row, view) in state.into_iter().enumerate() {
-            send(&mut on, view, &student.state().narrow(0, row, 1)?.flatten_all()?)?;
-        }
-        if let Some(rounded) = rounded {
-            let mut program = Program::default();
-            program.call(round([state[0], rounded], total as u32));
-            on.run(&program, &Making::default().inputs).map_err(failed::<X>)?;
-        }
         let of_parameters = views(gradients, &index, config.num_hidden_layers)?;
         let flat = rounded.unwrap_or(state[0]);
         let model = CardModel::over(on, config, &index, flat, training.precision)?;
-        let steps = student.steps();
-        Ok(Self { model, training, state, rounded, gradients, of_parameters, stale: true, steps })
+        Ok(Self {
+            model,
+            training,
+            state,
+            rounded,
+            gradients,
+            of_parameters,
+            stale: true,
+            steps: 0,
+        })
+    }
+
+    /// The model, as its engine is spoken to.
+    pub(super) fn card(&self) -> &CardModel<X> {
+        &self.model
     }
 
     /// Memory for the logits of a loss, in bytes; none for the usual.

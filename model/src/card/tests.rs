@@ -3,6 +3,7 @@
 mod answers;
 mod bench;
 mod learning;
+mod needs;
 
 use candle_core::Device;
 use kernels::emulation::{AVAILABLE, TestDevice};

@@ -208,6 +208,17 @@ choice! {
 }
 
 choice! {
+    /// What becomes of a batch that does not fit into memory.
+    OnMemory {
+        /// It is computed in parts.
+        #[default]
+        Split = "split",
+        /// The run is refused.
+        Refuse = "refuse",
+    }
+}
+
+choice! {
     /// Number type of the saved weights.
     SaveDtype {
         /// The master weights as they are.

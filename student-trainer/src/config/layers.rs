@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::options::{Command, OPTIONS, OptionSpec, VARIABLE_PREFIX, options_of};
+use super::command::{Command, OptionSpec, VARIABLE_PREFIX};
+use super::options::{OPTIONS, options_of};
 
 /// The variable that stands for `--config`.
 pub const CONFIG_VARIABLE: &str = "STUDENT_TRAINER_CONFIG";

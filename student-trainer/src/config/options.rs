@@ -3,62 +3,7 @@
 //! One name serves three places: the flag `--learning-rate`, the environment variable
 //! `STUDENT_TRAINER_LEARNING_RATE` and the key `learning_rate` of the file given with `--config`.
 
-/// What every environment variable of this program begins with.
-pub const VARIABLE_PREFIX: &str = "STUDENT_TRAINER_";
-
-/// A command with options of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// `student-trainer train`
-    Train,
-    /// `student-trainer eval`
-    Eval,
-    /// `student-trainer demo`
-    Demo,
-    /// `student-trainer cache build`
-    CacheBuild,
-    /// `student-trainer cache verify`
-    CacheVerify,
-    /// `student-trainer cache info`
-    CacheInfo,
-    /// `student-trainer cache export`
-    CacheExport,
-    /// `student-trainer cache import`
-    CacheImport,
-    /// `student-trainer signals`
-    Signals,
-}
-
-/// One option.
-#[derive(Clone, Copy, Debug)]
-pub struct OptionSpec {
-    /// Name without the two dashes.
-    pub name: &'static str,
-    /// What stands for the value in help.
-    pub value: &'static str,
-    /// The value where nobody gave one; None where there is none.
-    pub default: Option<&'static str>,
-    /// Heading in help.
-    pub group: &'static str,
-    /// Commands that take it.
-    pub commands: &'static [Command],
-    /// What it means: unit, range, effect.
-    pub help: &'static str,
-    /// Whether the flag alone, without a value, means true.
-    pub switch: bool,
-}
-
-impl OptionSpec {
-    /// Key in a configuration file.
-    pub fn key(&self) -> String {
-        self.name.replace('-', "_")
-    }
-
-    /// Environment variable.
-    pub fn variable(&self) -> String {
-        format!("{VARIABLE_PREFIX}{}", self.key().to_uppercase())
-    }
-}
+use super::command::{Command, OptionSpec};
 
 /// The options of a command, in the order help shows them.
 pub fn options_of(command: Command) -> impl Iterator<Item = &'static OptionSpec> {
@@ -68,6 +13,8 @@ pub fn options_of(command: Command) -> impl Iterator<Item = &'static OptionSpec>
 const TRAIN: &[Command] = &[Command::Train];
 const EVAL: &[Command] = &[Command::Eval];
 const DEMO: &[Command] = &[Command::Demo];
+const PLAN: &[Command] = &[Command::Plan];
+const TRAIN_PLAN: &[Command] = &[Command::Train, Command::Plan];
 const BOTH: &[Command] = &[Command::Train, Command::Eval];
 const BUILD: &[Command] = &[Command::CacheBuild];
 const TRAIN_BUILD: &[Command] = &[Command::Train, Command::CacheBuild];
@@ -157,6 +104,10 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, TRAIN, ("student", "MODEL", ""),
         "The model to train: a local directory in Hugging Face form or a hub id such as \
          Qwen/Qwen3-0.6B"),
+    option(MODELS, PLAN, ("student", "MODEL", ""),
+        "The model to train, as in training; its weights are not read"),
+    option(MODELS, PLAN, ("student-revision", "REVISION", ""),
+        "Branch, tag or commit of a hub student; the hub's main when absent"),
     option(MODELS, TRAIN_BUILD, ("student-revision", "REVISION", ""),
         "Branch, tag or commit of a hub student; the hub's main when absent"),
     option(MODELS, TRAIN, ("student-init", "pretrained|random", "pretrained"),
@@ -185,6 +136,16 @@ pub const OPTIONS: &[OptionSpec] = &[
          hf://datasets/ORG/NAME@REV/SPLIT"),
     option(DATA, TRAIN, ("eval-file", "FILES", ""),
         "Held-out rows, in the same forms; without them nothing is evaluated"),
+    option(DATA, PLAN, ("train-file", "FILES", ""),
+        "Training rows, whose longest make the largest batch; without them every row has --max-length tokens"),
+    option(DATA, PLAN, ("max-train-samples", "ROWS", ""),
+        "Take only the first ROWS training rows"),
+    option(DATA, PLAN, ("max-length", "TOKENS", "1024"),
+        "Longest row in tokens, as in training"),
+    option(DATA, PLAN, ("loss-on", "completion|all", "completion"),
+        "Which tokens are learned, as in training"),
+    option(DATA, PLAN, ("chat-template", "auto|none|model", "auto"),
+        "Put rows through the model's chat template, as in training"),
     option(DATA, EVAL, ("eval-file", "FILES", ""),
         "The rows to measure on: a .jsonl or .parquet path (also .gz, .zst), a glob, or \
          hf://datasets/ORG/NAME@REV/SPLIT"),
@@ -222,6 +183,18 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(LOSS, TRAIN, ("alpha", "0..1", "0.7"),
         "Weight of the teacher: loss = alpha T^2 KL + (1 - alpha) CE. 0 is plain training \
          without a teacher"),
+    option(LOSS, PLAN, ("alpha", "0..1", "0.7"),
+        "Weight of the teacher; with 0 there is none"),
+    option(LOSS, PLAN, ("signal", "top-k|candidates|sampled|full|coded", "top-k"),
+        "What the teacher sends of each position, as in training"),
+    option(LOSS, PLAN, ("top-k", "K", "64"),
+        "Classes the teacher names per position, as in training"),
+    option(LOSS, PLAN, ("draws", "N", "16"),
+        "Of sampled: draws a position"),
+    option(LOSS, PLAN, ("exact", "K", "0"),
+        "Of sampled: the K likeliest classes exactly"),
+    option(LOSS, PLAN, ("teacher-width", "N", ""),
+        "Of coded and full: numbers of the teacher's hidden state (its hidden_size); the student's when absent"),
     option(LOSS, TRAIN, ("temperature", "T", "5.0"),
         "Softens both distributions before they are compared, 0.0001 to 1000000 (with --signal coded or \
          full to 1000). 1 compares them as they are"),
@@ -323,9 +296,9 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Passes over the training rows"),
     option(LENGTH, TRAIN, ("max-steps", "STEPS", ""),
         "Stop after STEPS optimiser steps instead, however many epochs that takes"),
-    option(LENGTH, TRAIN, ("per-device-train-batch-size", "ROWS", "4"),
+    option(LENGTH, TRAIN_PLAN, ("per-device-train-batch-size", "ROWS", "4"),
         "Rows computed at once"),
-    option(LENGTH, TRAIN, ("gradient-accumulation-steps", "BATCHES", "1"),
+    option(LENGTH, TRAIN_PLAN, ("gradient-accumulation-steps", "BATCHES", "1"),
         "Batches to one optimiser step; the loss is the mean over all their scored positions"),
 
     option(MACHINE, EVAL, ("per-device-train-batch-size", "ROWS", "4"),
@@ -335,14 +308,21 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(MACHINE, SIGNALS, ("device", "auto|cpu|cuda:N", "auto"),
         "Where to compute, as in training"),
     option(MACHINE, BOTH, ("device", "auto|cpu|cuda:N", "auto"),
-        "Where to compute; auto is the CPU, and cuda:N is not offered yet"),
-    option(MACHINE, TRAIN, ("dtype", "auto|f32|bf16|f16", "auto"),
+        "Where to compute; auto is the first card that can be used, and the CPU where there is none"),
+    option(MACHINE, PLAN, ("device", "auto|cpu|cuda:N", "auto"),
+        "The device to plan for, as in training; with --device-memory any card, whether it is here or not"),
+    option(MACHINE, PLAN, ("device-memory", "BYTES", ""),
+        "Memory of the device, as 24GiB or 80GB: nothing is asked of it then"),
+    option(MACHINE, TRAIN_PLAN, ("dtype", "auto|f32|bf16|f16", "auto"),
         "Number type of the products' operands (auto: f32 on a CPU, bf16 on a GPU); sums, master \
          weights and moments are float32 always"),
-    option(MACHINE, TRAIN, ("recompute", "auto|none|blocks|gradients", "auto"),
+    option(MACHINE, TRAIN_PLAN, ("recompute", "auto|none|blocks|gradients", "auto"),
         "What a step computes again to save memory, the results being the same: blocks is the forward \
          pass (about 1.3 times as long), gradients also the backward pass (about 1.8 times, and only \
          with --gradient-accumulation-steps 1). auto takes the first that fits into the free memory"),
+    option(MACHINE, TRAIN_PLAN, ("on-memory", "split|refuse", "split"),
+        "What becomes of a batch that does not fit into the device's memory: it is computed in parts, with the \
+         same loss and gradient, or the run is refused before its first step"),
     option(MACHINE, EVAL, ("dtype", "auto|f32|bf16|f16", "auto"),
         "Number type of the products' operands (auto: f32 on a CPU, bf16 on a GPU); sums are \
          float32 always"),
@@ -365,12 +345,20 @@ pub const OPTIONS: &[OptionSpec] = &[
          absent"),
     option(OUTPUT, TRAIN, ("logging-steps", "STEPS", "1"),
         "A line in metrics.jsonl and a point in TensorBoard every STEPS steps"),
+    option(OUTPUT, TRAIN, ("profile", "FILE", ""),
+        "Write a Chrome trace of some steps (chrome://tracing, Perfetto): waiting for the teacher, forward and \
+         backward, optimiser, evaluation, checkpoint, and on a card every kernel; these steps are slower"),
+    option(OUTPUT, TRAIN, ("profile-steps", "FIRST..LAST", "3..8"),
+        "The steps that --profile looks at"),
     option(OUTPUT, TRAIN, ("progress", "auto|bar|plain|none", "auto"),
         "How to show the run; auto is a bar on a terminal and plain lines elsewhere"),
     option(OUTPUT, EVAL, ("progress", "auto|bar|plain|none", "auto"),
         "none says nothing on stderr of what is being done; the others say it in plain lines"),
     switch(OUTPUT, EVAL, "json",
         "Print the results as one JSON object"),
+
+    switch(OUTPUT, PLAN, "json",
+        "Print the plan as one JSON object"),
 
     option(OUTPUT, OF_CACHE, ("cache", "DIR|s3://...", ""),
         "The cache's directory, or its place in an object store: s3://, gs:// or az:// (settings as the AWS_..., \

@@ -14,6 +14,7 @@ use model::student::Training;
 
 use super::Measured;
 use crate::asking::{Ask, Terms, Wanted};
+use crate::at_once::AtOnce;
 use crate::candidates::Own;
 use crate::config::{HiddenFormKind, SignalConfig, SignalKind, SignalsConfig};
 use crate::data::RowSet;
@@ -206,7 +207,7 @@ impl<'a> Bench<'a> {
         let mut scored = self.all(Feed::start(network, &self.teacher, set(), order, ask))?;
         if let Wanted::Candidates { .. } = wanted {
             let (model, classes) = (self.student.model(), self.teacher.agreement().classes);
-            let own = Own { model, classes, rows_at_once: self.rows_at_once };
+            let own = Own { model, classes, at_once: AtOnce::rows(self.rows_at_once) };
             let rows: Vec<_> = self.set.iter().enumerate().collect();
             let asked = own.questions(&rows, &scored, wanted)?.into_iter();
             let feed = Feed::start(network, &self.teacher, set(), asked, ask);

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use model::needs::Needs;
+use model::recompute::Recompute;
 use student_trainer::config::{Command, Layers};
+use student_trainer::needs::{Choice, Room};
 use student_trainer::observer::TeacherLine;
 
 use super::*;
@@ -44,6 +47,33 @@ pub(crate) fn facts(dir: &Path) -> RunFacts {
         total_steps: 7386,
         start_step: 0,
         output_dir: dir.to_owned(),
+        memory: memory(),
+    }
+}
+
+/// A plan for a card on which blocks are computed again.
+pub(crate) fn memory() -> Plan {
+    let choice = |recompute, activations: u64, fits| {
+        let needs = Needs {
+            model: 1_192_099_840,
+            optimiser: 7_152_599_040,
+            gradients: 2_384_199_680,
+            activations,
+            loss: 900 << 20,
+            ..Needs::default()
+        };
+        Choice { recompute, needs, total: needs.total(), fits: Some(fits) }
+    };
+    let (none, blocks) = (Recompute::None, Recompute::Blocks);
+    Plan {
+        device: "cuda:0".to_owned(),
+        dtype: "bf16".to_owned(),
+        rows: 4,
+        tokens: 4096,
+        room: Some(Room { all: Some(24 << 30), free: 10 << 30, usable: (10 << 30) - (256 << 20) }),
+        choices: vec![choice(none, 5 << 30, false), choice(blocks, 1 << 30, true)],
+        recompute: blocks,
+        fit: Some(Fit::Whole),
     }
 }
 
@@ -113,6 +143,8 @@ fn the_banner_names_both_models_and_what_matters() {
         "9,846 rows, 4.5 M tokens an epoch; 100 held-out rows",
         "alpha 0.7, temperature 5, forward-kl on top-k 64 + bucket",
         "7386 of 4 rows, learning rate 5e-5 constant",
+        "11.9 GiB of 10.0 GiB free: model 1.1 GiB, optimiser 6.7 GiB, gradients 2.2 GiB, activations 1.0 GiB, loss 900 \
+         MiB (4 rows, 4,096 tokens; recompute blocks)",
     ] {
         assert!(text.contains(piece), "{piece} is not in\n{text}");
     }

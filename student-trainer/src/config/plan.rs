@@ -1,0 +1,134 @@
+//! The settings of `student-trainer plan`: those of a run that say what it takes of memory.
+
+use model::device::{self, Device};
+
+use super::kinds::{ChatTemplateUse, DtypeChoice, LossOn, OnMemory, RecomputeChoice, SignalKind};
+use super::layers::Layers;
+use super::reader::Reader;
+use super::signal::SignalConfig;
+use super::{count, length, optional_count};
+
+/// Everything `plan` needs to know. Fields are named as the flags.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each field is the option of the same name in OPTIONS")]
+pub struct PlanConfig {
+    pub student: String,
+    pub student_revision: Option<String>,
+    pub train_file: Option<String>,
+    pub max_train_samples: Option<usize>,
+    pub max_length: usize,
+    pub loss_on: LossOn,
+    pub chat_template: ChatTemplateUse,
+    pub alpha: f64,
+    pub signal: SignalConfig,
+    pub teacher_width: Option<usize>,
+    pub per_device_train_batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+    /// None for `auto`, where nothing is said of its memory.
+    pub device: Option<Device>,
+    /// In bytes.
+    pub device_memory: Option<u64>,
+    pub dtype: DtypeChoice,
+    pub recompute: RecomputeChoice,
+    pub on_memory: OnMemory,
+    pub json: bool,
+}
+
+impl PlanConfig {
+    /// The settings of a plan.
+    ///
+    /// # Errors
+    /// Every fault: missing, unreadable, out of range.
+    pub fn from_layers(layers: &Layers) -> Result<Self, Vec<String>> {
+        let mut r = Reader::new(layers);
+        let wanted = "a number of bytes, as 24GiB, 80GB or 25769803776";
+        let device_memory = r.parse("device-memory", wanted, bytes);
+        let config = Self {
+            student: r.required("student", "a local directory or a hub id"),
+            student_revision: r.text("student-revision"),
+            train_file: r.text("train-file"),
+            max_train_samples: optional_count(&mut r, "max-train-samples"),
+            max_length: length(&mut r),
+            loss_on: r.choice("loss-on"),
+            chat_template: r.choice("chat-template"),
+            alpha: r.number("alpha", 0.0..=1.0, "a number from 0 to 1"),
+            signal: SignalConfig::read(&mut r),
+            teacher_width: optional_count(&mut r, "teacher-width"),
+            per_device_train_batch_size: count(&mut r, "per-device-train-batch-size"),
+            gradient_accumulation_steps: count(&mut r, "gradient-accumulation-steps"),
+            device: planned_device(&mut r, device_memory.is_some()),
+            device_memory,
+            dtype: r.choice("dtype"),
+            recompute: r.choice("recompute"),
+            on_memory: r.choice("on-memory"),
+            json: r.switch("json"),
+        };
+        let all = matches!(config.signal.kind, SignalKind::Coded | SignalKind::Full);
+        if config.teacher_width.is_some() && !all {
+            r.fault("--teacher-width says nothing of tokens that are listed; it is for --signal coded and full");
+        }
+        r.finish(config)
+    }
+}
+
+/// Any device where its memory is said, else one this build can ask.
+fn planned_device(r: &mut Reader<'_>, memory_is_said: bool) -> Option<Device> {
+    let name = r.text("device").unwrap_or_default();
+    let found = device::parse(&name);
+    let refused = match memory_is_said {
+        true => found.as_ref().err().map(ToString::to_string),
+        false => device::check(&name).err().map(|error| {
+            format!("{error}; or say with --device-memory how much it has, then it is not asked")
+        }),
+    };
+    if let Some(error) = refused {
+        r.fault(format!("--device {name} is refused: {error}"));
+    }
+    found.ok().flatten()
+}
+
+/// Bytes of a text, `KiB`, `MiB`, `GiB` and `GB` understood.
+fn bytes(text: &str) -> Option<u64> {
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("GB", 1_000_000_000)];
+    let unit = |(suffix, unit): (&str, u64)| Some((text.strip_suffix(suffix)?, unit));
+    let (number, unit) = units.into_iter().find_map(unit).unwrap_or((text, 1));
+    let bytes = number.trim().parse::<f64>().ok()? * unit as f64;
+    (1.0..1e18).contains(&bytes).then_some(bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::command::Command;
+    use super::*;
+
+    fn read(flags: &[(&'static str, &str)]) -> Result<PlanConfig, Vec<String>> {
+        let student = [("student", "s")];
+        let flags = student.iter().chain(flags).map(|(name, text)| (*name, (*text).to_owned()));
+        let layers = Layers::new(Command::Plan, flags.collect(), |_| None, None).unwrap();
+        PlanConfig::from_layers(&layers)
+    }
+
+    #[test]
+    fn a_card_that_is_not_here_can_be_planned_for_when_its_memory_is_said() {
+        let config = read(&[("device", "cuda:1"), ("device-memory", "24GiB")]).unwrap();
+        assert_eq!((config.device, config.device_memory), (Some(Device::Cuda(1)), Some(24 << 30)));
+        assert_eq!(read(&[]).unwrap().device, None);
+        let faults = read(&[("device", "tpu"), ("device-memory", "24GiB")]).unwrap_err();
+        assert!(faults[0].contains("--device tpu is refused"), "{faults:?}");
+        #[cfg(not(feature = "cuda"))]
+        assert!(read(&[("device", "cuda:1")]).unwrap_err()[0].contains("--device-memory"));
+        let faults = read(&[("teacher-width", "9"), ("device-memory", "much")]).unwrap_err();
+        assert!(faults[0].contains("as 24GiB") && faults[1].contains("--teacher-width"));
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        assert_eq!(bytes("24GiB"), Some(24 << 30));
+        assert_eq!(bytes("1.5 MiB"), Some(3 << 19));
+        assert_eq!(bytes("80GB"), Some(80_000_000_000));
+        assert_eq!(bytes("4096"), Some(4096));
+        for wrong in ["", "GiB", "0", "-1GiB", "12TB", "nan"] {
+            assert_eq!(bytes(wrong), None, "{wrong}");
+        }
+    }
+}

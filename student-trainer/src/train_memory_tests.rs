@@ -1,0 +1,204 @@
+//! A device with little memory, and where the time of a step goes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use distill::batch::TokenBatch;
+use model::language_model::LanguageModel;
+use model::learner::Learner;
+use model::ops::head::{HeadLoss, LossSettings, Teaching};
+use model::qwen3::ModelError;
+use model::state_file::TrainingState;
+use model::student::StudentError;
+
+use super::*;
+use crate::observer::RunFacts;
+use crate::outputs::{self, Reuse};
+use crate::testing::{FakeTeacher, config, material, tiny_source};
+
+/// A student whose device takes so many tokens at once.
+struct Scarce {
+    student: Box<dyn Learner>,
+    most: usize,
+    refused: Arc<AtomicUsize>,
+}
+
+impl Learner for Scarce {
+    fn model(&self) -> &dyn LanguageModel {
+        self.student.model()
+    }
+
+    fn backward(
+        &mut self,
+        batch: &TokenBatch,
+        classes: usize,
+        signal: Option<Teaching<'_>>,
+        settings: &LossSettings,
+        scale: f64,
+    ) -> Result<HeadLoss, StudentError> {
+        if batch.ids().len() > self.most {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            // As the contract has it: half a gradient must not reach the next step.
+            self.student.take_gradients()?;
+            return Err(ModelError::OutOfMemory("no room for it".to_owned()).into());
+        }
+        self.student.backward(batch, classes, signal, settings, scale)
+    }
+
+    fn step(&mut self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, StudentError> {
+        self.student.step(lr, max_grad_norm)
+    }
+
+    fn steps(&self) -> u64 {
+        self.student.steps()
+    }
+
+    fn is_half_updated(&self) -> bool {
+        self.student.is_half_updated()
+    }
+
+    fn snapshot(&self) -> Result<TrainingState, StudentError> {
+        self.student.snapshot()
+    }
+
+    fn take_gradients(&mut self) -> Result<Vec<f32>, StudentError> {
+        self.student.take_gradients()
+    }
+}
+
+#[derive(Default)]
+struct Told {
+    steps: Vec<StepReport>,
+    notes: Vec<String>,
+}
+
+impl Observer for Told {
+    fn started(&mut self, _: &RunFacts) {}
+    fn step(&mut self, report: &StepReport) {
+        self.steps.push(report.clone());
+    }
+    fn evaluated(&mut self, _: &EvalReport) {}
+    fn finished(&mut self, _: &Summary) {}
+    fn note(&mut self, text: &str) {
+        self.notes.push(text.to_owned());
+    }
+}
+
+/// A run in `root/out` with a teacher, on a device that takes `most` tokens; what was told, and how often memory did not
+/// suffice.
+fn run(
+    root: &Path,
+    out: &str,
+    most: usize,
+    options: &[(&'static str, &str)],
+) -> (Result<Summary, TrainError>, Told, usize) {
+    let model = root.join("model");
+    let served = FakeTeacher::of(&tiny_source(&model)).serve();
+    let usual = [("teacher", served.url.as_str()), ("recompute", "none"), ("max-steps", "6")];
+    let config = config(&root.join(out), &[&usual[..], options].concat());
+    let (mut told, stop) = (Told::default(), Stop::default());
+    let claim = outputs::claim(&config.output_dir, Reuse::Anything).unwrap();
+    let mut run = Run::assemble(&config, claim, material(&model), &mut told, &stop).unwrap();
+    let refused = Arc::new(AtomicUsize::new(0));
+    let student = run.student;
+    run.student = Box::new(Scarce { student, most, refused: Arc::clone(&refused) });
+    let done = carry_out(run, &mut told, &stop);
+    (done, told, refused.load(Ordering::Relaxed))
+}
+
+/// At a rate of 0 the weights stay: what a step computes differs by the order of sums alone (as in `train_tests`).
+#[test]
+fn what_does_not_fit_is_computed_in_parts_and_nothing_is_lost() {
+    let root = tempfile::tempdir().unwrap();
+    let of = |out: &str, most: usize| {
+        let (done, told, refused) = run(root.path(), out, most, &[("learning-rate", "0")]);
+        (done.unwrap(), told, refused)
+    };
+    let (whole, whole_told, none) = of("whole", usize::MAX);
+    // Rows have 5 to 11 tokens, batches three rows.
+    let (parts, told, refused) = of("parts", 12);
+    assert!(none == 0 && (1..=3).contains(&refused), "{refused}");
+    assert_eq!((parts.steps, parts.tokens), (whole.steps, whole.tokens));
+    for (found, wanted) in told.steps.iter().zip(&whole_told.steps) {
+        assert!((found.loss / wanted.loss - 1.0).abs() < 1e-6, "{found:?} {wanted:?}");
+        assert!((found.grad_norm / wanted.grad_norm - 1.0).abs() < 1e-6, "{found:?} {wanted:?}");
+        assert_eq!(found.tokens, wanted.tokens);
+    }
+    let said: Vec<_> = told.notes.iter().filter(|note| note.contains("did not fit")).collect();
+    assert_eq!(said.len(), refused, "{said:?}");
+    assert!(said[0].contains("step 1: 3 rows") && said[0].contains("made again"), "{said:?}");
+}
+
+#[test]
+fn a_row_that_does_not_fit_alone_ends_the_run_with_its_length() {
+    let root = tempfile::tempdir().unwrap();
+    let (done, told, _) = run(root.path(), "out", 10, &[]);
+    let error = done.unwrap_err().to_string();
+    for piece in ["a batch of 1 rows, 11 tokens", "--max-length", "no room for it"] {
+        assert!(error.contains(piece), "no {piece:?} in {error}");
+    }
+    // The steps before it are kept.
+    let done = told.steps.len();
+    let kept = root.path().join(format!("out/checkpoints/step-{done:06}"));
+    assert!(done == 0 || kept.is_dir(), "{done}");
+}
+
+#[test]
+fn who_wants_no_parts_is_told_what_did_not_fit() {
+    let root = tempfile::tempdir().unwrap();
+    let (done, _, refused) = run(root.path(), "out", 12, &[("on-memory", "refuse")]);
+    let error = done.unwrap_err().to_string();
+    assert!(
+        refused == 1 && error.contains("3 rows") && error.contains("--on-memory split"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_profile_holds_every_span_of_the_steps_that_were_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("trace.json");
+    let options = [
+        ("profile", path.to_str().unwrap()),
+        ("profile-steps", "2..3"),
+        ("eval-steps", "2"),
+        ("save-steps", "3"),
+        ("gradient-accumulation-steps", "2"),
+        ("eval-file", "none"),
+    ];
+    let (done, told, _) = run(root.path(), "out", usize::MAX, &options);
+    done.unwrap();
+    assert!(told.notes.iter().any(|note| note.contains("trace.json")), "{:?}", told.notes);
+    let trace: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let spans: Vec<(&str, f64, f64)> = events
+        .iter()
+        .filter(|event| event["ph"] == "X")
+        .map(|event| {
+            let [first, long] = ["ts", "dur"].map(|key| event[key].as_f64().unwrap());
+            (event["name"].as_str().unwrap(), first, first + long)
+        })
+        .collect();
+    let steps: Vec<_> = spans.iter().filter(|(name, ..)| name.starts_with("step ")).collect();
+    assert_eq!(steps.iter().map(|step| step.0).collect::<Vec<_>>(), ["step 2", "step 3"]);
+    for (at, (_, begin, end)) in steps.into_iter().enumerate() {
+        // To the nanosecond, as they are written.
+        let within = |span: &&(&str, f64, f64)| span.1 >= begin - 2e-3 && span.2 <= end + 2e-3;
+        let inside: Vec<&str> = spans
+            .iter()
+            .filter(within)
+            .map(|span| span.0)
+            .filter(|n| !n.starts_with("step"))
+            .collect();
+        let count = |name: &str| inside.iter().filter(|&&other| other == name).count();
+        assert_eq!(count("wait for the teacher"), 1, "{inside:?}");
+        assert!((1..=2).contains(&count("forward and backward")), "{inside:?}");
+        assert_eq!(count("optimiser"), 1, "{inside:?}");
+        assert_eq!(count("wait for the checkpoint"), 1, "{inside:?}");
+        assert_eq!([count("evaluation"), count("checkpoint")], [[1, 0], [0, 1]][at], "{inside:?}");
+    }
+    // All spans are within a step.
+    assert!(spans[0].0 == "step 2" && spans.iter().all(|span| span.1 >= spans[0].1 - 2e-3));
+}
