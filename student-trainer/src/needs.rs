@@ -180,7 +180,7 @@ impl Subject<'_> {
             .collect();
         let mut choices = choices?;
         let usable = room.map_or(u64::MAX, |room| room.usable);
-        let recompute = match self.recompute {
+        let mut recompute = match self.recompute {
             RecomputeChoice::Auto => needs::choose(&choices, usable),
             RecomputeChoice::None => Recompute::None,
             RecomputeChoice::Blocks => Recompute::Blocks,
@@ -194,8 +194,18 @@ impl Subject<'_> {
         let fit = match needed <= usable {
             true => Some(Fit::Whole),
             false if self.on_memory == OnMemory::Refuse => None,
-            // One batch a step cannot be parted, and of the processor all is an estimate.
-            false if recompute == Recompute::Gradients => Some(Fit::Tried),
+            // What computes gradients again takes one batch a step: there are no parts, unless gradients are kept.
+            false if recompute == Recompute::Gradients => {
+                let auto = self.recompute == RecomputeChoice::Auto;
+                let kept = if auto { self.parts(Recompute::Blocks, usable)? } else { None };
+                match kept {
+                    Some(Fit::Parts { .. }) => {
+                        recompute = Recompute::Blocks;
+                        kept
+                    }
+                    Some(Fit::Whole | Fit::Tried) | None => Some(Fit::Tried),
+                }
+            }
             false => self.parts(recompute, usable)?,
         };
         let choice = |(recompute, needs): (Recompute, Needs)| {
