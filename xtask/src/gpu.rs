@@ -155,6 +155,10 @@ impl Run {
     /// The job at real shapes.
     fn real_job(&mut self) -> Option<Value> {
         let name = "the notebook's job at real shapes, both services on the card";
+        if !self.has_card() {
+            self.note(name, Outcome::Absent("no card in a rehearsal".to_owned()), 0.0);
+            return None;
+        }
         let Some(left) = self.left() else {
             self.note(name, Outcome::NotReached, 0.0);
             return None;
@@ -191,14 +195,22 @@ impl Run {
         }
     }
 
+    /// Whether this is no rehearsal.
+    pub(crate) fn has_card(&self) -> bool {
+        self.settings.device.starts_with("cuda:")
+    }
+
     pub(crate) fn device(&self) -> &str {
         &self.settings.device
     }
 
     /// Tests run on the card; in a rehearsal in the emulation.
     fn on_device(&self, command: &mut Command) {
-        if self.settings.device.starts_with("cuda:") {
-            command.env("LIMBECK_TEST_DEVICE", &self.settings.device);
+        if self.has_card() {
+            // No test may be skipped for want of it.
+            let required =
+                [("LIMBECK_TEST_DEVICE", &self.settings.device[..]), ("LIMBECK_REQUIRE", "cuda")];
+            command.envs(required);
         }
     }
 
@@ -210,6 +222,17 @@ impl Run {
         let mut command = Command::new(&self.settings.python);
         command.arg(self.settings.programs.join(PEER));
         command
+    }
+
+    /// Whether PyTorch and transformers are at hand; says so when they are not.
+    pub(crate) fn has_peer(&mut self) -> bool {
+        let mut python = Command::new(&self.settings.python);
+        python.args(["-c", "import torch, transformers"]);
+        let found = within(&mut python, Duration::from_secs(60));
+        if let Err(error) = &found {
+            self.note("PyTorch", Outcome::Absent(format!("{error:#}")), 0.0);
+        }
+        found.is_ok()
     }
 
     /// Time that is left, if any.

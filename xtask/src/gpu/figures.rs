@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::Run;
+use super::{Outcome, Run};
 
 /// Ours in order of their weight, with seconds each may take, and the peer's line of the same name.
 const LINES: [(&str, u64, Option<&str>); 7] = [
@@ -20,12 +20,17 @@ const LINES: [(&str, u64, Option<&str>); 7] = [
 /// Measures what time allows.
 pub(super) fn measure(run: &mut Run) -> Vec<Value> {
     let mut figures = Vec::new();
+    if !run.has_card() {
+        run.note("figures", Outcome::Absent("no card in a rehearsal".to_owned()), 0.0);
+        return figures;
+    }
+    let has_peer = run.has_peer();
     for (line, limit, peer) in LINES {
         let mut command = run.program("card_bench");
         command.arg(run.device()).arg(line);
         let ours = run.line(&format!("figures: {line}"), limit, &mut command);
         figures.extend(said_by("ours", ours.as_deref()));
-        if let Some(peer) = peer {
+        if let Some(peer) = peer.filter(|_| has_peer) {
             let mut command = run.peer();
             let theirs = run.line(&format!("PyTorch: {peer}"), 120, command.arg(peer));
             figures.extend(said_by("PyTorch", theirs.as_deref()));

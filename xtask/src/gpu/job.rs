@@ -53,11 +53,12 @@ fn within_folder<T>(
     found
 }
 
-/// The demonstration's teacher teaches its student on this device, and the student learns.
+/// The demonstration's teacher teaches a student that begins from nothing, and the student learns.
 pub(super) fn tiny(programs: &Path, device: &str, limit: Duration) -> Result<()> {
     within_folder(programs, device, limit, |job| {
         let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| job.dir.join(file));
         let summary = job.run(["teacher", "student"], &train, |trainer| {
+            trainer.args(["--student-init", "random", "--learning-rate", "1e-3"]);
             trainer.args(["--max-steps", "12", "--eval-file"]).arg(&eval);
         })?;
         let [before, after] = ["before", "after"]
