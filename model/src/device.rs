@@ -61,12 +61,12 @@ pub fn check(name: &str) -> Result<(), DeviceError> {
 }
 
 /// The device for `auto`, `cpu` or `cuda:N`. `auto` is the first card where there is one that can be used, and the
-/// processor where not.
+/// processor where not: `note` is then told why, where this program has kernels for cards.
 ///
 /// # Errors
 /// [`DeviceError::Unknown`] for any other name, [`DeviceError::NotBuilt`] for a card where there are no kernels for it.
-pub fn choose(name: &str) -> Result<Device, DeviceError> {
-    Ok(named(name)?.unwrap_or_else(best))
+pub fn choose(name: &str, note: impl FnOnce(&str)) -> Result<Device, DeviceError> {
+    Ok(named(name)?.unwrap_or_else(|| best(note)))
 }
 
 /// The device a name stands for, whether it can be used here or not; none for `auto`.
@@ -97,11 +97,20 @@ fn named(name: &str) -> Result<Option<Device>, DeviceError> {
 }
 
 /// The first card, or the processor where it cannot be used.
-fn best() -> Device {
-    #[cfg(feature = "cuda")]
-    if kernels::card::Card::open(0).is_ok() {
-        return Device::Cuda(0);
+#[cfg(feature = "cuda")]
+fn best(note: impl FnOnce(&str)) -> Device {
+    match kernels::card::Card::open(0) {
+        Ok(_) => Device::Cuda(0),
+        Err(error) => {
+            note(&format!("--device auto is the processor, no card can be used: {error}"));
+            Device::Cpu
+        }
     }
+}
+
+/// Without kernels for cards it is the processor.
+#[cfg(not(feature = "cuda"))]
+fn best(_: impl FnOnce(&str)) -> Device {
     Device::Cpu
 }
 
@@ -290,7 +299,7 @@ mod tests {
 
     #[test]
     fn every_name_is_accepted_or_refused_with_the_names_that_are() {
-        let cpu = choose("cpu").unwrap();
+        let cpu = choose("cpu", |_| {}).unwrap();
         assert_eq!((cpu.to_string(), cpu.auto_precision()), ("cpu".to_owned(), Precision::F32));
         assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
         assert!(check("auto").is_ok());
@@ -298,7 +307,7 @@ mod tests {
         assert_eq!(parse("cuda:3").unwrap(), Some(Device::Cuda(3)));
         assert_eq!(parse("cpu").unwrap().map(|device| device.memory().unwrap()), Some(None));
         for wrong in ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999"] {
-            let message = choose(wrong).unwrap_err().to_string();
+            let message = check(wrong).unwrap_err().to_string();
             assert!(message.contains("accepted: auto, cpu, cuda:N"), "{message}");
         }
     }
@@ -306,9 +315,9 @@ mod tests {
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn without_kernels_for_cards_the_processor_is_the_best_there_is() {
-        assert_eq!(choose("auto").unwrap(), Device::Cpu);
+        assert_eq!(choose("auto", |_| panic!("it never had")).unwrap(), Device::Cpu);
         for name in ["cuda", "cuda:0"] {
-            let message = choose(name).unwrap_err().to_string();
+            let message = check(name).unwrap_err().to_string();
             assert!(message.contains("--features cuda") && message.contains("--device cpu"));
         }
     }

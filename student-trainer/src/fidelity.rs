@@ -100,7 +100,7 @@ pub fn measure(
     };
     let limit = Some(config.max_samples);
     let rows: RowSet = source.rows("measured", &config.data, limit, options, note)?;
-    let device = model::device::choose(&config.device)?;
+    let device = model::device::choose(&config.device, |text| note(text))?;
     let mut bench = Bench::new(config, &source, &rows, device, stop)?;
     let candidates = bench.candidates(config, note)?;
     let mut signals: Vec<Measured> = candidates.iter().map(Candidate::unmeasured).collect();

@@ -86,7 +86,7 @@ pub fn measure(
     let tail = joining::tail(config.tail, config.divergence, teacher.as_ref(), note)?;
     let compared = (tail, config.divergence.with(config.beta));
     let classes = teacher.as_ref().map_or(facts.vocab_size, |(t, _)| t.agreement().classes);
-    let model = load(&source, config)?;
+    let model = load(&source, config, note)?;
     let settings = EvalSettings {
         classes,
         at_once: AtOnce::rows(config.per_device_train_batch_size),
@@ -99,8 +99,12 @@ pub fn measure(
     Ok(report(config, &source, &*model, count, found, teacher.map(|(t, _)| t.line())))
 }
 
-fn load(source: &Source, config: &EvalConfig) -> Result<Box<dyn LanguageModel>, TrainError> {
-    let device = model::device::choose(&config.device)?;
+fn load(
+    source: &Source,
+    config: &EvalConfig,
+    note: &mut dyn FnMut(&str),
+) -> Result<Box<dyn LanguageModel>, TrainError> {
+    let device = model::device::choose(&config.device, |text| note(text))?;
     let precision = setup::precision(config.dtype, device);
     Ok(device.load(&source.dir, source.config.clone(), precision)?)
 }

@@ -212,7 +212,7 @@ pub(crate) fn student(
     identity: &Identity,
     observer: &mut dyn Observer,
 ) -> Result<Learning, TrainError> {
-    let device = model::device::choose(&config.device)?;
+    let device = model::device::choose(&config.device, |text| observer.note(text))?;
     let subject = subject(config, &source.config, rows, (device, taught));
     let room = Room::found(device, free)?;
     let memory = subject.settle(room, &mut |text| observer.note(text))?;

@@ -319,7 +319,7 @@ impl ServeArgs {
     }
 }
 
-/// The name of a device this build can compute on.
+/// Where to listen.
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "wanted IP:PORT, as 127.0.0.1:50051, 0.0.0.0:50051 or [::1]:50051, with a port of at most 65535"
@@ -327,6 +327,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// The name of a device this build can compute on.
 fn device(name: &str) -> Result<String, String> {
     model::device::check(name).map(|()| name.to_owned()).map_err(|error| error.to_string())
 }

@@ -92,7 +92,7 @@ impl ModelSource {
     /// # Errors
     /// What is wrong with the place, its configuration, tokenizer or weights, or with the device.
     pub fn open(self) -> Result<Opened, LoadError> {
-        let device = model::device::choose(&self.device)?;
+        let device = model::device::choose(&self.device, |text| tracing::warn!("{text}"))?;
         let precision = precision(self.dtype, device);
         let settings = HubSettings::from_env();
         let resolved = resolve_model(&self.model, self.revision.as_deref(), &settings)?;

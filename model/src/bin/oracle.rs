@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let name = device.map_or_else(|| "cpu".into(), |name| name.to_string_lossy().into_owned());
-    let device = match choose(&name) {
+    let device = match choose(&name, |text| eprintln!("{text}")) {
         Ok(device) => device,
         Err(error) => {
             eprintln!("error: {error}");

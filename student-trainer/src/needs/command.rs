@@ -24,7 +24,7 @@ pub fn plan(config: &PlanConfig, note: &mut dyn FnMut(&str)) -> Result<Plan, Tra
     let rows = lengths(config, &source, note)?;
     let device = match config.device {
         Some(device) => device,
-        None => device::choose("auto")?,
+        None => device::choose("auto", |text| note(text))?,
     };
     let width = config.teacher_width.unwrap_or(shape.hidden_size);
     let taught = match config.alpha > 0.0 {
