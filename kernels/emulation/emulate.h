@@ -202,6 +202,8 @@ inline constexpr const char* KIND<const unsigned*> = "ru";
 template <>
 inline constexpr const char* KIND<unsigned*> = "wu";
 template <>
+inline constexpr const char* KIND<const unsigned char*> = "rc";
+template <>
 inline constexpr const char* KIND<const __nv_bfloat16*> = "rb";
 template <>
 inline constexpr const char* KIND<__nv_bfloat16*> = "wb";

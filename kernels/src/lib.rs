@@ -19,6 +19,7 @@ pub mod head;
 pub mod heads;
 pub mod norm;
 pub mod program;
+pub mod quantised;
 pub mod round;
 pub mod swiglu;
 pub mod topk;

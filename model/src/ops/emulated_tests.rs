@@ -10,6 +10,7 @@ mod embed;
 mod head;
 mod heads;
 mod norm;
+mod quantised;
 mod round;
 mod swiglu;
 mod topk;
