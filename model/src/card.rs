@@ -10,7 +10,9 @@ mod learner;
 mod loss;
 pub(crate) mod needs;
 mod network;
+mod quantised;
 mod signals;
+mod weight;
 
 use half::bf16;
 use kernels::executor::{Executor, Outputs};

@@ -12,15 +12,16 @@ use crate::parameters::ParameterIndex;
 /// Bytes hashed at once.
 const PIECE: usize = 1 << 20;
 
-/// BLAKE3 over what the configuration makes the network compute and over every parameter's name,
+/// Of the weights of a directory or a GGUF file: BLAKE3 over what the configuration makes the network compute and over every parameter's name,
 /// type, shape and bytes. It does not depend on how the files are cut into shards, on the order of
-/// anything in them, or on fields that change no logit.
+/// anything in them, or on fields that change no logit. Quantised weights are other bytes of another type, and so
+/// another model than what they were made of.
 ///
 /// # Errors
 /// As [`Weights::load`](crate::weights::Weights::load): what cannot be loaded has no fingerprint.
-pub fn of_dir(dir: &Path, config: &Qwen3Config) -> Result<Fingerprint, WeightsError> {
+pub fn of_place(place: &Path, config: &Qwen3Config) -> Result<Fingerprint, WeightsError> {
     let index = ParameterIndex::new(config);
-    let stored = StoredWeights::open(dir, config, &index)?;
+    let stored = StoredWeights::open(place, config, &index)?;
     let digests: Vec<blake3::Hash> = (0..index.parameters().len())
         .into_par_iter()
         .map(|at| of_parameter(&stored, at, &index.parameters()[at].name))

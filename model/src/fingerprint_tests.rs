@@ -13,7 +13,7 @@ use crate::weights::Weights;
 fn fingerprint(changes: serde_json::Value, weights: &Weights, dtype: DType) -> Fingerprint {
     let (dir, config) = (tempfile::tempdir().unwrap(), config(changes));
     save_model(dir.path(), &config, weights, dtype).unwrap();
-    of_dir(dir.path(), &config).unwrap()
+    of_place(dir.path(), &config).unwrap()
 }
 
 #[test]
@@ -40,15 +40,15 @@ fn it_changes_with_one_bit_of_the_last_byte_and_not_with_the_cut_into_shards() {
     let (dir, config) = (tempfile::tempdir().unwrap(), config(json!({})));
     let weights = Weights::random(&config, 3, &Device::Cpu).unwrap();
     save_model(dir.path(), &config, &weights, DType::F32).unwrap();
-    let whole = of_dir(dir.path(), &config).unwrap();
+    let whole = of_place(dir.path(), &config).unwrap();
     let path = dir.path().join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&path, bytes).unwrap();
-    assert_ne!(of_dir(dir.path(), &config).unwrap(), whole);
+    assert_ne!(of_place(dir.path(), &config).unwrap(), whole);
 
     let shards = tempfile::tempdir().unwrap();
     crate::save::save_weights(shards.path(), &weights, DType::F32, 5000).unwrap();
-    assert_eq!(of_dir(shards.path(), &config).unwrap(), whole);
-    assert!(of_dir(Path::new("/nowhere"), &config).is_err());
+    assert_eq!(of_place(shards.path(), &config).unwrap(), whole);
+    assert!(of_place(Path::new("/nowhere"), &config).is_err());
 }

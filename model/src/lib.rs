@@ -6,7 +6,7 @@
 //! of the same layout ([`gradients`]).
 //!
 //! Reading order: [`config`] (what a model is), [`parameters`] (where each tensor lies),
-//! [`weights`] (in and out of files: [`tensor_file`], [`load`], [`save`]), [`qwen3`] and its
+//! [`weights`] (in and out of files: [`tensor_file`], [`mod@gguf`], [`load`], [`save`]), [`qwen3`] and its
 //! blocks (forward and backward), [`recompute`] (memory against time) and [`needs`] (how much of it), [`student`] (training state and step),
 //! [`coding`] (hidden states as few bytes), [`generate`].
 
@@ -16,6 +16,7 @@ pub mod config;
 pub mod device;
 pub mod fingerprint;
 pub mod generate;
+pub mod gguf;
 pub mod golden;
 pub mod gradients;
 pub mod language_model;

@@ -1,4 +1,4 @@
-//! The weights of a model directory: which files hold them, and that they are the ones the
+//! The weights of a model, in a directory or a GGUF file: which files hold them, and that they are the ones the
 //! configuration describes. Nothing in a file is ignored in silence.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use crate::config::Qwen3Config;
+use crate::gguf::{self, GgufError};
 use crate::parameters::ParameterIndex;
 use crate::tensor_file::{StoredTensor, TensorFile, TensorFileError};
 
@@ -54,6 +55,18 @@ pub enum WeightsError {
     /// A file cannot be used.
     #[error(transparent)]
     File(#[from] TensorFileError),
+    /// A GGUF file cannot be used.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A student is to start from rounded numbers.
+    #[error(
+        "{file} is a GGUF file, whose numbers are rounded to teach and not to learn: a student starts from the \
+         safetensors of the model it was made of"
+    )]
+    Quantised {
+        /// The file.
+        file: PathBuf,
+    },
     /// The card that is to hold them cannot be used, or has no room for them.
     #[error("{0}")]
     Card(String),
@@ -136,13 +149,16 @@ pub(crate) struct StoredWeights {
 }
 
 impl StoredWeights {
-    /// Opens the files of a directory and checks them against the configuration.
+    /// Opens the files of a directory, or a GGUF file, and checks them against the configuration.
     pub(crate) fn open(
-        dir: &Path,
+        place: &Path,
         config: &Qwen3Config,
         index: &ParameterIndex,
     ) -> Result<Self, WeightsError> {
-        let found = Shards::open(dir)?;
+        let found = match is_gguf(place) {
+            true => Shards::of(gguf::open(place, config)?),
+            false => Shards::open(place)?,
+        };
         let mut parameters = Vec::with_capacity(index.parameters().len());
         let mut missing = Vec::new();
         for wanted in index.parameters() {
@@ -167,13 +183,13 @@ impl StoredWeights {
         }
         if !missing.is_empty() {
             return Err(WeightsError::Missing {
-                dir: dir.to_owned(),
+                dir: place.to_owned(),
                 count: missing.len(),
                 names: list(&missing),
             });
         }
         found.refuse_extras(config, index)?;
-        found.check_tied_head(dir, config)?;
+        found.check_tied_head(place, config)?;
         Ok(Self { files: found.files, parameters })
     }
 
@@ -182,6 +198,11 @@ impl StoredWeights {
         let (file, tensor) = &self.parameters[at];
         (&self.files[*file], tensor)
     }
+}
+
+/// Whether weights in this place are a GGUF file; if not they are a directory's.
+pub(crate) fn is_gguf(place: &Path) -> bool {
+    place.is_file()
 }
 
 #[derive(Deserialize)]
@@ -197,12 +218,16 @@ struct Shards {
 }
 
 impl Shards {
+    /// One file that holds all.
+    fn of(file: TensorFile) -> Self {
+        let places = file.names().map(|name| (name.to_owned(), 0)).collect();
+        Self { files: vec![file], places }
+    }
+
     fn open(dir: &Path) -> Result<Self, WeightsError> {
         // The order of `transformers`: a single file wins over shards.
         if dir.join(SINGLE).exists() {
-            let file = TensorFile::open(&dir.join(SINGLE))?;
-            let places = file.names().map(|name| (name.to_owned(), 0)).collect();
-            return Ok(Self { files: vec![file], places });
+            return Ok(Self::of(TensorFile::open(&dir.join(SINGLE))?));
         }
         if dir.join(INDEX).exists() {
             return Self::open_index(dir, &dir.join(INDEX));

@@ -190,97 +190,103 @@ impl Part {
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Where its elements lie in the flat tensor.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.len()
+    }
 }
 
-/// The parameters of one block as the network uses them: views of something flat.
+/// The parameters of one block as the network uses them: vectors and matrices, as a rule views of something flat.
 #[derive(Clone, Debug)]
-pub(crate) struct BlockViews<T = Tensor> {
+pub(crate) struct BlockViews<T = Tensor, M = T> {
     pub(crate) input_norm: T,
     /// `[(H + 2 G) E, D]`
-    pub(crate) qkv: T,
+    pub(crate) qkv: M,
     pub(crate) qkv_bias: Option<T>,
     pub(crate) q_norm: T,
     pub(crate) k_norm: T,
-    pub(crate) o: T,
+    pub(crate) o: M,
     pub(crate) o_bias: Option<T>,
     pub(crate) mlp_norm: T,
     /// `[2 I, D]`
-    pub(crate) gate_up: T,
-    pub(crate) down: T,
+    pub(crate) gate_up: M,
+    pub(crate) down: M,
 }
 
-/// All parameters as the network uses them: views of something flat.
+/// All parameters as the network uses them.
 #[derive(Clone, Debug)]
-pub(crate) struct ModelViews<T = Tensor> {
-    pub(crate) embedding: T,
-    pub(crate) blocks: Vec<BlockViews<T>>,
+pub(crate) struct ModelViews<T = Tensor, M = T> {
+    pub(crate) embedding: M,
+    pub(crate) blocks: Vec<BlockViews<T, M>>,
     pub(crate) norm: T,
     /// The embedding again when tied.
-    pub(crate) head: T,
+    pub(crate) head: M,
 }
 
 impl ModelViews {
     /// The views of a flat tensor. Vectors of a 16-bit tensor are widened copies: they are small,
     /// and norms and biases are computed in float32.
     pub(crate) fn new(flat: &Tensor, index: &ParameterIndex, blocks: usize) -> Result<Self> {
-        Self::with(index, blocks, |part| {
-            let view = flat.narrow(0, part.offset, part.len())?.reshape(part.shape.clone())?;
-            if part.shape.len() == 1 { view.to_dtype(DType::F32) } else { Ok(view) }
-        })
+        let view = |part: &Part| flat.narrow(0, part.offset, part.len())?.reshape(&*part.shape);
+        Self::with(index, blocks, |part| view(&part)?.to_dtype(DType::F32), |part| view(&part))
     }
 }
 
-impl<T: Clone> ModelViews<T> {
-    /// The views that `view` makes.
+impl<T, M: Clone> ModelViews<T, M> {
+    /// What `vector` and `matrix` make of each.
     pub(crate) fn with(
         index: &ParameterIndex,
         blocks: usize,
-        view: impl Fn(Part) -> Result<T>,
+        vector: impl Fn(Part) -> Result<T>,
+        matrix: impl Fn(Part) -> Result<M>,
     ) -> Result<Self> {
-        let of = |name: &str| view(index.joined(&[name.to_owned()])?);
-        let embedding = of("model.embed_tokens.weight")?;
+        let of = |name: &str| index.joined(&[name.to_owned()]);
+        let embedding = matrix(of("model.embed_tokens.weight")?)?;
         let head = match index.get("lm_head.weight") {
-            Some(_) => of("lm_head.weight")?,
+            Some(_) => matrix(of("lm_head.weight")?)?,
             None => embedding.clone(),
         };
-        let blocks =
-            (0..blocks).map(|at| BlockViews::with(index, at, &view)).collect::<Result<_>>()?;
-        Ok(Self { embedding, blocks, norm: of("model.norm.weight")?, head })
+        let block = |at| BlockViews::with(index, at, &vector, &matrix);
+        let blocks = (0..blocks).map(block).collect::<Result<_>>()?;
+        Ok(Self { embedding, blocks, norm: vector(of("model.norm.weight")?)?, head })
     }
 }
 
-impl<T> BlockViews<T> {
+impl<T, M> BlockViews<T, M> {
     fn with(
         index: &ParameterIndex,
         layer: usize,
-        view: &impl Fn(Part) -> Result<T>,
+        vector: &impl Fn(Part) -> Result<T>,
+        matrix: &impl Fn(Part) -> Result<M>,
     ) -> Result<Self> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let of = |parts: &[&str]| {
+        let joined = |parts: &[&str]| {
             let names: Vec<String> = parts.iter().map(|part| name(part)).collect();
-            view(index.joined(&names)?)
+            index.joined(&names)
         };
+        let of = |part: &str| vector(joined(&[part])?);
         let biased = index.get(&name("self_attn.q_proj.bias")).is_some();
-        let if_biased = |parts: &[&str]| biased.then(|| of(parts)).transpose();
+        let if_biased = |parts: &[&str]| biased.then(|| vector(joined(parts)?)).transpose();
         Ok(Self {
-            input_norm: of(&["input_layernorm.weight"])?,
-            qkv: of(&[
+            input_norm: of("input_layernorm.weight")?,
+            qkv: matrix(joined(&[
                 "self_attn.q_proj.weight",
                 "self_attn.k_proj.weight",
                 "self_attn.v_proj.weight",
-            ])?,
+            ])?)?,
             qkv_bias: if_biased(&[
                 "self_attn.q_proj.bias",
                 "self_attn.k_proj.bias",
                 "self_attn.v_proj.bias",
             ])?,
-            q_norm: of(&["self_attn.q_norm.weight"])?,
-            k_norm: of(&["self_attn.k_norm.weight"])?,
-            o: of(&["self_attn.o_proj.weight"])?,
+            q_norm: of("self_attn.q_norm.weight")?,
+            k_norm: of("self_attn.k_norm.weight")?,
+            o: matrix(joined(&["self_attn.o_proj.weight"])?)?,
             o_bias: if_biased(&["self_attn.o_proj.bias"])?,
-            mlp_norm: of(&["post_attention_layernorm.weight"])?,
-            gate_up: of(&["mlp.gate_proj.weight", "mlp.up_proj.weight"])?,
-            down: of(&["mlp.down_proj.weight"])?,
+            mlp_norm: of("post_attention_layernorm.weight")?,
+            gate_up: matrix(joined(&["mlp.gate_proj.weight", "mlp.up_proj.weight"])?)?,
+            down: matrix(joined(&["mlp.down_proj.weight"])?)?,
         })
     }
 }

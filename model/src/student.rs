@@ -12,7 +12,7 @@ use distill::batch::TokenBatch;
 use crate::config::Qwen3Config;
 use crate::gradients::Gradients;
 use crate::language_model::LanguageModel as _;
-use crate::load::StoredWeights;
+use crate::load::{StoredWeights, WeightsError, is_gguf};
 use crate::ops::Precision;
 use crate::ops::adamw::{AdamW, adamw_step, clip_scale, squared_norm};
 use crate::ops::embed::{gather_rows, scatter_add_rows};
@@ -62,6 +62,9 @@ impl Student {
         training: Training,
         device: &Device,
     ) -> Result<Self, StudentError> {
+        if is_gguf(dir) {
+            return Err(WeightsError::Quantised { file: dir.to_owned() }.into());
+        }
         let index = ParameterIndex::new(&config);
         let stored = StoredWeights::open(dir, &config, &index)?;
         let state = read::<f32>(&stored, &index, 3 * index.total())?;

@@ -1,15 +1,20 @@
-//! One safetensors file: its header checked against the file, its tensors read a piece at a time.
+//! One file of tensors, safetensors (or GGUF, [`crate::gguf`]): its header checked against the file, its tensors read a
+//! piece at a time.
 //!
 //! Pieces are read at their position instead of through a memory map: a file cut short while it
 //! is read is then an error and not a signal that ends the process, and no `unsafe` is needed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use candle_core::CpuStorage;
+use candle_core::quantized::GgmlDType;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
+use kernels::quantised::Quantised;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
@@ -60,7 +65,9 @@ pub enum TensorFileError {
         tensor: String,
     },
     /// A tensor of a type that is not read.
-    #[error("{path}: tensor `{tensor}` is stored as {found}; accepted: F32, BF16, F16")]
+    #[error(
+        "{path}: tensor `{tensor}` is stored as {found}; accepted: F32, BF16, F16, and in GGUF files Q8_0, Q4_K, Q6_K"
+    )]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -71,14 +78,23 @@ pub enum TensorFileError {
     },
 }
 
-/// An open safetensors file whose header has been checked.
+/// An open file whose header has been checked.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
     file: File,
-    data_start: u64,
-    tensors: BTreeMap<String, TensorInfo>,
+    tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
+}
+
+/// A tensor as a header describes it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Its type, or the name of one that is not read.
+    pub(crate) dtype: Result<StoredDtype, String>,
+    pub(crate) shape: Vec<usize>,
+    /// First byte in the file.
+    pub(crate) start: u64,
 }
 
 /// A tensor of floats in a file.
@@ -101,14 +117,17 @@ pub enum StoredDtype {
     Bf16,
     /// IEEE half precision.
     F16,
+    /// Blocks of numbers, quantised.
+    Quantised(Quantised),
 }
 
 impl StoredDtype {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Bytes of so many elements, whole blocks where they are quantised.
+    pub fn bytes_of(self, elements: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4 * elements,
+            Self::Bf16 | Self::F16 => 2 * elements,
+            Self::Quantised(blocks) => blocks.bytes_of(elements),
         }
     }
 }
@@ -116,12 +135,12 @@ impl StoredDtype {
 impl StoredTensor {
     /// Bytes of the whole tensor.
     pub fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
+        self.dtype.bytes_of(self.shape.iter().product())
     }
 }
 
 impl TensorFile {
-    /// Opens a file and checks its header: tensors lie end to end, their sizes follow from shape
+    /// Opens a safetensors file and checks its header: tensors lie end to end, their sizes follow from shape
     /// and type, and together they fill the file.
     ///
     /// # Errors
@@ -156,7 +175,17 @@ impl TensorFile {
         if wanted != length {
             return Err(TensorFileError::Length { path: path.to_owned(), found: length, wanted });
         }
-        Ok(Self { path: path.to_owned(), file, data_start, tensors, metadata })
+        let entry = |info: TensorInfo| {
+            let start = data_start + info.data_offsets.0 as u64;
+            Entry { dtype: stored_dtype(info.dtype), shape: info.shape, start }
+        };
+        let tensors = tensors.into_iter().map(|(name, info)| (name, entry(info))).collect();
+        Ok(Self { path: path.to_owned(), file, tensors, metadata })
+    }
+
+    /// A file whose header has been read and checked elsewhere.
+    pub(crate) fn of(path: &Path, file: File, tensors: BTreeMap<String, Entry>) -> Self {
+        Self { path: path.to_owned(), file, tensors, metadata: BTreeMap::new() }
     }
 
     /// The file's path.
@@ -184,22 +213,17 @@ impl TensorFile {
     /// # Errors
     /// [`TensorFileError::Dtype`] when it does not hold floats of an accepted type.
     pub fn tensor(&self, name: &str) -> Result<Option<StoredTensor>, TensorFileError> {
-        let Some(info) = self.tensors.get(name) else { return Ok(None) };
-        let dtype = if info.dtype == Dtype::F32 {
-            StoredDtype::F32
-        } else if info.dtype == Dtype::BF16 {
-            StoredDtype::Bf16
-        } else if info.dtype == Dtype::F16 {
-            StoredDtype::F16
-        } else {
-            return Err(TensorFileError::Dtype {
+        let Some(Entry { dtype, shape, start }) = self.tensors.get(name) else { return Ok(None) };
+        match dtype {
+            Ok(dtype) => {
+                Ok(Some(StoredTensor { dtype: *dtype, shape: shape.clone(), start: *start }))
+            }
+            Err(found) => Err(TensorFileError::Dtype {
                 path: self.path.clone(),
                 tensor: name.to_owned(),
-                found: info.dtype.to_string(),
-            });
-        };
-        let start = self.data_start + info.data_offsets.0 as u64;
-        Ok(Some(StoredTensor { dtype, shape: info.shape.clone(), start }))
+                found: found.clone(),
+            }),
+        }
     }
 
     /// Reads the bytes of a tensor from its byte `first` on.
@@ -218,17 +242,20 @@ impl TensorFile {
     }
 
     /// Reads the elements of a tensor from element `first` on, converted to the type of `into`
-    /// (to nearest even where it is narrower).
+    /// (to nearest even where it is narrower). Quantised ones begin and end where blocks do.
     ///
     /// # Errors
     /// [`TensorFileError::Read`].
+    ///
+    /// # Panics
+    /// When they begin or end within a block.
     pub fn read<T: Element>(
         &self,
         tensor: &StoredTensor,
         first: usize,
         into: &mut [T],
     ) -> Result<(), TensorFileError> {
-        let start = (first * tensor.dtype.size()) as u64;
+        let start = tensor.dtype.bytes_of(first) as u64;
         let mut wide = vec![0f32; into.len()];
         match tensor.dtype {
             StoredDtype::F32 => {
@@ -243,9 +270,41 @@ impl TensorFile {
                     bits.reinterpret_cast::<f16>().convert_to_f32_slice(&mut wide);
                 }
             }
+            StoredDtype::Quantised(blocks) => {
+                let mut halves = vec![0_u16; blocks.bytes_of(into.len()) / 2];
+                self.read_bytes(tensor, start, bytemuck::cast_slice_mut(&mut halves))?;
+                wide = dequantise(blocks, &halves);
+            }
         }
         T::narrow(&wide, into);
         Ok(())
+    }
+}
+
+/// The numbers of blocks, which are read by candle as ggml reads them, two bytes at a time.
+pub(crate) fn dequantise(of: Quantised, blocks: &[u16]) -> Vec<f32> {
+    let blocks: &[u8] = bytemuck::cast_slice(blocks);
+    let dtype = match of {
+        Quantised::Q8_0 => GgmlDType::Q8_0,
+        Quantised::Q4K => GgmlDType::Q4K,
+        Quantised::Q6K => GgmlDType::Q6K,
+    };
+    let numbers = blocks.len() / of.bytes() * of.values();
+    match dtype.from_data(Cow::Borrowed(blocks)).dequantize(numbers) {
+        Ok(CpuStorage::F32(values)) => values,
+        other => unreachable!("candle widens blocks to float32: {:?}", other.map(drop)),
+    }
+}
+
+fn stored_dtype(dtype: Dtype) -> Result<StoredDtype, String> {
+    if dtype == Dtype::F32 {
+        Ok(StoredDtype::F32)
+    } else if dtype == Dtype::BF16 {
+        Ok(StoredDtype::Bf16)
+    } else if dtype == Dtype::F16 {
+        Ok(StoredDtype::F16)
+    } else {
+        Err(dtype.to_string())
     }
 }
 

@@ -16,7 +16,7 @@ use crate::malloc;
 use crate::parameters::{ModelViews, Parameter, ParameterIndex, ParameterKind};
 use crate::tensor_file::Element;
 
-/// Elements read or drawn at once: 4 MiB of float32.
+/// Elements read or drawn at once: 4 MiB of float32, and whole blocks of quantised ones.
 const PIECE: usize = 1 << 20;
 
 /// The parameters of a model: a flat tensor `[P]` of f32, bf16 or f16, and where each lies in it.
@@ -27,18 +27,19 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Loads the weights of a model directory, converted to `dtype` (f32, bf16 or f16).
+    /// Loads the weights of a model directory or a GGUF file, converted to `dtype` (f32, bf16 or f16): quantised ones
+    /// are widened once, a piece at a time, and take then what those of an unquantised model take.
     ///
     /// # Errors
     /// [`WeightsError`], naming file and tensor.
     pub fn load(
-        dir: &Path,
+        place: &Path,
         config: &Qwen3Config,
         dtype: DType,
         device: &Device,
     ) -> Result<Self, WeightsError> {
         let index = ParameterIndex::new(config);
-        let stored = StoredWeights::open(dir, config, &index)?;
+        let stored = StoredWeights::open(place, config, &index)?;
         let length = index.total();
         let flat = if dtype == DType::F32 {
             to_device(read::<f32>(&stored, &index, length)?, device)?

@@ -30,7 +30,7 @@ use timing::Timing;
 /// Which model, and how it computes.
 #[derive(Clone, Debug)]
 pub struct ModelSource {
-    /// Hub id or directory.
+    /// Hub id, directory or GGUF file.
     pub model: String,
     /// Branch, tag or commit on the hub.
     pub revision: Option<String>,
@@ -100,11 +100,11 @@ impl ModelSource {
         let began = Instant::now();
         let config = Qwen3Config::from_dir(&resolved.dir)?;
         let tokenizer = Tokenizer::load(&resolved.dir)?;
-        let model_fingerprint = model::fingerprint::of_dir(&resolved.dir, &config)?;
+        let model_fingerprint = model::fingerprint::of_place(&resolved.weights, &config)?;
         if let Some(batches) = &self.batches {
             tell_memory(device, &config, precision, batches)?;
         }
-        let network = device.load(&resolved.dir, config.clone(), precision)?;
+        let network = device.load(&resolved.weights, config.clone(), precision)?;
         tracing::debug!(seconds = began.elapsed().as_secs_f64(), "weights are loaded");
         let facts = Facts {
             model: display_name(&self.model, &resolved.id),
@@ -251,10 +251,14 @@ fn precision(dtype: Dtype, device: Device) -> Precision {
     }
 }
 
-/// A directory shows by its own name: clients have no use for where it lies.
+/// A directory or file shows by its own name: clients have no use for where it lies.
 fn display_name(given: &str, id: &str) -> String {
     let path = PathBuf::from(given);
-    let own = path.is_dir().then(|| path.canonicalize().ok()).flatten();
+    // A file may be a link to one of another name, as in the hub's cache.
+    let own = match path.is_dir() {
+        true => path.canonicalize().ok(),
+        false => path.is_file().then_some(path),
+    };
     own.and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_else(|| id.to_owned())
 }

@@ -4,7 +4,7 @@
 use distill::signal::{Draws, Entries, TopK};
 use kernels::draws::{Drawing, draw};
 use kernels::executor::Outputs;
-use kernels::program::{Kind, Matrix, Product, View};
+use kernels::program::{Kind, View};
 use kernels::topk::{
     Entry, Logits, MOST_CLASSES, MOST_K, NOBODY, Named, Said as Sought, first_broken, named, top_k,
 };
@@ -104,13 +104,8 @@ fn logits(
 ) -> Logits<View> {
     let (d, width) = (network.config.hidden_size, logits_width(classes));
     let logits = making.program.passing("logits", Kind::F32, rows * width);
-    making.program.product(Product {
-        a: Matrix::of(hidden, [rows, d]),
-        b: Matrix::of(network.views.head.part(0..classes * d), [classes, d]).transpose(),
-        into: Matrix::strided(logits, [rows, classes], width),
-        plus: None,
-        scale: 1.0,
-    });
+    let head = &network.views.head;
+    head.logits(&mut making.program, (hidden, d), 0..classes, (logits, width));
     let [rows, classes, width] = [rows, classes, width].map(|size| size as u32);
     Logits { logits, rows, classes, width, temperature }
 }

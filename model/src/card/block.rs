@@ -15,7 +15,11 @@ use kernels::round::round;
 use kernels::swiglu::{swiglu, swiglu_backward};
 
 use super::network::Shape;
+use super::weight::Weight;
 use crate::parameters::BlockViews;
+
+/// The weights of a block.
+pub(super) type Weights = BlockViews<View, Weight>;
 
 /// What a block's backward needs.
 pub(super) struct Tape {
@@ -36,14 +40,14 @@ pub(super) struct Tape {
 pub(super) fn forward(
     program: &mut Program,
     x: View,
-    weights: &BlockViews<View>,
+    weights: &Weights,
     shape: &Shape,
 ) -> (View, Tape) {
     let &Shape { tokens: n, width: d, inner, .. } = shape;
     let tape = forward_again(program, x, weights, shape);
     let gated = gated(program, tape.gate_up, shape);
     let output = program.passing("residual", Kind::F32, n * d);
-    linear(program, [gated, weights.down, output], [n, inner, d], Some(tape.middle));
+    linear(program, [gated, output], &weights.down, [n, inner, d], Some(tape.middle));
     (output, tape)
 }
 
@@ -51,7 +55,7 @@ pub(super) fn forward(
 pub(super) fn forward_again(
     program: &mut Program,
     x: View,
-    weights: &BlockViews<View>,
+    weights: &Weights,
     shape: &Shape,
 ) -> Tape {
     let &Shape { tokens: n, width: d, inner, heads, activations, .. } = shape;
@@ -59,7 +63,7 @@ pub(super) fn forward_again(
     let (raw_width, out_width) = (heads.width() as usize, shape.attended());
     let (normed, _) = normed(program, x, weights.input_norm, shape);
     let raw = program.passing("q, k, v", kind, n * raw_width);
-    linear(program, [normed, weights.qkv, raw], [n, d, raw_width], None);
+    linear(program, [normed, raw], &weights.qkv, [n, d, raw_width], None);
     if let Some(bias) = weights.qkv_bias {
         program.call(add_bias([raw, bias], [n as u32, raw_width as u32], activations));
     }
@@ -69,13 +73,13 @@ pub(super) fn forward_again(
     let of = shape.attention(raw, ready);
     program.call(attention(of, [attended, lse], heads, shape.tiles, activations));
     let middle = program.passing("residual", Kind::F32, n * d);
-    linear(program, [attended, weights.o, middle], [n, out_width, d], Some(x));
+    linear(program, [attended, middle], &weights.o, [n, out_width, d], Some(x));
     if let Some(bias) = weights.o_bias {
         program.call(add_bias_to_f32([middle, bias], [n as u32, d as u32], activations));
     }
     let (normed, _) = self::normed(program, middle, weights.mlp_norm, shape);
     let gate_up = program.passing("gate, up", kind, n * 2 * inner);
-    linear(program, [normed, weights.gate_up, gate_up], [n, d, 2 * inner], None);
+    linear(program, [normed, gate_up], &weights.gate_up, [n, d, 2 * inner], None);
     Tape { input: x, raw, attended, lse, middle, gate_up }
 }
 
@@ -85,18 +89,18 @@ pub(super) fn backward(
     program: &mut Program,
     d: View,
     tape: &Tape,
-    [weights, grads]: [&BlockViews<View>; 2],
+    (weights, grads): (&Weights, &BlockViews<View>),
     shape: &Shape,
 ) {
-    backward_mlp(program, d, tape, [weights, grads], shape);
-    backward_attention(program, d, tape, [weights, grads], shape);
+    backward_mlp(program, d, tape, (weights, grads), shape);
+    backward_attention(program, d, tape, (weights, grads), shape);
 }
 
 fn backward_mlp(
     program: &mut Program,
     d: View,
     tape: &Tape,
-    [weights, grads]: [&BlockViews<View>; 2],
+    (weights, grads): (&Weights, &BlockViews<View>),
     shape: &Shape,
 ) {
     let &Shape { tokens: n, width, inner, activations, .. } = shape;
@@ -104,13 +108,13 @@ fn backward_mlp(
     let gated = gated(program, tape.gate_up, shape);
     linear_weight(program, [rounded, gated, grads.down], [n, width, inner]);
     let d_gated = program.passing("gated", activations.into(), n * inner);
-    linear_input(program, [rounded, weights.down, d_gated], [n, width, inner]);
+    linear_input(program, [rounded, d_gated], &weights.down, [n, width, inner]);
     let d_gate_up = tape.gate_up;
     program.call(swiglu_backward([d_gated, d_gate_up], [n as u32, inner as u32], activations));
     let (normed, rstd) = normed(program, tape.middle, weights.mlp_norm, shape);
     linear_weight(program, [d_gate_up, normed, grads.gate_up], [n, 2 * inner, width]);
     let d_normed = program.passing("normed", activations.into(), n * width);
-    linear_input(program, [d_gate_up, weights.gate_up, d_normed], [n, 2 * inner, width]);
+    linear_input(program, [d_gate_up, d_normed], &weights.gate_up, [n, 2 * inner, width]);
     let of = NormOf { x: tape.middle, w: weights.mlp_norm, rstd, dw: grads.mlp_norm };
     through_norm(program, d_normed, d, of, shape);
 }
@@ -119,7 +123,7 @@ fn backward_attention(
     program: &mut Program,
     d: View,
     tape: &Tape,
-    [weights, grads]: [&BlockViews<View>; 2],
+    (weights, grads): (&Weights, &BlockViews<View>),
     shape: &Shape,
 ) {
     let &Shape { tokens: n, width, heads, activations, .. } = shape;
@@ -131,7 +135,7 @@ fn backward_attention(
     let rounded = rounded(program, d, activations);
     linear_weight(program, [rounded, tape.attended, grads.o], [n, width, out_width]);
     let d_attended = program.passing("attention", kind, n * out_width);
-    linear_input(program, [rounded, weights.o, d_attended], [n, width, out_width]);
+    linear_input(program, [rounded, d_attended], &weights.o, [n, width, out_width]);
     let (ready, rstd) = turned(program, tape.raw, weights, shape);
     let d_ready = program.passing("q, k turned", kind, ready.len);
     let d_raw = program.passing("q, k, v", kind, n * raw_width);
@@ -157,7 +161,7 @@ fn backward_attention(
     let (normed, rstd) = normed(program, tape.input, weights.input_norm, shape);
     linear_weight(program, [d_raw, normed, grads.qkv], [n, raw_width, width]);
     let d_normed = program.passing("normed", kind, n * width);
-    linear_input(program, [d_raw, weights.qkv, d_normed], [n, raw_width, width]);
+    linear_input(program, [d_raw, d_normed], &weights.qkv, [n, raw_width, width]);
     let of = NormOf { x: tape.input, w: weights.input_norm, rstd, dw: grads.input_norm };
     through_norm(program, d_normed, d, of, shape);
 }
@@ -193,18 +197,13 @@ pub(super) fn through_norm(program: &mut Program, dy: View, d: View, of: NormOf,
     program.calls(norm_backward(of, [rows, width], shape.activations));
 }
 
-fn reads(raw: View, weights: &BlockViews<View>, shape: &Shape) -> Reads<View> {
+fn reads(raw: View, weights: &Weights, shape: &Shape) -> Reads<View> {
     let &Shape { cos, sin, positions, .. } = shape;
     Reads { raw, q_norm: weights.q_norm, k_norm: weights.k_norm, cos, sin, positions }
 }
 
 /// Queries and keys normed and turned, `[N, H + G, E]`, and their norms' factors.
-fn turned(
-    program: &mut Program,
-    raw: View,
-    weights: &BlockViews<View>,
-    shape: &Shape,
-) -> (View, View) {
+fn turned(program: &mut Program, raw: View, weights: &Weights, shape: &Shape) -> (View, View) {
     let &Shape { tokens: n, heads, activations, eps, .. } = shape;
     let of_heads = n * heads.normed() as usize;
     let ready =
@@ -242,10 +241,12 @@ pub(super) fn rounded(program: &mut Program, d: View, activations: Activations) 
 /// `y = x·wᵀ + plus`: x `[n, inputs]`, w `[outputs, inputs]`.
 pub(super) fn linear(
     program: &mut Program,
-    [x, w, y]: [View; 3],
+    [x, y]: [View; 2],
+    w: &Weight,
     [n, inputs, outputs]: [usize; 3],
     plus: Option<View>,
 ) {
+    let w = w.whole(program, x.kind);
     program.product(Product {
         a: Matrix::of(x, [n, inputs]),
         b: Matrix::of(w, [outputs, inputs]).transpose(),
@@ -258,9 +259,11 @@ pub(super) fn linear(
 /// `dx = dy·w`: dy `[n, outputs]`, w `[outputs, inputs]`.
 pub(super) fn linear_input(
     program: &mut Program,
-    [dy, w, dx]: [View; 3],
+    [dy, dx]: [View; 2],
+    w: &Weight,
     [n, outputs, inputs]: [usize; 3],
 ) {
+    let w = w.whole(program, dy.kind);
     program.product(Product {
         a: Matrix::of(dy, [n, outputs]),
         b: Matrix::of(w, [outputs, inputs]),

@@ -10,8 +10,9 @@ use kernels::executor::{Executor, Inputs, Outputs, Times};
 use kernels::program::{Kind, Program, View};
 
 use super::loss;
-use super::network::{Making, Network};
+use super::network::{self, Making, Network, Views};
 use super::signals::Teacher;
+use super::weight::{Piece, Weight};
 use super::{answers, failed};
 use crate::config::Qwen3Config;
 use crate::language_model::{Asking, LanguageModel, NotFinite, Said};
@@ -20,6 +21,7 @@ use crate::ops::head::{HeadLoss, LossSettings, Teaching, check_asked};
 use crate::parameters::ParameterIndex;
 use crate::qwen3::{ModelError, check_batch};
 use crate::recompute::Recompute;
+use crate::tensor_file::{self, dequantise};
 
 /// What a teacher's output matrix is kept as.
 pub(super) const TEACHERS_MATRIX: &str = "the teacher's output matrix";
@@ -70,7 +72,8 @@ impl<X: Executor> CardModel<X> {
     ) -> Result<Self, ModelError> {
         let flat = keep_weights(&mut on, weights.index(), precision)?;
         send(&mut on, flat, weights.flat())?;
-        Self::over(on, config, weights.index(), flat, precision)
+        let views = network::weights(flat, weights.index(), config.num_hidden_layers)?;
+        Self::over(on, config, (weights.index(), views), precision)
     }
 
     /// With weights 0.
@@ -91,11 +94,10 @@ impl<X: Executor> CardModel<X> {
     pub(super) fn over(
         mut on: X,
         config: Qwen3Config,
-        index: &Arc<ParameterIndex>,
-        flat: View,
+        (index, views): (&Arc<ParameterIndex>, Views),
         precision: Precision,
     ) -> Result<Self, ModelError> {
-        let network = Network::new(&mut on, config.clone(), index, flat, activations(precision)?)?;
+        let network = Network::new(&mut on, config.clone(), views, activations(precision)?)?;
         let device = on.name();
         let engine = Engine { on, network, matrices: Vec::new(), logits_bytes: loss::LOGITS_BYTES };
         let (index, engine) = (Arc::clone(index), Mutex::new(engine));
@@ -159,12 +161,18 @@ impl<X: Executor + Send> LanguageModel for CardModel<X> {
 
     fn head(&self) -> Result<Tensor, ModelError> {
         let (d, mut engine) = (self.config.hidden_size, self.engine());
-        let view = engine.network.views.head;
-        let rows = view.len / d;
-        Ok(match view.kind {
-            Kind::Bf16 => Tensor::from_vec(engine.read::<bf16>(view)?, (rows, d), &Tensors::Cpu)?,
+        let head = engine.network.views.head.clone();
+        let (kind, rows) = (Kind::from(engine.network.activations), head.len() / d);
+        let pieces = match head {
+            Weight::View(view) => vec![Piece { view, quantised: None, len: view.len }],
+            Weight::Pieces(pieces) => pieces,
+        };
+        Ok(match kind {
+            Kind::Bf16 => {
+                Tensor::from_vec(engine.numbers::<bf16>(&pieces)?, (rows, d), &Tensors::Cpu)?
+            }
             Kind::F32 | Kind::F64 | Kind::U32 | Kind::Bytes => {
-                Tensor::from_vec(engine.read::<f32>(view)?, (rows, d), &Tensors::Cpu)?
+                Tensor::from_vec(engine.numbers::<f32>(&pieces)?, (rows, d), &Tensors::Cpu)?
             }
         })
     }
@@ -236,7 +244,7 @@ impl<X: Executor> Engine<X> {
     ) -> Result<(Passed, loss::Losses), ModelError> {
         let LossOf { classes, signal, settings, scale } = of;
         let (positions, targets) = (batch.scored(), batch.targets());
-        let head = self.network.views.head.len / self.network.config.hidden_size;
+        let head = self.network.views.head.len() / self.network.config.hidden_size;
         check_asked(head, classes, targets, signal, settings, gradient.is_some())?;
         let teacher = signal.map(|said| self.teacher(making, said)).transpose()?;
         let recompute = gradient.map_or(Recompute::None, |(_, recompute)| recompute);
@@ -300,6 +308,25 @@ impl<X: Executor> Engine<X> {
         inputs: &Inputs,
     ) -> Result<Outputs, ModelError> {
         self.on.run(program, inputs).map_err(failed::<X>)
+    }
+
+    /// The numbers of a matrix in the activations' type.
+    fn numbers<T: kernels::executor::Element + tensor_file::Element>(
+        &mut self,
+        pieces: &[Piece],
+    ) -> Result<Vec<T>, ModelError> {
+        let mut all = Vec::new();
+        for Piece { view, quantised, len } in pieces {
+            let Some(of) = quantised else {
+                all.extend(self.read::<T>(*view)?);
+                continue;
+            };
+            let mut numbers = vec![<T as bytemuck::Zeroable>::zeroed(); *len];
+            let blocks = bytemuck::pod_collect_to_vec(&self.read::<u8>(*view)?);
+            T::narrow(&dequantise(*of, &blocks), &mut numbers);
+            all.append(&mut numbers);
+        }
+        Ok(all)
     }
 
     pub(super) fn read<T: kernels::executor::Element>(

@@ -13,7 +13,7 @@ use kernels::round::round;
 use super::engine::{CardModel, LossOf, Passed, activations, send};
 use super::failed;
 use super::loss::Losses;
-use super::network::{Making, views};
+use super::network::{self, Making, views};
 use crate::config::Qwen3Config;
 use crate::language_model::LanguageModel;
 use crate::learner::Learner;
@@ -92,7 +92,8 @@ impl<X: Executor + Send> CardLearner<X> {
         let rounded = (kind == Kind::Bf16).then(|| keep("weights", kind)).transpose()?;
         let of_parameters = views(gradients, &index, config.num_hidden_layers)?;
         let flat = rounded.unwrap_or(state[0]);
-        let model = CardModel::over(on, config, &index, flat, training.precision)?;
+        let views = network::weights(flat, &index, config.num_hidden_layers)?;
+        let model = CardModel::over(on, config, (&index, views), training.precision)?;
         Ok(Self {
             model,
             training,

@@ -18,6 +18,7 @@ use kernels::round::round;
 use super::answers::{chunks, logits_width};
 use super::network::{Making, Network};
 use super::signals::{Teacher, listed, settings};
+use super::weight::Weight;
 use crate::ops::head::{HeadLoss, LossSettings, TeacherLoss};
 
 /// Memory for the logits of a chunk and a block of classes, of both sides together where the teacher says all, in bytes.
@@ -185,29 +186,25 @@ impl<'a> OfChunk<'a> {
 
     /// Both sides' logits of a block are made.
     fn project(&mut self, making: &mut Making, block: &Range<usize>) {
-        let of_student = (self.hidden, self.network.views.head, self.network.config.hidden_size);
-        self.logits = self.product(making, of_student, block);
-        if let Some(of_teacher) = self.full {
-            self.teachers = Some(self.product(making, of_teacher, block));
+        let head = &self.network.views.head;
+        let of_student = (self.hidden, self.network.config.hidden_size);
+        self.logits = self.product(making, of_student, head, block);
+        if let Some((hidden, w, width)) = self.full {
+            let w = Weight::View(w);
+            self.teachers = Some(self.product(making, (hidden, width), &w, block));
         }
     }
 
     fn product(
         &self,
         making: &mut Making,
-        (hidden, w, width): (View, View, usize),
+        hidden: (View, usize),
+        w: &Weight,
         block: &Range<usize>,
     ) -> View {
         let stride = logits_width(block.len());
         let logits = making.program.passing("logits", Kind::F32, self.positions * stride);
-        let w = w.part(block.start * width..block.end * width);
-        making.program.product(Product {
-            a: Matrix::of(hidden, [self.positions, width]),
-            b: Matrix::of(w, [block.len(), width]).transpose(),
-            into: Matrix::strided(logits, [self.positions, block.len()], stride),
-            plus: None,
-            scale: 1.0,
-        });
+        w.logits(&mut making.program, hidden, block.clone(), (logits, stride));
         logits
     }
 
@@ -273,7 +270,8 @@ impl<'a> OfChunk<'a> {
         for block in self.blocks() {
             self.again(making, &block);
             let dlogits = self.turned(making, &block);
-            let w = self.network.views.head.part(block.start * d..block.end * d);
+            let (head, numbers) = (&self.network.views.head, block.start * d..block.end * d);
+            let w = head.part(&mut making.program, numbers, d_hidden.kind);
             making.program.product(Product {
                 a: dlogits,
                 b: Matrix::of(w, [block.len(), d]),

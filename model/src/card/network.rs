@@ -9,9 +9,10 @@ use kernels::{Activations, attention};
 
 use super::block::{self, NormOf, normed, through_norm};
 use super::failed;
+use super::weight::Weight;
 use crate::config::Qwen3Config;
 use crate::ops::rope::RopeTables;
-use crate::parameters::{ModelViews, ParameterIndex};
+use crate::parameters::{ModelViews, ParameterIndex, Part};
 use crate::qwen3::ModelError;
 use crate::recompute::Recompute;
 
@@ -35,12 +36,15 @@ impl Making {
 pub(super) struct Network {
     pub(super) config: Qwen3Config,
     pub(super) activations: Activations,
-    /// In the activations' type.
-    pub(super) views: ModelViews<View>,
+    /// Vectors in the activations' type, and matrices.
+    pub(super) views: Views,
     /// Cosines and sines of all positions, `[positions, E/2]` float32.
     cos: View,
     sin: View,
 }
+
+/// A model's weights.
+pub(super) type Views = ModelViews<View, Weight>;
 
 /// What the blocks of one batch share.
 pub(super) struct Shape {
@@ -94,22 +98,29 @@ pub(super) fn views(
     index: &ParameterIndex,
     blocks: usize,
 ) -> candle_core::Result<ModelViews<View>> {
-    ModelViews::with(index, blocks, |part| {
-        let end = part.offset + part.len();
-        Ok(flat.part(part.offset..end))
-    })
+    let view = |part: Part| Ok(flat.part(part.range()));
+    ModelViews::with(index, blocks, view, view)
+}
+
+/// Weights in a flat buffer.
+pub(super) fn weights(
+    flat: View,
+    index: &ParameterIndex,
+    blocks: usize,
+) -> candle_core::Result<Views> {
+    let view = |part: Part| flat.part(part.range());
+    let matrix = |part| Ok(Weight::View(view(part)));
+    ModelViews::with(index, blocks, |part| Ok(view(part)), matrix)
 }
 
 impl Network {
-    /// Over the flat weights `[P]` in the activations' type; the tables are made and sent.
+    /// Over these weights; the tables are made and sent.
     pub(super) fn new<X: Executor>(
         on: &mut X,
         config: Qwen3Config,
-        index: &ParameterIndex,
-        flat: View,
+        views: Views,
         activations: Activations,
     ) -> Result<Self, ModelError> {
-        let views = views(flat, index, config.num_hidden_layers)?;
         let positions = config.max_position_embeddings;
         let tables =
             RopeTables::new(config.head_dim, config.rope_theta, &config.rope_scaling, positions)?;
@@ -162,7 +173,7 @@ impl Network {
         program.part("embedding");
         let mut x = program.passing("residual", Kind::F32, n * d);
         let size = [n as u32, d as u32];
-        program.call(gather([self.views.embedding, ids, x], size, self.activations));
+        self.views.embedding.gather(program, [ids, x], size);
         let mut blocks = Vec::new();
         for (number, weights) in self.views.blocks.iter().enumerate() {
             program.part(format!("block {number}"));
@@ -214,7 +225,7 @@ impl Network {
                 Kept::Everything(tape) => tape,
                 Kept::Input(x) => block::forward_again(program, x, weights, shape),
             };
-            block::backward(program, d, &tape, [weights, grads], shape);
+            block::backward(program, d, &tape, (weights, grads), shape);
         }
         self.backward_embedding(making, batch, d, grads);
     }

@@ -4,6 +4,7 @@ mod answers;
 mod bench;
 mod learning;
 mod needs;
+mod quantised;
 
 use candle_core::Device;
 use kernels::emulation::{AVAILABLE, TestDevice};
