@@ -19,16 +19,18 @@ use crate::settings::HubSettings;
 /// A model's folder, ready to be loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedModel {
-    /// The folder: config.json, the tokenizer's files, safetensors.
+    /// The folder: config.json, the tokenizer's files, as a rule safetensors.
     pub dir: PathBuf,
-    /// The hub id, or the directory as it was given.
+    /// Where the weights are: the folder, or a GGUF file in it.
+    pub weights: PathBuf,
+    /// The hub id, or the directory or file as it was given.
     pub id: String,
     /// The commit, for a model of the hub.
     pub revision: Option<String>,
 }
 
-/// Finds the folder of a model: an existing directory is used as it stands; anything else is a
-/// hub id, `ORG/NAME` or `NAME`, downloaded into the shared cache unless it is there already.
+/// Finds the folder of a model: an existing directory is used as it stands, or a GGUF file with what lies beside it;
+/// of a directory without safetensors the one GGUF file. Anything else is a hub id, `ORG/NAME` or `NAME`, downloaded into the shared cache unless it is there already.
 /// Only the configuration, the tokenizer's files and safetensors are downloaded.
 ///
 /// # Errors
@@ -41,12 +43,15 @@ pub fn resolve_model(
     if Path::new(spec).is_dir() {
         return local::model(spec, revision);
     }
+    if local::is_gguf(spec) && Path::new(spec).is_file() {
+        return local::file(spec, revision);
+    }
     if !local::is_repository_id(spec) {
         return Err(HubError::NotASource { spec: spec.to_owned() });
     }
     let repo = repository(Kind::Model, spec, revision.unwrap_or("main"))?;
     let (dir, commit) = remote::model(&repo, settings)?;
-    Ok(ResolvedModel { dir, id: spec.to_owned(), revision: Some(commit) })
+    Ok(ResolvedModel { weights: dir.clone(), dir, id: spec.to_owned(), revision: Some(commit) })
 }
 
 /// The local files of a hub dataset's split, `hf://datasets/ORG/NAME[@REV][/SPLIT]`, downloaded

@@ -75,13 +75,49 @@ fn a_directory_is_used_as_it_stands() {
     assert_says(&error_of(spec, None, &settings), &["config.json", "tokenizer.json", spec]);
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     let found = resolve_model(spec, None, &settings).unwrap();
-    let wanted = ResolvedModel { dir: dir.path().into(), id: spec.into(), revision: None };
+    let place = || dir.path().into();
+    let wanted = ResolvedModel { dir: place(), weights: place(), id: spec.into(), revision: None };
     assert_eq!(found, wanted);
     assert_says(&error_of(spec, Some("v1"), &settings), &["v1", "directory"]);
     std::fs::write(dir.path().join("pytorch_model.bin"), "x").unwrap();
     assert_says(&error_of(spec, None, &settings), &["pytorch_model.bin", "safetensors"]);
     std::fs::write(dir.path().join("model.safetensors"), "x").unwrap();
     assert!(resolve_model(spec, None, &settings).is_ok());
+}
+
+#[test]
+fn a_gguf_file_is_used_with_what_lies_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = HubSettings::from_vars(|_| None);
+    let file = |name: &str| dir.path().join(name);
+    std::fs::write(file("a.gguf"), "x").unwrap();
+    let (path, spec) = (file("a.gguf"), dir.path().to_str().unwrap());
+    let named = path.to_str().unwrap();
+    // Whether the file is named or the directory.
+    for spec in [spec, named] {
+        let said = error_of(spec, None, &settings);
+        assert_says(&said, &["a.gguf", "config.json and tokenizer.json is missing", "unquantised"]);
+    }
+    std::fs::write(file("config.json"), "{}").unwrap();
+    assert_says(&error_of(named, None, &settings), &["a.gguf", "and tokenizer.json is missing"]);
+    write_tiny_tokenizer(dir.path());
+    for spec in [spec, named] {
+        let found = resolve_model(spec, None, &settings).unwrap();
+        assert_eq!((found.dir, found.weights), (dir.path().into(), path.clone()));
+        assert_eq!((found.id.as_str(), found.revision), (spec, None));
+    }
+    assert_says(&error_of(named, Some("v1"), &settings), &["v1", "leave it out"]);
+    std::fs::write(file("b.gguf"), "x").unwrap();
+    assert_says(&error_of(spec, None, &settings), &["name the one", "a.gguf, b.gguf"]);
+    assert_eq!(resolve_model(named, None, &settings).unwrap().weights, path);
+    // Safetensors beside them are what a directory means.
+    std::fs::write(file("model.safetensors"), "x").unwrap();
+    assert_eq!(resolve_model(spec, None, &settings).unwrap().weights, dir.path());
+    let absent = file("c.gguf");
+    assert_says(
+        &error_of(absent.to_str().unwrap(), None, &settings),
+        &["c.gguf", "not a directory"],
+    );
 }
 
 #[test]

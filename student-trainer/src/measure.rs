@@ -106,7 +106,7 @@ fn load(
 ) -> Result<Box<dyn LanguageModel>, TrainError> {
     let device = model::device::choose(&config.device, |text| note(text))?;
     let precision = setup::precision(config.dtype, device);
-    Ok(device.load(&source.dir, source.config.clone(), precision)?)
+    Ok(device.load(&source.weights, source.config.clone(), precision)?)
 }
 
 fn report(

@@ -40,6 +40,8 @@ use crate::state::{self, Identity, Progress};
 pub(crate) struct Source {
     /// The folder.
     pub(crate) dir: PathBuf,
+    /// Where the weights are: the folder, or a GGUF file in it.
+    pub(crate) weights: PathBuf,
     /// The name it was given by.
     pub(crate) id: String,
     pub(crate) config: Qwen3Config,
@@ -118,6 +120,7 @@ impl Source {
             tokenizer: Tokenizer::load(&found.dir)?,
             template: ChatTemplate::load(&found.dir)?,
             dir: found.dir,
+            weights: found.weights,
             id: found.id,
         })
     }
@@ -273,7 +276,7 @@ pub(crate) fn pretrained(
     training: Training,
     device: Device,
 ) -> Result<Box<dyn Learner>, TrainError> {
-    match device.learner(&source.dir, source.config.clone(), training) {
+    match device.learner(&source.weights, source.config.clone(), training) {
         Err(StudentError::Weights(WeightsError::NoWeights { dir })) => {
             Err(TrainError::NoWeights { dir })
         }

@@ -317,6 +317,7 @@ pub(crate) fn tiny_source(dir: &Path) -> Source {
     std::fs::write(dir.join("tokenizer_config.json"), "{}").unwrap();
     Source {
         dir: dir.to_owned(),
+        weights: dir.to_owned(),
         id: "tiny".to_owned(),
         config: Qwen3Config::from_dir(dir).unwrap(),
         tokenizer: hub::tokenizer::Tokenizer::load(dir).unwrap(),

@@ -44,7 +44,8 @@ pub enum Command {
 /// Flags of `serve`. Each can be set by an environment variable too.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Hub id (`Qwen/Qwen3-4B`) or local directory in Hugging Face form.
+    /// Hub id (`Qwen/Qwen3-4B`), local directory in Hugging Face form, or GGUF file with config.json and
+    /// tokenizer.json beside it.
     #[arg(long, value_name = "MODEL", env = "TEACHER_SERVER_MODEL")]
     pub model: String,
     /// Branch, tag or commit on the hub [default: main].
@@ -117,7 +118,8 @@ pub struct ServeArgs {
 /// Flags of `calibrate`.
 #[derive(Clone, Debug, Args)]
 pub struct CalibrateArgs {
-    /// Hub id (`Qwen/Qwen3-4B`) or local directory in Hugging Face form.
+    /// Hub id (`Qwen/Qwen3-4B`), local directory in Hugging Face form, or GGUF file with config.json and
+    /// tokenizer.json beside it.
     #[arg(long, value_name = "MODEL", env = "TEACHER_SERVER_MODEL")]
     pub model: String,
     /// Branch, tag or commit on the hub [default: main].

@@ -8,7 +8,7 @@ use std::time::Duration;
 pub enum HubError {
     /// Neither a folder nor an id.
     #[error(
-        "\"{spec}\" is not a directory on this machine, and it does not look like a hub id \
+        "\"{spec}\" is not a directory (or .gguf file) on this machine, and it does not look like a hub id \
          (ORG/NAME) either"
     )]
     NotASource {
@@ -36,6 +36,27 @@ pub enum HubError {
         id: String,
         /// The names found.
         found: Vec<String>,
+    },
+    /// A GGUF file without what a model needs beside its weights.
+    #[error(
+        "{id} has its weights as {file}, and {missing} is missing, as in most repositories of GGUF files: copy \
+         config.json and tokenizer.json from the repository of the unquantised model into the directory of the file"
+    )]
+    GgufAlone {
+        /// File, folder or hub id.
+        id: String,
+        /// The file.
+        file: String,
+        /// What is missing.
+        missing: String,
+    },
+    /// Several GGUF files.
+    #[error("{dir} holds several GGUF files; name the one that is meant: {}", listing(.files))]
+    SeveralGguf {
+        /// The folder.
+        dir: PathBuf,
+        /// Their names.
+        files: Vec<String>,
     },
     /// Weights that would run code.
     #[error(

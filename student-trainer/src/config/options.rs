@@ -127,7 +127,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, IMPORT, ("teacher-model", "NAME", ""),
         "A name for the teacher whose answers a file holds that does not say so itself"),
     option(MODELS, EVAL, ("model", "MODEL", ""),
-        "The model to measure: a local directory in Hugging Face form or a hub id"),
+        "The model to measure: a local directory in Hugging Face form, a .gguf file or a hub id"),
     option(MODELS, EVAL, ("revision", "REVISION", ""),
         "Branch, tag or commit of a hub model; the hub's main when absent"),
 
