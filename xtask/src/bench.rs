@@ -6,6 +6,7 @@
 mod cache;
 mod engine;
 mod job;
+mod quantised;
 mod signals;
 mod start;
 
@@ -39,8 +40,11 @@ pub(crate) fn bench(arguments: &[&str]) -> Result<()> {
             "start" => start::bench(&settings)?,
             "cache" => cache::bench(&settings)?,
             "signals" => signals::bench(&settings)?,
+            "quantised" => quantised::bench(&settings)?,
             other => {
-                bail!("unknown part {other}: bench has engine, job, start, cache and signals")
+                bail!(
+                    "unknown part {other}: bench has engine, job, start, cache, signals and quantised"
+                )
             }
         }
     }

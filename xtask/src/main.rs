@@ -24,10 +24,11 @@ usage: cargo xtask COMMAND
                 memory, idle, overhead, wire; all by default (half an hour). --short takes two
                 minutes and judges what does not depend on the machine's speed. --model DIR is
                 whose overhead is measured
-  bench [engine] [job] [start] [cache] [signals] [--rounds N] [--rows N] [--top-k K] [--python PROGRAM]
+  bench [engine] [job] [start] [cache] [signals] [quantised] [--rounds N] [--rows N] [--top-k K] [--python PROGRAM]
                 beside PyTorch in one alternating run: training steps and scoring on random
-                weights, the notebook's whole job; the time a start takes; a cache's speed; and what
-                students become under each signal. All but the last by default
+                weights, the notebook's whole job; the time a start takes; a cache's speed; what
+                students become under each signal; and what quantising costs a teacher's. All but
+                the last two by default
   fuzz [TARGET…] [--runs N] [--keep]
                 libFuzzer on the targets of fuzz/, all by default, 1,000,000 times each; --keep
                 puts the fewest inputs that reach every place into fuzz/corpus

@@ -11,8 +11,13 @@
 //! in bfloat16 from either type of weights, and candle's in float32, in turn. One JSON line.
 //!
 //! `engine_bench checkpoint SHAPE DIR` writes such a model in bfloat16, without a tokenizer.
+//!
+//! `engine_bench gguf DIR F16|Q8_0|Q6_K|Q4_K|Q4_K_M FILE` writes the model of a directory as a GGUF file and prints the
+//! names of matrices that stay in bfloat16, because their rows are no whole blocks. `cargo xtask bench quantised` measures
+//! what that costs.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 
+mod gguf;
 mod said;
 
 use std::error::Error;
@@ -71,6 +76,12 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
         let [name, dir] = rest else { return Err("checkpoint SHAPE DIR".into()) };
         return write_checkpoint(shape(name)?, Path::new(dir));
     }
+    if what == "gguf" {
+        let [dir, mixture, file] = rest else { return Err("gguf DIR TYPE FILE".into()) };
+        let left = gguf::convert(Path::new(dir), mixture, Path::new(file))?;
+        left.iter().for_each(|name| println!("{name}"));
+        return Ok(());
+    }
     if what == "product" {
         return products(rest.first().copied().unwrap_or("512x1024x6144"));
     }
@@ -80,9 +91,10 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
         "score" => scores(&asked)?,
         "loss" => losses(&asked)?,
         other => {
-            return Err(
-                format!("{other} is none of step, score, loss, product and checkpoint").into()
-            );
+            return Err(format!(
+                "{other} is none of step, score, loss, product, checkpoint and gguf"
+            )
+            .into());
         }
     };
     let seconds: Vec<String> = seconds.iter().map(|s| format!("{s:.4}")).collect();
