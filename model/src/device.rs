@@ -135,22 +135,22 @@ impl Device {
         }
     }
 
-    /// The model of a directory, ready to answer.
+    /// The model of a directory or a GGUF file, ready to answer. On a card quantised matrices stay as they are.
     ///
     /// # Errors
     /// [`WeightsError`], naming file and tensor, or what is wrong with the device.
     pub fn load(
         self,
-        dir: &Path,
+        place: &Path,
         config: Qwen3Config,
         precision: Precision,
     ) -> Result<Box<dyn LanguageModel>, WeightsError> {
         match self {
             Self::Cpu => {
-                let weights = Weights::load(dir, &config, precision.dtype(), &Tensors::Cpu)?;
+                let weights = Weights::load(place, &config, precision.dtype(), &Tensors::Cpu)?;
                 Ok(Box::new(Qwen3::new(config, weights, precision)?))
             }
-            Self::Cuda(ordinal) => on_card::load(ordinal, dir, config, precision),
+            Self::Cuda(ordinal) => on_card::load(ordinal, place, config, precision),
         }
     }
 
@@ -258,6 +258,7 @@ mod on_card {
     use crate::config::Qwen3Config;
     use crate::language_model::LanguageModel;
     use crate::learner::Learner;
+    use crate::load::is_gguf;
     use crate::ops::Precision;
     use crate::student::{Student, StudentError};
     use crate::weights::{Weights, WeightsError};
@@ -274,12 +275,15 @@ mod on_card {
 
     pub(super) fn load(
         ordinal: usize,
-        dir: &Path,
+        place: &Path,
         config: Qwen3Config,
         precision: Precision,
     ) -> Result<Box<dyn LanguageModel>, WeightsError> {
         let on = open(ordinal)?;
-        let weights = Weights::load(dir, &config, precision.dtype(), &Tensors::Cpu)?;
+        if is_gguf(place) {
+            return Ok(Box::new(CardModel::quantised(on, place, config, precision)?));
+        }
+        let weights = Weights::load(place, &config, precision.dtype(), &Tensors::Cpu)?;
         let model = CardModel::new(on, config, &weights, precision);
         Ok(Box::new(model.map_err(|error| WeightsError::Card(error.to_string()))?))
     }
