@@ -16,7 +16,7 @@ use super::engine::{CardModel, LossOf};
 use super::failed;
 use super::learner::CardLearner;
 use super::loss::{self, Asked as LossAsked, LOGITS_BYTES};
-use super::network::{Making, Network, views};
+use super::network::{Making, Network, views, weights};
 use super::signals::Teacher;
 use crate::config::Qwen3Config;
 use crate::language_model::{Asked, LanguageModel as _};
@@ -262,7 +262,8 @@ pub fn output_layer<X: Executor>(
     let (d, classes, rows) = (config.hidden_size, config.vocab_size, sizes.positions);
     let index = ParameterIndex::new(config);
     let flat = kept(on, Kind::Bf16, index.total(), 0.02)?;
-    let network = Network::new(on, config.clone(), &index, flat, Activations::Bf16)?;
+    let weights = weights(flat, &index, config.num_hidden_layers)?;
+    let network = Network::new(on, config.clone(), weights, Activations::Bf16)?;
     let hidden = kept(on, Kind::Bf16, rows * d, 1.0)?;
     let gradients = on.keep("gradients", Kind::F32, index.total()).map_err(failed::<X>)?;
     let dw = views(gradients, &index, config.num_hidden_layers)?.head;
@@ -324,7 +325,8 @@ pub fn teacher<X: Executor + Send>(
 ) -> Result<Figure, ModelError> {
     let index = std::sync::Arc::new(ParameterIndex::new(config));
     let flat = kept(&mut on, Kind::Bf16, index.total(), 0.02)?;
-    let model = CardModel::over(on, config.clone(), &index, flat, Precision::Bf16)?;
+    let weights = weights(flat, &index, config.num_hidden_layers)?;
+    let model = CardModel::over(on, config.clone(), (&index, weights), Precision::Bf16)?;
     let batch = batch(sizes, config.vocab_size);
     let positions: Vec<u32> = (0..batch.ids().len() as u32).collect();
     let next = vec![None; positions.len()];

@@ -114,7 +114,8 @@ impl<X: Executor> CardModel<X> {
         let said = |error: ModelError| WeightsError::Card(error.to_string());
         let kind = Kind::from(activations(precision).map_err(said)?);
         let layout = Layout::of(&stored, &index, kind);
-        let all = on.keep("weights", Kind::Bytes, layout.bytes).map_err(|e| said(failed::<X>(e)))?;
+        let all =
+            on.keep("weights", Kind::Bytes, layout.bytes).map_err(|e| said(failed::<X>(e)))?;
         for (at, Placed { start, quantised, len }) in layout.places.values().enumerate() {
             let (file, tensor) = stored.get(at);
             let bytes = match (quantised, kind) {
