@@ -111,6 +111,18 @@ impl Weight {
     pub(super) fn logits(
         &self,
         program: &mut Program,
+        hidden: (View, usize),
+        classes: Range<usize>,
+        logits: (View, usize),
+    ) {
+        self.logits_within(WIDENED_BYTES, program, hidden, classes, logits);
+    }
+
+    /// The same with parts of so many bytes.
+    pub(super) fn logits_within(
+        &self,
+        bytes: usize,
+        program: &mut Program,
         (hidden, width): (View, usize),
         classes: Range<usize>,
         (logits, stride): (View, usize),
@@ -118,7 +130,7 @@ impl Weight {
         let rows = hidden.len / width;
         let fit = match self {
             Self::View(_) => classes.len(),
-            Self::Pieces(_) => WIDENED_BYTES / (width * hidden.kind.bytes()) / CLASSES * CLASSES,
+            Self::Pieces(_) => bytes / (width * hidden.kind.bytes()) / CLASSES * CLASSES,
         };
         let size = fit.max(CLASSES);
         for first in classes.clone().step_by(size) {

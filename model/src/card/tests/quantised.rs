@@ -1,14 +1,19 @@
 //! A quantised teacher on a card, against the processor's with the same numbers widened.
 
-use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
 use distill::signal::Entries;
 use kernels::emulation::Emulation;
+use kernels::executor::Executor as _;
+use kernels::program::Kind;
+use kernels::quantised::Quantised;
 use serde_json::json;
 use tempfile::TempDir;
 
 use super::{BOTH, emulated};
 use crate::card::CardModel;
+use crate::card::network::Making;
+use crate::card::weight::{Piece, Weight};
 use crate::config::Qwen3Config;
 use crate::gguf::write::{Mixture, write};
 use crate::language_model::{Asked, LanguageModel, Said};
@@ -71,6 +76,38 @@ fn hidden_states_are_those_of_the_widened_model() {
             let head = LanguageModel::head(&card).unwrap().to_dtype(DType::F32).unwrap();
             let error = relative(&values(&head), &values(Qwen3::head(&host)));
             assert!(error < far && head.dims() == Qwen3::head(&host).dims(), "{error}");
+        }
+    }
+}
+
+#[test]
+fn an_output_layer_in_parts_says_what_it_says_at_once() {
+    if !emulated("an_output_layer_in_parts_says_what_it_says_at_once") {
+        return;
+    }
+    let (classes, rows, width, of) = (300, 3, 64, Quantised::Q8_0);
+    let w = Tensor::randn(0.0_f32, 1.0, (classes, width), &Device::Cpu).unwrap();
+    let w = QTensor::quantize(&w, GgmlDType::Q8_0).unwrap();
+    let mut on = Emulation::new(1);
+    let view = on.keep("w", Kind::Bytes, of.bytes_of(classes * width)).unwrap();
+    on.write(view, &w.data().unwrap()).unwrap();
+    let w = w.dequantize(&Device::Cpu).unwrap();
+    let piece = Piece { view, quantised: Some(of), len: classes * width };
+    let head = Weight::Pieces(vec![piece]);
+    let hidden = Tensor::randn(0.0_f32, 1.0, (rows, width), &Device::Cpu).unwrap();
+    // From the second class on, into rows that are longer than needed.
+    let (these, stride) = (1..classes, classes + 5);
+    for bytes in [1, 4 * 128 * width, 4 * 256 * width, 1 << 20] {
+        let mut making = Making::default();
+        let at = making.send(&values(&hidden));
+        let program = &mut making.program;
+        let logits = program.output(Kind::F32, rows * stride);
+        head.logits_within(bytes, program, (at, width), these.clone(), (logits, stride));
+        let found = on.run(program, &making.inputs).unwrap().get::<f32>(logits);
+        let wanted = hidden.matmul(&w.t().unwrap()).unwrap();
+        for (found, wanted) in found.chunks(stride).zip(values(&wanted).chunks(classes)) {
+            assert!(relative(&found[..classes - 1], &wanted[1..]) < 1e-6, "parts of {bytes} bytes");
+            assert!(found[classes - 1..].iter().all(|x| x.is_nan()), "it wrote beyond its classes");
         }
     }
 }
