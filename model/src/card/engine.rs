@@ -87,7 +87,8 @@ impl<X: Executor> CardModel<X> {
     ) -> Result<Self, ModelError> {
         let index = Arc::new(ParameterIndex::new(&config));
         let flat = keep_weights(&mut on, &index, precision)?;
-        Self::over(on, config, &index, flat, precision)
+        let views = network::weights(flat, &index, config.num_hidden_layers)?;
+        Self::over(on, config, (&index, views), precision)
     }
 
     /// Over weights that lie on the card.
