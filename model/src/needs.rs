@@ -50,6 +50,11 @@ impl Needs {
         ]
     }
 
+    /// What is taken whatever the batch is.
+    pub fn lasting(&self) -> u64 {
+        self.model + self.optimiser + self.gradients + self.teacher + self.workspace
+    }
+
     /// All of it.
     pub fn total(&self) -> u64 {
         self.parts().iter().map(|(_, bytes)| bytes).sum()

@@ -131,6 +131,8 @@ pub struct Plan {
     pub recompute: Recompute,
     /// What becomes of the largest batch with it; none where it is refused.
     pub fit: Option<Fit>,
+    /// Why it is refused.
+    pub refusal: Option<String>,
 }
 
 impl Plan {
@@ -212,6 +214,10 @@ impl Subject<'_> {
             let total = needs.total();
             Choice { recompute, needs, total, fits: room.map(|room| total <= room.usable) }
         };
+        let refusal = match fit {
+            Some(_) => None,
+            None => Some(self.refusal(recompute, usable)?.to_string()),
+        };
         Ok(Plan {
             device: self.device.to_string(),
             dtype: self.training.precision.to_string(),
@@ -221,6 +227,7 @@ impl Subject<'_> {
             choices: choices.into_iter().map(choice).collect(),
             recompute,
             fit,
+            refusal,
         })
     }
 
@@ -281,7 +288,7 @@ impl Subject<'_> {
                 amount(needed),
                 amount(usable)
             )),
-            None => return Err(self.refusal(recompute, [needed, usable])?),
+            None => return Err(self.refusal(recompute, usable)?),
         }
         Ok(plan)
     }
@@ -292,28 +299,32 @@ impl Subject<'_> {
         format!("{rows} rows, {tokens} tokens")
     }
 
-    fn refusal(
-        &self,
-        recompute: Recompute,
-        [needed, usable]: [u64; 2],
-    ) -> Result<TrainError, TrainError> {
+    /// What there is too little memory for, and what to do.
+    fn refusal(&self, recompute: Recompute, usable: u64) -> Result<TrainError, TrainError> {
         let longest = self.rows.first().copied().unwrap_or(1);
-        let alone = self.needs(recompute, &[longest])?.total();
-        let (what, wanted) = match alone > usable {
-            true => (format!("training with a row of {longest} tokens alone"), alone),
-            false => (format!("training with the largest batch ({})", self.batch()), needed),
+        let (all, alone) = (self.needs(recompute, &self.rows)?, self.needs(recompute, &[longest])?);
+        let shorter = match recompute {
+            Recompute::None => "a smaller --max-length, --recompute blocks, or another device",
+            Recompute::Blocks | Recompute::Gradients => "a smaller --max-length, or another device",
         };
-        let mut remedies = Vec::new();
-        if alone <= usable {
-            remedies.push("--on-memory split, or a smaller --per-device-train-batch-size");
-        }
-        remedies.push("a smaller --max-length");
-        if recompute == Recompute::None {
-            remedies.push("--recompute blocks");
-        }
-        remedies.push("or another device");
-        let (device, remedy) = (self.device.to_string(), remedies.join(", "));
-        Ok(TrainError::Memory { what, wanted, free: usable, device, remedy })
+        let (what, wanted, remedy) = if alone.lasting() > usable {
+            let what = "a student of this size, before any batch,".to_owned();
+            (what, alone.lasting(), "a smaller student, or another device".to_owned())
+        } else if alone.total() > usable {
+            let what = format!("training with a row of {longest} tokens alone");
+            (what, alone.total(), shorter.to_owned())
+        } else {
+            let what = format!("training with the largest batch ({})", self.batch());
+            let fewer = "--on-memory split, a smaller --per-device-train-batch-size";
+            (what, all.total(), format!("{fewer}, {shorter}"))
+        };
+        Ok(TrainError::Memory {
+            what,
+            wanted,
+            free: usable,
+            device: self.device.to_string(),
+            remedy,
+        })
     }
 }
 

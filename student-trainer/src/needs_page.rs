@@ -39,7 +39,7 @@ fn page(plan: &Plan) -> String {
     let (rows, tokens) = (plan.rows, grouped(plan.tokens as i64));
     let (device, dtype) = (&plan.device, &plan.dtype);
     format!(
-        "{dtype} on {device}, the largest batch: {rows} rows, {tokens} tokens{}\n\n{}\n\n{}\n",
+        "{dtype} on {device}, the largest batch: {rows} rows, {tokens} tokens{}\n\n{}\n{}\n",
         if plan.is_estimate() { " (an estimate)" } else { "" },
         table.to_text(),
         verdict(plan)
@@ -68,7 +68,7 @@ fn verdict(plan: &Plan) -> String {
             "--recompute {recompute} is taken, and may be too much: a smaller --per-device-train-batch-size or \
              --max-length takes less"
         ),
-        None => "training is refused: a smaller --per-device-train-batch-size or --max-length takes less".to_owned(),
+        None => format!("training is refused: {}", plan.refusal.as_deref().unwrap_or_default()),
     };
     format!("{there_is}; {then}")
 }
@@ -100,8 +100,8 @@ mod tests {
         assert!(!text.contains("teacher's matrix"), "{text}");
         let parts = Plan { fit: Some(Fit::Parts { tokens: 2048 }), ..memory() };
         assert!(verdict(&parts).contains("parts of at most 2,048 tokens"));
-        let refused = Plan { fit: None, room: None, ..memory() };
-        let said = verdict(&refused);
-        assert!(said.contains("not known") && said.contains("training is refused"), "{said}");
+        let refusal = Some("a row takes it all".to_owned());
+        let said = verdict(&Plan { fit: None, room: None, refusal, ..memory() });
+        assert!(said.contains("not known") && said.contains("refused: a row takes"), "{said}");
     }
 }

@@ -94,12 +94,20 @@ fn what_cannot_or_must_not_be_parted_is_refused_with_both_figures() {
     // A plan only says so.
     let plan = subject.plan(room(usable)).unwrap();
     assert_eq!((plan.fit, plan.chosen().unwrap().fits), (None, Some(false)));
+    assert_eq!(plan.refusal, Some(refused));
     for on_memory in [OnMemory::Split, OnMemory::Refuse] {
         let subject = case.subject(CARD, on_memory);
         let refused = settled(&subject, total(&[40]) - 1).0.unwrap_err().to_string();
         assert!(refused.contains("a row of 40 tokens alone"), "{refused}");
         assert!(refused.contains("--max-length") && !refused.contains("split"), "{refused}");
     }
+    // No batch is small enough for a student that has no room itself.
+    let student = subject.needs(Recompute::Blocks, &[40]).unwrap().lasting();
+    let refused = settled(&subject, student - 1).0.unwrap_err().to_string();
+    assert!(
+        refused.contains("before any batch") && refused.contains("smaller student"),
+        "{refused}"
+    );
     // On the processor it is tried, with a word.
     let (plan, notes) = settled(&case.subject(Device::Cpu, OnMemory::Split), 1);
     assert_eq!(plan.unwrap().fit, Some(Fit::Tried));

@@ -74,6 +74,7 @@ pub(crate) fn memory() -> Plan {
         choices: vec![choice(none, 5 << 30, false), choice(blocks, 1 << 30, true)],
         recompute: blocks,
         fit: Some(Fit::Whole),
+        refusal: None,
     }
 }
 
