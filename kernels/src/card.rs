@@ -20,7 +20,7 @@ use crate::executor::{Element, Executor, Inputs, Outputs, Times};
 use crate::program::{Home, Kind, Places, Product, Program, Step, View};
 use device::{Device, Memory, Pinned};
 pub use error::CardError;
-use graphs::Graphs;
+use graphs::{Graph, Graphs};
 use kernels::Kernels;
 use products::{Addresses, Products};
 use stream::{Event, Stream};
@@ -71,13 +71,16 @@ impl Travel {
         })
     }
 
-    /// Room for so many bytes; whether it had to be made.
-    fn grow(&mut self, device: &Device, bytes: usize) -> Result<bool, CardError> {
-        let grows = bytes > self.card.bytes;
-        if grows {
+    fn is_short_of(&self, bytes: usize) -> bool {
+        bytes > self.card.bytes
+    }
+
+    /// Room for so many bytes.
+    fn grow(&mut self, device: &Device, bytes: usize) -> Result<(), CardError> {
+        if self.is_short_of(bytes) {
             *self = Self::new(device, travel_bytes(bytes))?;
         }
-        Ok(grows)
+        Ok(())
     }
 }
 
@@ -159,11 +162,12 @@ impl Card {
             self.passing = self.device.allocate("a program's buffers", places.bytes)?;
         }
         let Slot { inputs, outputs, .. } = &mut self.slots[slot];
-        let grew = inputs.grow(&self.device, program.input_bytes)?;
-        if outputs.grow(&self.device, program.output_bytes)? || grew {
+        if inputs.is_short_of(program.input_bytes) || outputs.is_short_of(program.output_bytes) {
+            // Before anything moves: what comes next may fail.
             self.graphs.forget();
         }
-        Ok(())
+        inputs.grow(&self.device, program.input_bytes)?;
+        outputs.grow(&self.device, program.output_bytes)
     }
 
     /// Puts a program's steps into the stream.
@@ -217,18 +221,42 @@ impl Card {
             input: self.slots[slot].inputs.card.start,
             output: self.slots[slot].outputs.card.start,
         };
-        if self.timeline.is_some() || !self.graphs.has_come(program, slot) {
+        if self.timeline.is_some() || !self.graphs.has_run(program, slot) {
             return self.steps(program, &at);
         }
         if !self.graphs.is_recorded(program, slot) {
             self.compute.begin_recording(&self.device)?;
             let recorded = self.steps(program, &at);
             // The recording ends whatever became of it.
-            let graph = self.compute.end_recording(&self.device);
+            let graph = self.compute.end_recording(&self.device).map(Graph::of);
             recorded?;
             self.graphs.record(program, slot, graph?);
         }
         self.graphs.launch(&self.device, program, slot, &self.compute)
+    }
+
+    /// Inputs to the card, the steps behind them, outputs back behind these.
+    fn launch(
+        &mut self,
+        program: &Program,
+        inputs: &Inputs,
+        places: &Places,
+        slot: usize,
+    ) -> Result<(), CardError> {
+        let Slot { inputs: travel, sent, .. } = &mut self.slots[slot];
+        let bytes = inputs.bytes();
+        travel.host.slice_mut(bytes.len()).copy_from_slice(bytes);
+        self.sends.send(&self.device, travel.host.slice(bytes.len()), travel.card.start)?;
+        sent.record(&self.device, &self.sends)?;
+        self.compute.wait_for(&self.device, sent)?;
+        self.compute(program, places, slot)?;
+
+        let Slot { outputs: travel, computed, fetched, .. } = &mut self.slots[slot];
+        let output_bytes = program.output_bytes;
+        computed.record(&self.device, &self.compute)?;
+        self.fetches.wait_for(&self.device, computed)?;
+        self.fetches.fetch(&self.device, travel.card.start, travel.host.slice_mut(output_bytes))?;
+        fetched.record(&self.device, &self.fetches)
     }
 
     fn kept_at(&self, view: View) -> CUdeviceptr {
@@ -306,20 +334,13 @@ impl Executor for Card {
         let places = self.graphs.comes(program, slot);
         self.make_room(program, &places, slot)?;
 
-        let Slot { inputs: travel, sent, .. } = &mut self.slots[slot];
-        let bytes = inputs.bytes();
-        travel.host.slice_mut(bytes.len()).copy_from_slice(bytes);
-        self.sends.send(&self.device, travel.host.slice(bytes.len()), travel.card.start)?;
-        sent.record(&self.device, &self.sends)?;
-        self.compute.wait_for(&self.device, sent)?;
-        self.compute(program, &places, slot)?;
-
-        let Slot { outputs: travel, computed, fetched, .. } = &mut self.slots[slot];
         let output_bytes = program.output_bytes;
-        computed.record(&self.device, &self.compute)?;
-        self.fetches.wait_for(&self.device, computed)?;
-        self.fetches.fetch(&self.device, travel.card.start, travel.host.slice_mut(output_bytes))?;
-        fetched.record(&self.device, &self.fetches)?;
+        if let Err(error) = self.launch(program, inputs, &places, slot) {
+            // What was begun may still read and write this slot, which counts as free.
+            self.settle()?;
+            return Err(error);
+        }
+        self.graphs.ran(program, slot);
         self.slots[slot].busy = true;
         self.next = (slot + 1) % SLOTS;
         Ok(Running { slot, output_bytes })

@@ -9,6 +9,7 @@ mod job;
 mod pack;
 
 use std::fmt::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -63,6 +64,7 @@ pub(crate) struct Run {
     settings: Settings,
     deadline: Instant,
     lines: Vec<Line>,
+    pub(crate) figures: Vec<Value>,
 }
 
 /// `pack DIR`, or the run itself.
@@ -73,12 +75,12 @@ pub(crate) fn gpu(arguments: &[&str]) -> Result<()> {
     let settings = Settings::read(arguments)?;
     std::fs::create_dir_all(&settings.out)?;
     let deadline = Instant::now() + Duration::from_secs_f64(60.0 * settings.minutes);
-    let mut run = Run { settings, deadline, lines: Vec::new() };
+    let mut run = Run { settings, deadline, lines: Vec::new(), figures: Vec::new() };
     run.checks();
-    let mut figures = figures::measure(&mut run);
+    figures::measure(&mut run);
+    run.real_job();
     run.sanitise();
-    figures.extend(run.real_job());
-    run.report(&figures)
+    run.report()
 }
 
 impl Settings {
@@ -136,42 +138,38 @@ impl Run {
             self.line(&name, 30, &mut command);
         }
         let begin = Instant::now();
+        let by = self.deadline.min(begin + Duration::from_secs(90));
         let outcome = match self.left() {
             None => Outcome::NotReached,
-            Some(left) => {
-                match job::tiny(
-                    &self.settings.programs,
-                    &self.settings.device,
-                    left.min(Duration::from_secs(90)),
-                ) {
-                    Ok(()) => Outcome::Passed,
-                    Err(error) => Outcome::Failed(format!("{error:#}")),
-                }
-            }
+            Some(_) => match job::tiny(&self.settings.programs, &self.settings.device, by) {
+                Ok(()) => Outcome::Passed,
+                Err(error) => Outcome::Failed(format!("{error:#}")),
+            },
         };
         self.note("a tiny distillation over gRPC", outcome, begin.elapsed().as_secs_f64());
     }
 
     /// The job at real shapes.
-    fn real_job(&mut self) -> Option<Value> {
+    fn real_job(&mut self) {
         let name = "the notebook's job at real shapes, both services on the card";
         if !self.has_card() {
             self.note(name, Outcome::Absent("no card in a rehearsal".to_owned()), 0.0);
-            return None;
+            return;
         }
-        let Some(left) = self.left() else {
+        if self.left().is_none() {
             self.note(name, Outcome::NotReached, 0.0);
-            return None;
-        };
+            return;
+        }
         let begin = Instant::now();
         let Settings { programs, device, python, .. } = &self.settings;
-        let found = job::real(programs, device, python, left);
-        let (outcome, figure) = match found {
-            Ok(figure) => (Outcome::Passed, Some(figure)),
-            Err(error) => (Outcome::Failed(format!("{error:#}")), None),
+        let outcome = match job::real(programs, device, python, self.deadline) {
+            Ok(figure) => {
+                self.figures.push(figure);
+                Outcome::Passed
+            }
+            Err(error) => Outcome::Failed(format!("{error:#}")),
         };
         self.note(name, outcome, begin.elapsed().as_secs_f64());
-        figure
     }
 
     /// NVIDIA's checker over some of the small shapes, where it is installed.
@@ -189,7 +187,9 @@ impl Run {
             command
                 .args(["--tool", tool, "--error-exitcode", "9"])
                 .arg(self.settings.programs.join("model-tests"))
-                .args(["ops::emulated_tests", "--test-threads", "1"]);
+                // Those with the most memory of a block and the most barriers.
+                .args(["ops::emulated_tests::attention", "ops::emulated_tests::topk"])
+                .args(["ops::emulated_tests::head", "--test-threads", "1"]);
             self.on_device(&mut command);
             self.line(&name, 120, &mut command);
         }
@@ -228,7 +228,8 @@ impl Run {
     pub(crate) fn has_peer(&mut self) -> bool {
         let mut python = Command::new(&self.settings.python);
         python.args(["-c", "import torch, transformers"]);
-        let found = within(&mut python, Duration::from_secs(60));
+        let limit = self.left().unwrap_or_default().min(Duration::from_secs(60));
+        let found = within(&mut python, limit);
         if let Err(error) = &found {
             self.note("PyTorch", Outcome::Absent(format!("{error:#}")), 0.0);
         }
@@ -241,10 +242,25 @@ impl Run {
         (left > Duration::from_secs(3)).then_some(left)
     }
 
+    /// What is known so far, in case the machine goes away.
+    fn keep(&self) -> Result<()> {
+        let line = |line: &Line| {
+            let (word, why) = line.outcome.words();
+            json!({"name": line.name, "outcome": word, "why": why, "seconds": line.seconds})
+        };
+        let lines: Vec<Value> = self.lines.iter().map(line).collect();
+        let all = json!({"lines": lines, "figures": self.figures});
+        let text = serde_json::to_string_pretty(&all)?;
+        Ok(std::fs::write(self.settings.out.join("gpu.json"), text)?)
+    }
+
     pub(crate) fn note(&mut self, name: &str, outcome: Outcome, seconds: f64) {
         let (word, why) = outcome.words();
         say(format!("{word:<12} {seconds:>6.1} s  {name}{why}"));
         self.lines.push(Line { name: name.to_owned(), outcome, seconds });
+        if let Err(error) = self.keep() {
+            say(format!("{}: {error:#}", self.settings.out.display()));
+        }
     }
 
     /// Runs a command as a line; gives its standard output where it passed.
@@ -263,8 +279,8 @@ impl Run {
     }
 
     /// One table, and the same as JSON; an error where something failed.
-    fn report(&self, figures: &[Value]) -> Result<()> {
-        let mut table = figures::table(figures);
+    fn report(&self) -> Result<()> {
+        let mut table = figures::table(&self.figures);
         let reached = |line: &&Line| line.outcome == Outcome::NotReached;
         let missed: Vec<&str> =
             self.lines.iter().filter(reached).map(|line| line.name.as_str()).collect();
@@ -277,13 +293,6 @@ impl Run {
             )?;
         }
         say(format!("\n{table}"));
-        let line = |line: &Line| {
-            let (word, why) = line.outcome.words();
-            json!({"name": line.name, "outcome": word, "why": why, "seconds": line.seconds})
-        };
-        let lines: Vec<Value> = self.lines.iter().map(line).collect();
-        let all = json!({"lines": lines, "figures": figures});
-        std::fs::write(self.settings.out.join("gpu.json"), serde_json::to_string_pretty(&all)?)?;
         std::fs::write(self.settings.out.join("gpu.txt"), &table)?;
         let failed = self.lines.iter().filter(|line| matches!(line.outcome, Outcome::Failed(_)));
         let failed = failed.count();
@@ -313,6 +322,8 @@ pub(crate) fn within(command: &mut Command, limit: Duration) -> Result<String> {
     command.stdin(Stdio::null());
     command.stdout(std::fs::File::create(&out)?).stderr(std::fs::File::create(&complaints)?);
     let shown = command.get_program().to_string_lossy().into_owned();
+    // With a group of its own: what it starts ends with it.
+    command.process_group(0);
     let mut child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
     let begin = Instant::now();
     let status = loop {
@@ -320,7 +331,8 @@ pub(crate) fn within(command: &mut Command, limit: Duration) -> Result<String> {
             break Some(status);
         }
         if begin.elapsed() > limit {
-            child.kill()?;
+            let group = format!("-{}", child.id());
+            Command::new("kill").args(["-KILL", "--", &group]).status()?;
             child.wait()?;
             break None;
         }
@@ -366,7 +378,8 @@ mod tests {
     #[test]
     fn lines_past_the_deadline_are_named() {
         let settings = Settings::read(&["--minutes", "0.01", "--bin-dir", "/nowhere"]).unwrap();
-        let mut run = Run { settings, deadline: Instant::now(), lines: Vec::new() };
+        let (lines, figures) = (Vec::new(), Vec::new());
+        let mut run = Run { settings, deadline: Instant::now(), lines, figures };
         assert_eq!(run.line("some", 5, &mut Command::new("true")), None);
         assert_eq!(run.lines[0].outcome, Outcome::NotReached);
         assert!(Settings::read(&["--minute", "1"]).is_err());

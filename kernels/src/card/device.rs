@@ -18,6 +18,8 @@ pub(super) struct Device {
     /// What it calls itself.
     pub(super) name: String,
     pub(super) capability: [i32; 2],
+    /// Memory that a block may ask for, in bytes.
+    pub(super) block_memory: i32,
 }
 
 // SAFETY: a context may be used by any thread once it is that thread's current one (`be_current`).
@@ -58,12 +60,14 @@ impl Device {
         let attribute = |which| {
             // SAFETY: a card that there is.
             unsafe { driver::device::get_attribute(device, which) }
-                .map_err(failed("asking for its compute capability"))
+                .map_err(failed("asking what it can"))
         };
         let capability = [
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ];
+        let block_memory =
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         if capability < CAPABILITY_NEEDED {
             return Err(CardError::OldCard { ordinal, name, found: capability });
         }
@@ -73,7 +77,7 @@ impl Device {
         // SAFETY: a card that there is; given back when this goes.
         let context =
             unsafe { driver::primary_ctx::retain(device) }.map_err(failed("opening the card"))?;
-        let opened = Self { ordinal, device, context, name, capability };
+        let opened = Self { ordinal, device, context, name, capability, block_memory };
         opened.be_current()?;
         Ok(opened)
     }

@@ -69,6 +69,21 @@ pub enum CardError {
         /// Its compute capability.
         found: [i32; 2],
     },
+    /// A kernel wants more memory of a block than the card has.
+    #[error(
+        "cuda:{ordinal}: the kernel {kernel} takes {wanted} bytes of a block's memory and the card has {found}: heads of this \
+         size are not trained on it; choose a card of compute capability 8.0 or 9.0, or --device cpu"
+    )]
+    BlockMemory {
+        /// Which card it is.
+        ordinal: usize,
+        /// The kernel.
+        kernel: &'static str,
+        /// Bytes wanted.
+        wanted: u32,
+        /// Bytes there are.
+        found: i32,
+    },
     /// No library of matrix products.
     #[error(
         "cuda:{ordinal}: cuBLASLt was not found (libcublasLt.so.13 is not on the library path): install CUDA 13's cuBLAS, or \
@@ -130,6 +145,7 @@ impl CardError {
             | Self::OldCard { .. }
             | Self::NotBuilt { .. }
             | Self::NoLibrary { .. }
+            | Self::BlockMemory { .. }
             | Self::Library { .. } => false,
         }
     }

@@ -25,12 +25,18 @@ struct Known {
     /// Addresses of inputs and outputs are a slot's.
     slot: usize,
     places: Arc<Places>,
-    times: usize,
+    has_run: bool,
     graph: Option<Graph>,
 }
 
 /// What can be launched.
-struct Graph(sys::CUgraphExec);
+pub(super) struct Graph(sys::CUgraphExec);
+
+impl Graph {
+    pub(super) fn of(recorded: sys::CUgraphExec) -> Self {
+        Self(recorded)
+    }
+}
 
 // SAFETY: a handle that any thread may use.
 unsafe impl Send for Graph {}
@@ -48,14 +54,13 @@ impl Graphs {
         if program.steps.len() < WORTH_IT {
             return Arc::new(Places::of(program));
         }
-        let mut known = match self.place(program, slot) {
+        let known = match self.place(program, slot) {
             Some(at) => self.0.remove(at),
             None => {
                 let places = Arc::new(Places::of(program));
-                Known { program: program.clone(), slot, places, times: 0, graph: None }
+                Known { program: program.clone(), slot, places, has_run: false, graph: None }
             }
         };
-        known.times += 1;
         let places = Arc::clone(&known.places);
         if self.0.len() == REMEMBERED {
             self.0.remove(0);
@@ -64,9 +69,16 @@ impl Graphs {
         places
     }
 
-    /// Whether it came before.
-    pub(super) fn has_come(&self, program: &Program, slot: usize) -> bool {
-        self.place(program, slot).is_some_and(|at| self.0[at].times > 1)
+    /// Whether it was carried out before, so that its kernels are loaded: nothing is loaded while it is recorded.
+    pub(super) fn has_run(&self, program: &Program, slot: usize) -> bool {
+        self.place(program, slot).is_some_and(|at| self.0[at].has_run)
+    }
+
+    /// Takes note of a program that was carried out.
+    pub(super) fn ran(&mut self, program: &Program, slot: usize) {
+        if let Some(at) = self.place(program, slot) {
+            self.0[at].has_run = true;
+        }
     }
 
     pub(super) fn is_recorded(&self, program: &Program, slot: usize) -> bool {
@@ -74,8 +86,7 @@ impl Graphs {
     }
 
     /// Keeps what was recorded of a program that came.
-    pub(super) fn record(&mut self, program: &Program, slot: usize, graph: sys::CUgraphExec) {
-        let graph = Graph(graph);
+    pub(super) fn record(&mut self, program: &Program, slot: usize, graph: Graph) {
         if let Some(at) = self.place(program, slot) {
             self.0[at].graph = Some(graph);
         }

@@ -95,6 +95,11 @@ impl Kernels {
         }
         let function = self.functions.get_mut(call.kernel).expect("it was looked for");
         if call.memory > function.memory {
+            let (ordinal, found) = (device.ordinal, device.block_memory);
+            if i64::from(call.memory) > i64::from(found) {
+                let (kernel, wanted) = (call.kernel, call.memory);
+                return Err(CardError::BlockMemory { ordinal, kernel, wanted, found });
+            }
             let which = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a kernel that is loaded.
             let done = unsafe {

@@ -81,6 +81,14 @@ impl<X: Executor + Send> CardLearner<X> {
             .into());
         }
         let index = Arc::new(ParameterIndex::new(&config));
+        if u32::try_from(index.total()).is_err() {
+            return Err(ModelError::Device(format!(
+                "a student of {} parameters: a card trains at most {}, which its kernels count; choose a smaller student",
+                index.total(),
+                u32::MAX
+            ))
+            .into());
+        }
         let mut keep = |name, kind| on.keep(name, kind, index.total()).map_err(failed::<X>);
         let state = [
             keep("master weights", Kind::F32)?,

@@ -4,7 +4,8 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -14,15 +15,13 @@ use super::{PEER, within};
 /// Rows of a step at real shapes, and tokens of each.
 const REAL_ROWS: usize = 16;
 const REAL_TOKENS: usize = 1024;
-/// Epochs of the notebook's job, in which the teacher is asked once.
-const EPOCHS: &str = "3";
 
 /// A job's folder, and who runs in it.
 struct Job<'a> {
     programs: &'a Path,
     device: &'a str,
     dir: PathBuf,
-    limit: Duration,
+    by: Instant,
 }
 
 /// A service that is ended with what holds it.
@@ -40,13 +39,13 @@ impl Drop for Service {
 fn within_folder<T>(
     programs: &Path,
     device: &str,
-    limit: Duration,
+    by: Instant,
     job: impl FnOnce(&Job<'_>) -> Result<T>,
 ) -> Result<T> {
     let dir = std::env::temp_dir().join(format!("limbeck-gpu-job-{}", std::process::id()));
-    let of = Job { programs, device, dir, limit };
+    let of = Job { programs, device, dir, by };
     let mut trainer = of.program("student-trainer");
-    let found = within(trainer.args(["demo", "data", "--output-dir"]).arg(&of.dir), limit)
+    let found = within(trainer.args(["demo", "data", "--output-dir"]).arg(&of.dir), of.left())
         .and_then(|_| job(&of));
     // In a folder of temporary files: what stays there goes with them.
     let _ = std::fs::remove_dir_all(&of.dir);
@@ -54,8 +53,8 @@ fn within_folder<T>(
 }
 
 /// The demonstration's teacher teaches a student that begins from nothing, and the student learns.
-pub(super) fn tiny(programs: &Path, device: &str, limit: Duration) -> Result<()> {
-    within_folder(programs, device, limit, |job| {
+pub(super) fn tiny(programs: &Path, device: &str, by: Instant) -> Result<()> {
+    within_folder(programs, device, by, |job| {
         let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| job.dir.join(file));
         let summary = job.run(["teacher", "student"], &train, |trainer| {
             trainer.args(["--student-init", "random", "--learning-rate", "1e-3"]);
@@ -69,10 +68,10 @@ pub(super) fn tiny(programs: &Path, device: &str, limit: Duration) -> Result<()>
 }
 
 /// The notebook's job with random weights of Qwen3-4B's and Qwen3-0.6B's shapes: seconds of a step's tokens.
-pub(super) fn real(programs: &Path, device: &str, python: &str, limit: Duration) -> Result<Value> {
-    within_folder(programs, device, limit, |job| {
+pub(super) fn real(programs: &Path, device: &str, python: &str, by: Instant) -> Result<Value> {
+    within_folder(programs, device, by, |job| {
         let mut models = Command::new(python);
-        within(models.arg(programs.join(PEER)).arg("models").arg(&job.dir), limit)?;
+        within(models.arg(programs.join(PEER)).arg("models").arg(&job.dir), job.left())?;
         let rows = job.dir.join("long.jsonl");
         let text = std::fs::read_to_string(job.dir.join("train.jsonl"))?;
         let lines: Vec<&str> = text.lines().collect();
@@ -86,7 +85,12 @@ pub(super) fn real(programs: &Path, device: &str, python: &str, limit: Duration)
         let [at_once, length] = [REAL_ROWS, REAL_TOKENS].map(|number| number.to_string());
         let summary = job.run(["real-teacher", "real-student"], &rows, |trainer| {
             trainer
-                .args(["--num-train-epochs", EPOCHS, "--per-device-train-batch-size", &at_once])
+                .args([
+                    "--num-train-epochs",
+                    &super::figures::EPOCHS.to_string(),
+                    "--per-device-train-batch-size",
+                    &at_once,
+                ])
                 .args(["--max-length", &length, "--top-k", "64", "--temperature", "5"]);
         })?;
         let rate = summary["tokens_per_second"].as_f64().context("no rate in summary.json")?;
@@ -97,6 +101,10 @@ pub(super) fn real(programs: &Path, device: &str, python: &str, limit: Duration)
 }
 
 impl Job<'_> {
+    fn left(&self) -> Duration {
+        self.by.saturating_duration_since(Instant::now())
+    }
+
     fn program(&self, name: &str) -> Command {
         Command::new(self.programs.join(name))
     }
@@ -120,7 +128,14 @@ impl Job<'_> {
             .context("the teacher does not start")?;
         let said = server.stdout.take().context("the teacher's output")?;
         let _server = Service(server);
-        let line = BufReader::new(said).lines().next().transpose()?.unwrap_or_default();
+        // Heard by a thread: a teacher that hangs while it opens the card must not hang this.
+        let (told, heard) = mpsc::channel();
+        std::thread::spawn(move || {
+            let line = BufReader::new(said).lines().next();
+            // Nobody listens any more where it came too late.
+            let _ = told.send(line.and_then(Result::ok).unwrap_or_default());
+        });
+        let line = heard.recv_timeout(self.left()).unwrap_or_default();
         let address = line.strip_prefix("listening grpc=").and_then(|rest| rest.split(' ').next());
         let Some(address) = address else {
             bail!("the teacher did not serve: {}", std::fs::read_to_string(&log)?)
@@ -136,7 +151,7 @@ impl Job<'_> {
             .arg("--train-file")
             .arg(rows);
         more(&mut trainer);
-        within(&mut trainer, self.limit)?;
+        within(&mut trainer, self.left())?;
         Ok(serde_json::from_str(&std::fs::read_to_string(run.join("summary.json"))?)?)
     }
 }
