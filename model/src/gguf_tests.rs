@@ -100,7 +100,6 @@ fn every_type_is_read_as_candle_reads_it() {
     }
 }
 
-/// Independent of the names' table: parameters are told apart by their numbers, which are near to what was written.
 #[test]
 fn parameters_are_where_they_were() {
     let config = whole_blocks(json!({}));
@@ -109,17 +108,33 @@ fn parameters_are_where_they_were() {
     let error = crate::test_support::relative(&values(found.flat()), &values(wanted.flat()));
     // A 254th of the largest of 32 at most, about 2.2 deviations: uniform, so 2.2 / 127 / √12 of one.
     assert!(error > 1e-3 && error < 0.007, "{error}");
+}
+
+/// The names of candle's `quantized_qwen3.rs` and of `transformers`' Qwen3, once more and by themselves.
+#[test]
+fn names_are_those_of_hugging_face() {
     for (theirs, ours) in [
         ("token_embd.weight", "model.embed_tokens.weight"),
-        ("blk.11.attn_q_norm.weight", "model.layers.11.self_attn.q_norm.weight"),
-        ("blk.0.attn_output.weight", "model.layers.0.self_attn.o_proj.weight"),
-        ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
-        ("blk.3.ffn_down.weight", "model.layers.3.mlp.down_proj.weight"),
         ("output_norm.weight", "model.norm.weight"),
         ("output.weight", "lm_head.weight"),
-        ("rope_freqs.weight", "rope_freqs.weight"),
+        ("blk.0.attn_norm.weight", "model.layers.0.input_layernorm.weight"),
+        ("blk.11.attn_q.weight", "model.layers.11.self_attn.q_proj.weight"),
+        ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
+        ("blk.0.attn_v.weight", "model.layers.0.self_attn.v_proj.weight"),
+        ("blk.0.attn_v.bias", "model.layers.0.self_attn.v_proj.bias"),
+        ("blk.0.attn_q_norm.weight", "model.layers.0.self_attn.q_norm.weight"),
+        ("blk.0.attn_k_norm.weight", "model.layers.0.self_attn.k_norm.weight"),
+        ("blk.0.attn_output.weight", "model.layers.0.self_attn.o_proj.weight"),
+        ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
+        ("blk.0.ffn_gate.weight", "model.layers.0.mlp.gate_proj.weight"),
+        ("blk.0.ffn_up.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("blk.3.ffn_down.weight", "model.layers.3.mlp.down_proj.weight"),
     ] {
         assert_eq!(to_hugging_face(theirs), ours);
+        assert_eq!(from_hugging_face(ours).as_deref(), Some(theirs));
+    }
+    for other in ["rope_freqs.weight", "blk.0.attn_qkv.weight", "blk.0", "blk..weight"] {
+        assert_eq!(to_hugging_face(other), other);
     }
 }
 

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use distill::batch::{Sequence, TokenBatch};
 use distill::codec::Codec;
 use distill::signal::{Entries, TopK, log_sum_exp};
+use model::gguf::write::{Mixture, write};
 use model::qwen3::Qwen3;
 use model::weights::Weights;
 use proto::convert::score_request;
@@ -342,17 +343,51 @@ fn a_trained_model_is_loaded_and_states_its_facts() {
         (4096, "f32", "cpu")
     );
     assert!(facts.tokenizer_size <= facts.vocab_size && facts.parameters > 5_000_000);
-    let conversation = "<|im_start|>user\nA robe takes 2 bolts of blue fiber and half that much \
-        white fiber.  How many bolts in total does it take?<|im_end|>\n<|im_start|>assistant\n\
-        It takes 2/2=<<2/2=1>>1 bolt of white fiber\n";
-    let tokens = text.encode(conversation).unwrap();
+    let tokens = text.encode(CONVERSATION).unwrap();
     let spelt: String = tokens.iter().map(|&id| text.text_of(id)).collect();
-    assert_eq!(spelt, conversation);
+    assert_eq!(spelt, CONVERSATION);
+    // Trained on such conversations: perplexity far below that of one in 4096.
+    let perplexity = perplexity(&mut *scorer, tokens);
+    assert!(perplexity < 40.0, "perplexity {perplexity}");
+}
+
+const CONVERSATION: &str = "<|im_start|>user\nA robe takes 2 bolts of blue fiber and half that much \
+    white fiber.  How many bolts in total does it take?<|im_end|>\n<|im_start|>assistant\n\
+    It takes 2/2=<<2/2=1>>1 bolt of white fiber\n";
+
+fn perplexity(scorer: &mut dyn Scorer, tokens: Vec<u32>) -> f32 {
     let length = tokens.len();
     let job = ScoreJob { tokens, ranges: all_positions(length), k: 5, classes: 4096, ..job(0, 1) };
     let scores = scorer.score(&[&job]).unwrap().remove(0).unwrap();
-    // Trained on such conversations: perplexity far below that of one in 4096.
     let known = &scores.next_logprob[..length - 1];
-    let perplexity = (-known.iter().sum::<f32>() / known.len() as f32).exp();
-    assert!(perplexity < 40.0, "perplexity {perplexity}");
+    (-known.iter().sum::<f32>() / known.len() as f32).exp()
+}
+
+#[test]
+fn a_trained_model_is_loaded_quantised_and_is_another_model() {
+    let test = "a_trained_model_is_loaded_quantised_and_is_another_model";
+    let Some(whole) = shared("models/gsm8k-teacher", test) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("gsm8k-Q4_K_M.gguf");
+    let config = Qwen3Config::from_dir(&whole).unwrap();
+    let weights = Weights::load(&whole, &config, DType::F32, &Device::Cpu).unwrap();
+    write(&file, &config, &weights, Mixture::Q4KM).unwrap();
+    let said = refusal(source(&file));
+    assert!(said.contains("config.json and tokenizer.json is missing"), "{said}");
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::write(dir.path().join(name), std::fs::read(whole.join(name)).unwrap()).unwrap();
+    }
+    let Loaded { mut scorer, text, facts } = source(&file).load().unwrap();
+    assert_eq!(facts.model, "gsm8k-Q4_K_M.gguf");
+    let from_dir = source(dir.path()).load().unwrap().facts;
+    assert_eq!(from_dir.model_fingerprint, facts.model_fingerprint);
+    let unquantised = source(&whole).load().unwrap();
+    assert_ne!(unquantised.facts.model_fingerprint, facts.model_fingerprint);
+    assert_eq!(unquantised.facts.tokenizer_fingerprint, facts.tokenizer_fingerprint);
+    let tokens = text.encode(CONVERSATION).unwrap();
+    let mut exact = unquantised.scorer;
+    let (found, wanted) =
+        (perplexity(&mut *scorer, tokens.clone()), perplexity(&mut *exact, tokens));
+    // Over hundreds of rows it is 0.5 % (docs/benchmarks.md); this is one of 60 tokens.
+    assert!((found / wanted).ln().abs() < 0.1 && found != wanted, "{found} {wanted}");
 }
