@@ -23,7 +23,7 @@ use crate::needs::{self, Fit};
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
 use crate::outputs::{self, Claim, Reuse};
 use crate::plan::{Plan, PlannedStep};
-use crate::saving::{Saving, Snapshot, Written};
+use crate::saving::{self, Saving, Snapshot, Written};
 use crate::setup::{self, Learning, Material};
 use crate::signals::{Signals, free_beside};
 use crate::state::{Identity, Progress};
@@ -33,7 +33,7 @@ use crate::teacher::{Network, Teacher};
 use crate::timing::Timing;
 
 /// The directory of the checkpoints within the output directory.
-const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 /// A run between two steps.
 pub(crate) struct Run {
@@ -129,17 +129,8 @@ impl Run {
             .clone()
             .filter(|_| config.alpha > 0.0)
             .map(|(teacher, ask)| Signals::new(teacher, ask, Arc::clone(&rows.sequences), budget));
-        outputs::apart_from_student(&config.output_dir, &source.dir)?;
-        if config.overwrite_output_dir {
-            outputs::clear(&config.output_dir)?;
-        }
-        let root = config.output_dir.join(CHECKPOINTS);
-        for place in checkpoint::set_aside_after(&root, progress.step)? {
-            let place = place.display();
-            observer.note(&format!("a later checkpoint was set aside: {place}"));
-        }
+        saving::make_way(config, &source.dir, progress.step, observer)?;
         let precision = student.model().precision();
-        let at_once = AtOnce::rows(config.per_device_train_batch_size);
         Ok(Self {
             rows,
             student,
@@ -150,10 +141,7 @@ impl Run {
             schedule,
             loss: setup::loss_of(config, precision),
             classes,
-            at_once: match memory.fit {
-                Some(Fit::Parts { tokens }) => at_once.at_most(tokens),
-                Some(Fit::Whole | Fit::Tried) | None => at_once,
-            },
+            at_once: at_once(config, memory.fit),
             splits: config.on_memory == OnMemory::Split && memory.recompute != Recompute::Gradients,
             memory,
             timing: Timing::new(config),
@@ -391,5 +379,14 @@ fn plan(config: &Config, rows: usize) -> Plan {
         total_steps: config.max_steps.map_or(of_epochs, |steps| steps as u64),
         shuffle: config.shuffle,
         seed: config.seed,
+    }
+}
+
+/// What goes to the device as one.
+fn at_once(config: &Config, fit: Option<Fit>) -> AtOnce {
+    let rows = AtOnce::rows(config.per_device_train_batch_size);
+    match fit {
+        Some(Fit::Parts { tokens }) => rows.at_most(tokens),
+        Some(Fit::Whole | Fit::Tried) | None => rows,
     }
 }

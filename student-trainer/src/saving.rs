@@ -9,9 +9,11 @@ use model::save::save_model;
 use model::state_file::{TrainingState, save_state};
 
 use crate::checkpoint::{self, CheckpointError};
-use crate::config::SaveDtype;
+use crate::config::{Config, SaveDtype};
 use crate::error::TrainError;
-use crate::outputs::OutputError;
+use crate::observer::Observer;
+use crate::outputs::{self, OutputError};
+use crate::run::CHECKPOINTS;
 use crate::state::{self, Identity, Progress};
 
 /// The training state's file within a checkpoint.
@@ -29,6 +31,25 @@ pub(crate) struct Snapshot {
     pub(crate) root: PathBuf,
     /// Checkpoints that stay.
     pub(crate) keep: usize,
+}
+
+/// Readies the output directory for a run that goes on from this step.
+pub(crate) fn make_way(
+    config: &Config,
+    student: &Path,
+    step: u64,
+    observer: &mut dyn Observer,
+) -> Result<(), TrainError> {
+    outputs::apart_from_student(&config.output_dir, student)?;
+    if config.overwrite_output_dir {
+        outputs::clear(&config.output_dir)?;
+    }
+    let root = config.output_dir.join(CHECKPOINTS);
+    for place in checkpoint::set_aside_after(&root, step)? {
+        let place = place.display();
+        observer.note(&format!("a later checkpoint was set aside: {place}"));
+    }
+    Ok(())
 }
 
 /// A checkpoint that is being written.
