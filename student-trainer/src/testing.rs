@@ -2,6 +2,7 @@
 //! and a student small enough to train in milliseconds.
 
 mod asks;
+mod recorder;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -33,6 +34,7 @@ use crate::config::{Command, Config, Layers};
 use crate::data::{Place, RowSet};
 use crate::setup::{Material, Source};
 pub(crate) use asks::{joined, listing};
+pub(crate) use recorder::Recorder;
 
 /// Classes of the tiny student.
 pub(crate) const CLASSES: usize = 24;

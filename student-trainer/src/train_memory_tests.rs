@@ -13,9 +13,8 @@ use model::state_file::TrainingState;
 use model::student::StudentError;
 
 use super::*;
-use crate::observer::RunFacts;
 use crate::outputs::{self, Reuse};
-use crate::testing::{FakeTeacher, config, material, tiny_source};
+use crate::testing::{FakeTeacher, Recorder, config, material, tiny_source};
 
 /// A student whose device takes so many tokens at once.
 struct Scarce {
@@ -67,24 +66,6 @@ impl Learner for Scarce {
     }
 }
 
-#[derive(Default)]
-struct Told {
-    steps: Vec<StepReport>,
-    notes: Vec<String>,
-}
-
-impl Observer for Told {
-    fn started(&mut self, _: &RunFacts) {}
-    fn step(&mut self, report: &StepReport) {
-        self.steps.push(report.clone());
-    }
-    fn evaluated(&mut self, _: &EvalReport) {}
-    fn finished(&mut self, _: &Summary) {}
-    fn note(&mut self, text: &str) {
-        self.notes.push(text.to_owned());
-    }
-}
-
 /// A run in `root/out` with a teacher, on a device that takes `most` tokens; what was told, and how often memory did not
 /// suffice.
 fn run(
@@ -92,12 +73,12 @@ fn run(
     out: &str,
     most: usize,
     options: &[(&'static str, &str)],
-) -> (Result<Summary, TrainError>, Told, usize) {
+) -> (Result<Summary, TrainError>, Recorder, usize) {
     let model = root.join("model");
     let served = FakeTeacher::of(&tiny_source(&model)).serve();
     let usual = [("teacher", served.url.as_str()), ("recompute", "none"), ("max-steps", "6")];
     let config = config(&root.join(out), &[&usual[..], options].concat());
-    let (mut told, stop) = (Told::default(), Stop::default());
+    let (mut told, stop) = (Recorder::default(), Stop::default());
     let claim = outputs::claim(&config.output_dir, Reuse::Anything).unwrap();
     let mut run = Run::assemble(&config, claim, material(&model), &mut told, &stop).unwrap();
     let refused = Arc::new(AtomicUsize::new(0));

@@ -4,42 +4,11 @@
 mod ends;
 
 use super::*;
-use crate::observer::{RunFacts, Silent};
+use crate::observer::Silent;
 use crate::outputs::Reuse;
 use crate::setup::Material;
-use crate::testing::{FakeTeacher, Served, config, material, row_set, rows, tiny_source};
+use crate::testing::{FakeTeacher, Recorder, Served, config, material, row_set, rows, tiny_source};
 use std::path::Path;
-
-/// Keeps everything it is told; asks for a stop after a step.
-#[derive(Default)]
-struct Recorder {
-    steps: Vec<StepReport>,
-    evaluations: Vec<EvalReport>,
-    notes: Vec<String>,
-    facts: Option<RunFacts>,
-    stop_after: Option<(u64, Stop)>,
-}
-
-impl Observer for Recorder {
-    fn started(&mut self, facts: &RunFacts) {
-        self.facts = Some(facts.clone());
-    }
-    fn step(&mut self, report: &StepReport) {
-        if let Some((step, stop)) = &self.stop_after
-            && *step == report.step
-        {
-            stop.request();
-        }
-        self.steps.push(report.clone());
-    }
-    fn evaluated(&mut self, report: &EvalReport) {
-        self.evaluations.push(report.clone());
-    }
-    fn finished(&mut self, _: &Summary) {}
-    fn note(&mut self, text: &str) {
-        self.notes.push(text.to_owned());
-    }
-}
 
 fn serve(root: &Path) -> Served {
     FakeTeacher::of(&tiny_source(&root.join("model"))).serve()

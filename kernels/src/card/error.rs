@@ -112,7 +112,10 @@ pub enum CardError {
         total: usize,
     },
     /// The card refused a call.
-    #[error("cuda:{ordinal}: {what}: {source}")]
+    #[error(
+        "cuda:{ordinal}: {what}: {source}; start the program again, and where it comes again ask nvidia-smi and the \
+         system's log what ails the card"
+    )]
     Driver {
         /// Which card it is.
         ordinal: usize,

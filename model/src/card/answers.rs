@@ -1,6 +1,8 @@
 //! What a teacher says of positions, as steps of a program: the output layer's logits exist for a chunk of positions,
 //! all classes of each, and are read twice.
 
+use std::ops::Range;
+
 use distill::signal::{Draws, Entries, TopK};
 use kernels::draws::{Drawing, draw};
 use kernels::executor::Outputs;
@@ -41,7 +43,7 @@ pub(super) fn chunks(
     positions: usize,
     width: usize,
     bytes: usize,
-) -> impl Iterator<Item = std::ops::Range<usize>> {
+) -> impl Iterator<Item = Range<usize>> {
     let fit = (bytes / (width * size_of::<f32>())).max(1);
     let most = if fit > POSITIONS { fit / POSITIONS * POSITIONS } else { fit };
     let count = positions.div_ceil(most);
@@ -84,74 +86,96 @@ pub(super) fn seek<'a>(
 }
 
 /// What the kernels cannot do.
-fn check(classes: usize, k: usize) -> candle_core::Result<()> {
+pub(super) fn check(classes: usize, k: usize) -> candle_core::Result<()> {
     if k > MOST_K as usize {
-        candle_core::bail!("k is {k}, a card lists at most {MOST_K} entries a position");
+        candle_core::bail!(
+            "k is {k}, a card lists at most {MOST_K} entries a position: ask for fewer, or compute on the processor"
+        );
     }
     if classes > MOST_CLASSES as usize {
-        candle_core::bail!("{classes} classes, a card takes at most {MOST_CLASSES}");
+        candle_core::bail!(
+            "{classes} classes, a card takes at most {MOST_CLASSES}: compute on the processor"
+        );
     }
     Ok(())
 }
 
-/// The logits of some positions, as a product writes them.
-fn logits(
-    making: &mut Making,
-    network: &Network,
+/// What is asked of the output layer, whoever is listed or drawn.
+#[derive(Clone, Copy)]
+struct Layer<'a> {
     hidden: View,
-    [rows, classes]: [usize; 2],
+    classes: usize,
+    next: &'a [Option<u32>],
     temperature: f64,
-) -> Logits<View> {
-    let (d, width) = (network.config.hidden_size, logits_width(classes));
-    let logits = making.program.passing("logits", Kind::F32, rows * width);
-    let head = &network.views.head;
-    head.logits(&mut making.program, (hidden, d), 0..classes, (logits, width));
-    let [rows, classes, width] = [rows, classes, width].map(|size| size as u32);
-    Logits { logits, rows, classes, width, temperature }
+    k: usize,
 }
 
-fn next_or_nobody(next: &[Option<u32>]) -> Vec<u32> {
-    next.iter().map(|next| next.unwrap_or(NOBODY)).collect()
+/// A chunk of positions whose logits a product has written.
+struct Written {
+    /// Which positions they are.
+    these: Range<usize>,
+    logits: Logits<View>,
+    /// The tokens that follow, or nobody.
+    following: View,
+    said: Sought<View>,
 }
 
-fn output(making: &mut Making, rows: usize, k: usize) -> Sought<View> {
-    let program = &mut making.program;
-    Sought {
-        entries: program.output(Kind::F32, rows * k),
-        sums: program.output(Kind::F32, 4 * rows),
-        broken: program.output(Kind::U32, 2 * rows),
+impl Layer<'_> {
+    /// The logits of all positions, chunk by chunk, and what `listen` puts out of each.
+    fn sweep(
+        self,
+        making: &mut Making,
+        network: &Network,
+        mut listen: impl FnMut(&mut Making, Written) -> Chunk,
+    ) -> Vec<Chunk> {
+        let Self { hidden, classes, next, temperature, k } = self;
+        let (d, width) = (network.config.hidden_size, logits_width(classes));
+        let mut all = Vec::new();
+        for these in chunks(next.len(), width, LOGITS_BYTES) {
+            let rows = these.len();
+            let following = next[these.clone()].iter().map(|next| next.unwrap_or(NOBODY));
+            let following = making.send(&following.collect::<Vec<u32>>());
+            let program = &mut making.program;
+            program.part("output layer");
+            let states = hidden.part(these.start * d..these.end * d);
+            let logits = program.passing("logits", Kind::F32, rows * width);
+            network.views.head.logits(program, (states, d), 0..classes, (logits, width));
+            let said = Sought {
+                entries: program.output(Kind::F32, rows * k),
+                sums: program.output(Kind::F32, 4 * rows),
+                broken: program.output(Kind::U32, 2 * rows),
+            };
+            let [rows, classes, width] = [rows, classes, width].map(|size| size as u32);
+            let logits = Logits { logits, rows, classes, width, temperature };
+            all.push(listen(making, Written { these, logits, following, said }));
+        }
+        all
     }
 }
 
 fn list(making: &mut Making, network: &Network, hidden: View, wanted: &Wanted<'_>) -> Vec<Chunk> {
     let Wanted { classes, next, temperature, k, entries } = *wanted;
-    let d = network.config.hidden_size;
-    let mut all = Vec::new();
-    for these in chunks(next.len(), logits_width(classes), LOGITS_BYTES) {
+    let layer = Layer { hidden, classes, next, temperature, k };
+    layer.sweep(making, network, |making, written| {
+        let Written { these, logits, following, said } = written;
         let rows = these.len();
-        making.program.part("output layer");
-        let states = hidden.part(these.start * d..these.end * d);
-        let of = logits(making, network, states, [rows, classes], temperature);
-        let following = making.send(&next_or_nobody(&next[these.clone()]));
-        let said = output(making, rows, k);
         let ids = match entries {
             Entries::Named(ids) => {
                 let each_row = ids.len() != k;
                 let ids = if each_row { &ids[these.start * k..these.end * k] } else { &ids[..] };
                 let ids = making.send(ids);
                 let naming = Named { ids, k: k as u32, each_row };
-                making.program.call(named(of, following, naming, said));
+                making.program.call(named(logits, following, naming, said));
                 None
             }
             Entries::Top | Entries::Drawn { .. } | Entries::Hidden(_) => {
                 let ids = making.program.output(Kind::U32, rows * k);
-                making.program.call(top_k(of, following, ids, said, k as u32, Entry::Scaled));
+                making.program.call(top_k(logits, following, ids, said, k as u32, Entry::Scaled));
                 Some(ids)
             }
         };
-        all.push(Chunk { rows, ids, said, drawn: None });
-    }
-    all
+        Chunk { rows, ids, said, drawn: None }
+    })
 }
 
 fn draw_from(
@@ -161,28 +185,22 @@ fn draw_from(
     wanted: &WantedDraws<'_>,
 ) -> Vec<Chunk> {
     let WantedDraws { classes, next, temperature, draws, k, keys } = *wanted;
-    let d = network.config.hidden_size;
-    let mut all = Vec::new();
-    for these in chunks(next.len(), logits_width(classes), LOGITS_BYTES) {
+    let layer = Layer { hidden, classes, next, temperature, k };
+    layer.sweep(making, network, |making, written| {
+        let Written { these, logits, following, said } = written;
         let rows = these.len();
-        making.program.part("output layer");
-        let states = hidden.part(these.start * d..these.end * d);
-        let of = logits(making, network, states, [rows, classes], temperature);
-        let following = making.send(&next_or_nobody(&next[these.clone()]));
         let uniforms: Vec<f64> = keys[these].iter().flat_map(|key| key.uniforms(draws)).collect();
         let uniforms = making.send(&uniforms);
-        let said = output(making, rows, k);
         let exact = making.program.output(Kind::U32, rows * k);
         making.program.call(match k {
-            0 => named(of, following, Named { ids: exact, k: 0, each_row: false }, said),
-            _ => top_k(of, following, exact, said, k as u32, Entry::LogP),
+            0 => named(logits, following, Named { ids: exact, k: 0, each_row: false }, said),
+            _ => top_k(logits, following, exact, said, k as u32, Entry::LogP),
         });
         let drawn = making.program.output(Kind::U32, rows * draws as usize);
         let from = Drawing { exact, k: k as u32, broken: said.broken, uniforms, draws };
-        making.program.call(draw(of, from, drawn));
-        all.push(Chunk { rows, ids: Some(exact), said, drawn: Some(drawn) });
-    }
-    all
+        making.program.call(draw(logits, from, drawn));
+        Chunk { rows, ids: Some(exact), said, drawn: Some(drawn) }
+    })
 }
 
 impl Answers<'_> {

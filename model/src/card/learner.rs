@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device as Tensors, Tensor};
 use distill::batch::TokenBatch;
-use kernels::adamw::{self, Scalars, adamw, clip};
+use kernels::adamw::{self, adamw, clip};
 use kernels::executor::Executor;
 use kernels::program::{Kind, Program, View};
 use kernels::round::round;
@@ -17,7 +17,7 @@ use super::network::{self, Making, views};
 use crate::config::Qwen3Config;
 use crate::language_model::LanguageModel;
 use crate::learner::Learner;
-use crate::ops::adamw::AdamW;
+use crate::ops::adamw::scalars;
 use crate::ops::head::{HeadLoss, LossSettings, Teaching};
 use crate::parameters::{ModelViews, ParameterIndex};
 use crate::qwen3::{ModelError, check_batch};
@@ -198,20 +198,6 @@ impl<X: Executor + Send> CardLearner<X> {
         };
         let found = broken.and_then(of).map(|parameter| parameter.name.clone());
         Ok(found.unwrap_or_else(|| "all parameters together".to_owned()))
-    }
-}
-
-/// What is the same for every element of a step, as [`crate::ops::adamw`] forms it.
-fn scalars(of: &AdamW, lr: f64, step: u64) -> Scalars {
-    let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-    Scalars {
-        decay: (1.0 - lr * of.weight_decay) as f32,
-        one_minus_beta1: (1.0 - of.beta1) as f32,
-        beta2: of.beta2 as f32,
-        one_minus_beta2: (1.0 - of.beta2) as f32,
-        root_correction2: correction(of.beta2).sqrt() as f32,
-        epsilon: of.epsilon as f32,
-        step_size: (lr / correction(of.beta1)) as f32,
     }
 }
 

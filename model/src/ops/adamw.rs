@@ -13,6 +13,7 @@
 //! the root.) Scalars are formed in `f64` and rounded once; every element is `f32`.
 
 use candle_core::{Result, Tensor, bail};
+use kernels::adamw::Scalars;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -81,7 +82,8 @@ pub fn adamw_step(
     if these.end > parameters {
         bail!("AdamW: gradients of the parameters {these:?} of {parameters}");
     }
-    let scalars = Scalars::new(hyper, lr, step, grad_scale);
+    let scalars = scalars(hyper, lr, step);
+    let grad_scale = grad_scale as f32;
     let grads = read(grads);
     let grads = grads.f32()?;
     write_f32(state, |state| {
@@ -92,45 +94,31 @@ pub fn adamw_step(
             .zip(m[these.clone()].par_chunks_mut(CHUNK))
             .zip(v[these].par_chunks_mut(CHUNK))
             .zip(grads.par_chunks(CHUNK))
-            .for_each(|(((p, m), v), g)| update(p, m, v, g, &scalars));
+            .for_each(|(((p, m), v), g)| update(p, m, v, g, grad_scale, &scalars));
         Ok(())
     })
 }
 
-/// What is the same for every element of a step.
-struct Scalars {
-    grad_scale: f32,
-    decay: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    root_correction2: f32,
-    epsilon: f32,
-    step_size: f32,
-}
-
-impl Scalars {
-    fn new(hyper: &AdamW, lr: f64, step: u64, grad_scale: f64) -> Self {
-        // As a power of a float: an integer exponent would overflow its type first.
-        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-        Self {
-            grad_scale: grad_scale as f32,
-            decay: (1.0 - lr * hyper.weight_decay) as f32,
-            one_minus_beta1: (1.0 - hyper.beta1) as f32,
-            beta2: hyper.beta2 as f32,
-            one_minus_beta2: (1.0 - hyper.beta2) as f32,
-            root_correction2: correction(hyper.beta2).sqrt() as f32,
-            epsilon: hyper.epsilon as f32,
-            step_size: (lr / correction(hyper.beta1)) as f32,
-        }
+/// What is the same for every element of a step, on the processor as on a card; `step` counts from 1.
+pub(crate) fn scalars(of: &AdamW, lr: f64, step: u64) -> Scalars {
+    // As a power of a float: an integer exponent would overflow its type first.
+    let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+    Scalars {
+        decay: (1.0 - lr * of.weight_decay) as f32,
+        one_minus_beta1: (1.0 - of.beta1) as f32,
+        beta2: of.beta2 as f32,
+        one_minus_beta2: (1.0 - of.beta2) as f32,
+        root_correction2: correction(of.beta2).sqrt() as f32,
+        epsilon: of.epsilon as f32,
+        step_size: (lr / correction(of.beta1)) as f32,
     }
 }
 
 /// The step on one chunk; all four slices have the same length.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &Scalars) {
+fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], grad_scale: f32, s: &Scalars) {
     for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
-        let g = g * s.grad_scale;
+        let g = g * grad_scale;
         *m += s.one_minus_beta1 * (g - *m);
         *v = s.beta2 * *v + s.one_minus_beta2 * (g * g);
         let root = v.sqrt() / s.root_correction2 + s.epsilon;

@@ -12,35 +12,15 @@ use super::*;
 use crate::config::{CacheBuildConfig, CacheConfig, Command, Layers};
 use crate::data::RowSet;
 use crate::error::TrainError;
-use crate::observer::{EvalReport, Observer, RunFacts, StepReport};
 use crate::outputs::{self, Reuse};
 use crate::run::Run;
 use crate::stop::Stop;
-use crate::summary::Summary;
 use crate::teacher::TeacherError;
-use crate::testing::{FakeTeacher, Served, config, material, tiny_source};
+use crate::testing::{FakeTeacher, Recorder, Served, config, material, tiny_source};
 use crate::train::carry_out;
 
 /// Training rows of [`material`], held-out ones, and requests of the alignment proof.
 const ROWS: [usize; 3] = [10, 4, 4];
-
-#[derive(Default)]
-struct Recorder {
-    steps: Vec<StepReport>,
-    notes: Vec<String>,
-}
-
-impl Observer for Recorder {
-    fn started(&mut self, _: &RunFacts) {}
-    fn step(&mut self, report: &StepReport) {
-        self.steps.push(report.clone());
-    }
-    fn evaluated(&mut self, _: &EvalReport) {}
-    fn finished(&mut self, _: &Summary) {}
-    fn note(&mut self, text: &str) {
-        self.notes.push(text.to_owned());
-    }
-}
 
 struct Bench {
     root: tempfile::TempDir,

@@ -124,6 +124,10 @@ fn what_a_card_cannot_do_is_said() {
     let short = batch(&[3], config.vocab_size, 4);
     let said = card.likeliest(&short, 61, 62).unwrap_err().to_string();
     assert!(said.contains("k is 62"), "{said}");
+    let allowed = super::super::answers::check;
+    assert!(allowed(1 << 18, 2048).is_ok());
+    assert!(allowed(1 << 18, 2049).unwrap_err().to_string().contains("at most 2048 entries"));
+    assert!(allowed((1 << 18) + 1, 1).unwrap_err().to_string().contains("at most 262144"));
     let said = super::super::engine::activations(Precision::F16).unwrap_err().to_string();
     assert!(said.contains("--dtype bf16"), "{said}");
 }
