@@ -2,29 +2,71 @@
 // stand in model::ops::adamw).
 #include "common.cuh"
 
-// Into shares [blocks] the sum of the squares of g [count] over this block's elements, in double. Memory: a double for
-// each warp.
-KERNEL squares(const float* g, double* shares, unsigned count) {
+// Where nothing is.
+constexpr unsigned NOWHERE = 0xffffffff;
+
+// The least over the lanes of a warp, in all of them.
+__device__ __forceinline__ unsigned warp_min(unsigned x) {
+    for (unsigned lane = WARP_LANES / 2; lane > 0; lane /= 2) x = min(x, __shfl_xor_sync(ALL_LANES, x, lane));
+    return x;
+}
+
+// Of this block's elements of g [count]: into shares [blocks] the sum of their squares, in double, and into places
+// [blocks] where the first one is that is not finite, or NOWHERE. Memory: a double for each warp.
+KERNEL squares(const float* g, double* shares, unsigned* places, unsigned count) {
     BLOCK_MEMORY(double, room);
     double sum = 0.0;
-    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += size_t(gridDim.x) * blockDim.x)
+    unsigned place = NOWHERE;
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += size_t(gridDim.x) * blockDim.x) {
         sum += double(g[i]) * double(g[i]);
+        if (!isfinite(g[i])) place = min(place, unsigned(i));
+    }
     sum = block_sum(sum, room);
-    if (threadIdx.x == 0) shares[blockIdx.x] = sum;
+    unsigned* first = reinterpret_cast<unsigned*>(room);
+    place = warp_min(place);
+    if (threadIdx.x % WARP_LANES == 0) first[threadIdx.x / WARP_LANES] = place;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (unsigned warp = 1; warp < blockDim.x / WARP_LANES; warp++) place = min(place, first[warp]);
+    shares[blockIdx.x] = sum;
+    places[blockIdx.x] = place;
 }
 EXPORT(squares)
 
-// In place of a factor where the gradients are not finite: the step is then none.
+// Sets halted [1] where one of values [count] is not finite: no step is made from then on. One block; memory: a number
+// for each warp.
+KERNEL halt(const float* values, unsigned* halted, unsigned count) {
+    BLOCK_MEMORY(unsigned, room);
+    unsigned broken = 0;
+    for (unsigned i = threadIdx.x; i < count; i += blockDim.x) broken += !isfinite(values[i]);
+    broken = block_sum(broken, room);
+    if (threadIdx.x == 0 && broken > 0) *halted = 1;
+}
+EXPORT(halt)
+
+// In place of a factor where no step is to be made.
 constexpr float NO_STEP = -1.0f;
 
-// From the shares, in their order: the norm, and what gradients are multiplied with so that it is at most max_norm
-// (torch.nn.utils.clip_grad_norm_). One thread.
-KERNEL clip(const double* shares, float* norm, float* scale, unsigned count, float max_norm) {
+// From shares and places [count]: the norm, and what gradients are multiplied with so that it is at most max_norm
+// (torch.nn.utils.clip_grad_norm_). A norm that is not finite halts, and what is halted makes no step. Into outcome [2]
+// whether none is made, and the first place. One warp.
+KERNEL clip(const double* shares, const unsigned* places, unsigned* halted, double* norm, unsigned* outcome,
+            float* scale, unsigned count, float max_norm) {
     double sum = 0.0;
-    for (unsigned share = 0; share < count; share++) sum += shares[share];
-    const double root = sqrt(sum);
-    *norm = float(root);
-    *scale = isfinite(root) ? float(fmin(double(max_norm) / (root + 1e-6), 1.0)) : NO_STEP;
+    unsigned place = NOWHERE;
+    for (unsigned share = threadIdx.x; share < count; share += WARP_LANES) {
+        sum += shares[share];
+        place = min(place, places[share]);
+    }
+    const double root = sqrt(warp_sum(sum));
+    place = warp_min(place);
+    if (threadIdx.x > 0) return;
+    if (!isfinite(root)) *halted = 1;
+    const bool refused = *halted != 0;
+    *norm = root;
+    outcome[0] = refused;
+    outcome[1] = place;
+    *scale = refused ? NO_STEP : float(fmin(double(max_norm) / (root + 1e-6), 1.0));
 }
 EXPORT(clip)
 

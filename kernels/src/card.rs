@@ -1,7 +1,7 @@
 //! A card: programs carried out by the kernels of `cuda/` and the matrix products of cuBLASLt.
 //!
 //! Everything is put into one stream; the host waits for nothing but what a program puts out. Inputs and outputs have
-//! two places each, in pinned memory and on the card, and streams of their own, so that those of one program travel
+//! several places, in pinned memory and on the card, and streams of their own, so that those of one program travel
 //! while another computes. A program's own buffers lie in one piece of memory that grows to the largest program's need
 //! and stays. A program that comes a second time is recorded as a graph, and launched at once from then on.
 
@@ -33,9 +33,7 @@ pub struct Card {
     graphs: Graphs,
     products: Products,
     kernels: Kernels,
-    slots: [Slot; SLOTS],
-    /// The slot of the next program.
-    next: usize,
+    slots: Vec<Slot>,
     passing: Memory,
     kept: Vec<Memory>,
     timeline: Option<Timeline>,
@@ -116,13 +114,12 @@ impl Card {
                 busy: false,
             })
         };
-        let slots = [slot()?, slot()?];
+        let slots = (0..SLOTS).map(|_| slot()).collect::<Result<_, _>>()?;
         Ok(Self {
             graphs: Graphs::default(),
             products: Products::new(&device)?,
             kernels: Kernels::load(&device)?,
             slots,
-            next: 0,
             passing: device.allocate("a program's buffers", 0)?,
             kept: Vec::new(),
             timeline: None,
@@ -329,8 +326,9 @@ impl Executor for Card {
 
     fn start(&mut self, program: &Program, inputs: &Inputs) -> Result<Running, CardError> {
         self.device.be_current()?;
-        let slot = self.next;
-        assert!(!self.slots[slot].busy, "{SLOTS} programs run already");
+        // The first that is free: who starts one at a time uses one, whose graphs come again.
+        let free = self.slots.iter().position(|slot| !slot.busy);
+        let slot = free.unwrap_or_else(|| panic!("{SLOTS} programs run already"));
         let places = self.graphs.comes(program, slot);
         self.make_room(program, &places, slot)?;
 
@@ -342,7 +340,6 @@ impl Executor for Card {
         }
         self.graphs.ran(program, slot);
         self.slots[slot].busy = true;
-        self.next = (slot + 1) % SLOTS;
         Ok(Running { slot, output_bytes })
     }
 

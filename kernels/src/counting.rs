@@ -9,8 +9,9 @@ use crate::program::{Home, Kind, Places, Program, View};
 /// Memory of the card that the kernels of its library of products may use, in bytes: what NVIDIA recommends for Hopper.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Programs that may run at a time, each with places for its inputs and outputs.
-pub const SLOTS: usize = 2;
+/// Programs that may be started at a time, each with places for its inputs and outputs: a step's two, the next step's
+/// first, and one that is asked for between them.
+pub const SLOTS: usize = 4;
 
 /// Places for inputs or outputs are made at least so large, in bytes.
 const LEAST_TRAVEL_BYTES: usize = 1 << 20;
@@ -161,8 +162,8 @@ mod tests {
     #[test]
     fn what_is_kept_and_the_largest_program_are_counted() {
         let mut on = Counting::default();
-        // Places for inputs and outputs, twice each, and the workspace are there from the beginning.
-        let begin = WORKSPACE_BYTES + 4 * (1 << 20);
+        // Places for inputs and outputs, four times each, and the workspace are there from the beginning.
+        let begin = WORKSPACE_BYTES + 8 * (1 << 20);
         assert_eq!(on.counted().total(), begin);
         let view = on.keep("weights", Kind::Bf16, 1000).unwrap();
         on.keep("moments", Kind::F32, 10).unwrap();
@@ -187,7 +188,7 @@ mod tests {
         let outputs = on.run(&program, &Inputs::default()).unwrap();
         assert_eq!(outputs.get::<f32>(out), [0.0; 5]);
         // 3 MiB become 4, a few bytes 1.
-        assert_eq!(on.counted().travelling, 2 * (4 << 20) + 2 * (1 << 20));
+        assert_eq!(on.counted().travelling, 4 * (4 << 20) + 4 * (1 << 20));
     }
 
     #[test]

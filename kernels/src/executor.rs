@@ -37,7 +37,7 @@ pub trait Executor {
     /// Why it cannot do what it is asked for.
     type Error: std::error::Error + Send + Sync + 'static;
     /// A program that runs.
-    type Running;
+    type Running: Send;
 
     /// The device in the words of `--device`, and what it calls itself.
     fn name(&self) -> String;
@@ -63,7 +63,7 @@ pub trait Executor {
     /// When the device fails.
     fn read<T: Element>(&mut self, view: View) -> Result<Vec<T>, Self::Error>;
 
-    /// Starts a program behind those that run. At most two may run at a time.
+    /// Starts a program behind those that run, of which there may be [`SLOTS`](crate::counting::SLOTS) with it.
     ///
     /// # Errors
     /// When there is no room for its buffers, or the device fails.

@@ -12,6 +12,7 @@ pub(crate) mod needs;
 mod network;
 mod quantised;
 mod signals;
+mod waiting;
 mod weight;
 
 use half::bf16;

@@ -8,17 +8,87 @@ use crate::ops::head::{HeadLoss, LossSettings, Teaching};
 use crate::state_file::TrainingState;
 use crate::student::{Student, StudentError};
 
+/// What was started: done already, or under way on a device that computes by itself.
+#[derive(Debug)]
+pub enum Started<T> {
+    /// What it came to.
+    Done(T),
+    /// Under this number.
+    Running(u64),
+}
+
+impl<T> Started<T> {
+    /// Whether it is done.
+    pub fn is_done(&self) -> bool {
+        matches!(self, Self::Done(_))
+    }
+
+    /// What a learner that computes at once has started.
+    fn done(self) -> T {
+        match self {
+            Self::Done(result) => result,
+            Self::Running(number) => unreachable!("number {number} runs where nothing does"),
+        }
+    }
+}
+
 /// Weights with both moments, gradients, and the optimiser's step.
+///
+/// A device that computes by itself is given the next thing before the last one is done: what is started is carried out
+/// in this order, and finished in any. Where a loss or gradient turns out to be no number no step that was started behind
+/// it is made; whoever is told so, or of a failure of the device, need finish nothing more: it is forgotten.
 pub trait Learner: Send {
-    /// The model as it is now.
+    /// The model as it is now, with the steps that were started.
     fn model(&self) -> &dyn LanguageModel;
 
-    /// Losses of a batch's scored positions, in the order of [`TokenBatch::scored`]; their gradient is added to what the
-    /// next [`Self::step`] goes by. `scale` is 1/N, N the scored positions of the whole step.
+    /// Starts a forward and backward pass: losses of a batch's scored positions, in the order of [`TokenBatch::scored`],
+    /// and their gradient added to what the next step goes by. `scale` is 1/N, N the scored positions of the whole step.
     ///
     /// # Errors
-    /// [`StudentError::LossNotFinite`] with the rows concerned; [`StudentError::OneBatch`]; else as
-    /// [`head_loss`](crate::ops::head::head_loss). The gradients are 0 then.
+    /// Before anything was computed, as [`head_loss`](crate::ops::head::head_loss) or [`StudentError::OneBatch`], or where
+    /// memory does not suffice; and as [`Self::finish_backward`]. The gradients are 0 then.
+    fn start_backward(
+        &mut self,
+        batch: &TokenBatch,
+        classes: usize,
+        signal: Option<Teaching<'_>>,
+        settings: &LossSettings,
+        scale: f64,
+    ) -> Result<Started<HeadLoss>, StudentError>;
+
+    /// The losses.
+    ///
+    /// # Errors
+    /// [`StudentError::LossNotFinite`] with the rows concerned, and failures of the device. The gradients are 0 then.
+    fn finish_backward(&mut self, started: Started<HeadLoss>) -> Result<HeadLoss, StudentError>;
+
+    /// Starts one AdamW step with the gradients added up since the last one, clipped to a norm of `max_grad_norm` when
+    /// given; then the gradients are 0.
+    ///
+    /// # Errors
+    /// As [`Student::step`].
+    fn start_step(
+        &mut self,
+        lr: f64,
+        max_grad_norm: Option<f64>,
+    ) -> Result<Started<f64>, StudentError>;
+
+    /// Forgets what was started of a step that will not be, which need not be finished: the gradients are 0.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn give_up(&mut self) -> Result<(), StudentError>;
+
+    /// The gradients' norm before clipping.
+    ///
+    /// # Errors
+    /// As [`Student::step`].
+    fn finish_step(&mut self, started: Started<f64>) -> Result<f64, StudentError>;
+
+    /// [`Self::start_backward`] and [`Self::finish_backward`].
+    ///
+    /// # Errors
+    /// Theirs.
     fn backward(
         &mut self,
         batch: &TokenBatch,
@@ -26,22 +96,28 @@ pub trait Learner: Send {
         signal: Option<Teaching<'_>>,
         settings: &LossSettings,
         scale: f64,
-    ) -> Result<HeadLoss, StudentError>;
+    ) -> Result<HeadLoss, StudentError> {
+        let started = self.start_backward(batch, classes, signal, settings, scale)?;
+        self.finish_backward(started)
+    }
 
-    /// One AdamW step with the gradients added up since the last one, clipped to a norm of `max_grad_norm` when
-    /// given; then the gradients are 0. Gives their norm before clipping.
+    /// [`Self::start_step`] and [`Self::finish_step`].
     ///
     /// # Errors
-    /// As [`Student::step`].
-    fn step(&mut self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, StudentError>;
+    /// Theirs.
+    fn step(&mut self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, StudentError> {
+        let started = self.start_step(lr, max_grad_norm)?;
+        self.finish_step(started)
+    }
 
-    /// Optimiser steps done.
+    /// Optimiser steps done and finished.
     fn steps(&self) -> u64;
 
     /// Whether an update failed on its way, so that the state is that of no step.
     fn is_half_updated(&self) -> bool;
 
-    /// The state as it is now. [`Self::step`] may refuse to change it while this is alive.
+    /// The state as it is now, everything that was started being finished. [`Self::start_step`] may refuse to change it
+    /// while this is alive ([`TrainingState::is_lent`]).
     ///
     /// # Errors
     /// When the device fails.
@@ -59,19 +135,35 @@ impl Learner for Student {
         Self::model(self)
     }
 
-    fn backward(
+    fn start_backward(
         &mut self,
         batch: &TokenBatch,
         classes: usize,
         signal: Option<Teaching<'_>>,
         settings: &LossSettings,
         scale: f64,
-    ) -> Result<HeadLoss, StudentError> {
-        Self::backward(self, batch, classes, signal, settings, scale)
+    ) -> Result<Started<HeadLoss>, StudentError> {
+        Self::backward(self, batch, classes, signal, settings, scale).map(Started::Done)
     }
 
-    fn step(&mut self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, StudentError> {
-        Self::step(self, lr, max_grad_norm)
+    fn finish_backward(&mut self, started: Started<HeadLoss>) -> Result<HeadLoss, StudentError> {
+        Ok(started.done())
+    }
+
+    fn start_step(
+        &mut self,
+        lr: f64,
+        max_grad_norm: Option<f64>,
+    ) -> Result<Started<f64>, StudentError> {
+        Self::step(self, lr, max_grad_norm).map(Started::Done)
+    }
+
+    fn give_up(&mut self) -> Result<(), StudentError> {
+        Ok(self.forget_gradients()?)
+    }
+
+    fn finish_step(&mut self, started: Started<f64>) -> Result<f64, StudentError> {
+        Ok(started.done())
     }
 
     fn steps(&self) -> u64 {

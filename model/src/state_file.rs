@@ -17,9 +17,8 @@ use crate::weights::{Weights, WeightsError, zeros};
 /// The rows of the state, in order.
 const ROWS: [&str; 3] = ["master", "exp_avg", "exp_avg_sq"];
 
-/// A student's configuration, weights and state as they are after a step. They share the student's
-/// memory, so that no second copy of it exists, and [`Student::step`] refuses to change it while this is
-/// alive.
+/// A student's configuration, weights and state as they are after a step. On the processor they share the student's
+/// memory, so that no second copy of it exists, and [`Student::step`] refuses to change it while this is alive.
 pub struct TrainingState {
     /// The model's configuration.
     pub config: Qwen3Config,
@@ -29,13 +28,19 @@ pub struct TrainingState {
     state: Tensor,
     /// Optimiser steps done.
     steps: u64,
-    _lent: Arc<()>,
+    /// Of the student whose memory it is.
+    lent: Option<Arc<()>>,
 }
 
 impl TrainingState {
-    /// Of these parts; `state` is `[3, P]` float32.
+    /// Of these parts, which are nobody else's; `state` is `[3, P]` float32.
     pub(crate) fn new(config: Qwen3Config, weights: Weights, state: Tensor, steps: u64) -> Self {
-        Self { config, weights, state, steps, _lent: Arc::new(()) }
+        Self { config, weights, state, steps, lent: None }
+    }
+
+    /// Whether it is the memory of a student, which makes no step while this is alive.
+    pub fn is_lent(&self) -> bool {
+        self.lent.is_some()
     }
 
     /// The state of a student as it is now.
@@ -45,7 +50,7 @@ impl TrainingState {
             weights: student.weights().clone(),
             state: student.state().clone(),
             steps: student.steps(),
-            _lent: student.lend(),
+            lent: Some(student.lend()),
         }
     }
 }

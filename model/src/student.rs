@@ -209,7 +209,7 @@ impl Student {
             scale,
             Some(self.gradients.head()),
         )?;
-        let rows = rows_not_finite(batch, &loss);
+        let rows = rows_not_finite(batch.scored_per_row(), &loss);
         if !rows.is_empty() {
             return Err(StudentError::LossNotFinite { rows });
         }
@@ -321,17 +321,18 @@ impl Student {
         Ok(first.unwrap_or_else(|| "all parameters together".to_owned()))
     }
 
-    fn forget_gradients(&mut self) -> candle_core::Result<()> {
+    /// What the backward passes since the last step have added up counts for nothing.
+    pub(crate) fn forget_gradients(&mut self) -> candle_core::Result<()> {
         self.first_pass = None;
         self.gradients.zero()
     }
 }
 
 /// The rows of a batch, from 0, with a scored position whose loss is infinite or no number.
-pub fn rows_not_finite(batch: &TokenBatch, loss: &HeadLoss) -> Vec<usize> {
+pub fn rows_not_finite(scored_per_row: &[usize], loss: &HeadLoss) -> Vec<usize> {
     let mut positions = loss.ce.iter().zip(&loss.kl);
     let mut rows = Vec::new();
-    for (row, &scored) in batch.scored_per_row().iter().enumerate() {
+    for (row, &scored) in scored_per_row.iter().enumerate() {
         let of_row = positions.by_ref().take(scored);
         if of_row.filter(|(ce, kl)| !ce.is_finite() || !kl.is_finite()).count() > 0 {
             rows.push(row);

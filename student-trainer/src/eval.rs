@@ -104,7 +104,8 @@ pub fn evaluate(
         let said = signals.as_ref().map_or(Ok(None), |signals| signals.reading().said(&answers))?;
         let teaching = said.as_ref().map(Said::teaching);
         let loss = model.losses(&batch, settings.classes, teaching, &settings.loss)?;
-        bad.extend(rows_not_finite(&batch, &loss).into_iter().map(|row| these[row]));
+        let broken = rows_not_finite(batch.scored_per_row(), &loss);
+        bad.extend(broken.into_iter().map(|row| these[row]));
         tally.add(&batch, &loss, &answers);
     }
     if !bad.is_empty() {

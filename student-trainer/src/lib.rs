@@ -37,6 +37,7 @@ mod saving;
 mod setup;
 pub mod signals;
 pub mod state;
+mod step;
 pub mod stop;
 pub mod summary;
 pub mod teacher;

@@ -226,6 +226,13 @@ impl Run {
         self.saves() && step.is_multiple_of(self.config.save_steps as u64)
     }
 
+    /// Whether something follows this step that the next one must wait for.
+    pub(crate) fn something_is_due(&self, planned: &PlannedStep) -> bool {
+        self.evaluation_is_due(planned)
+            || self.checkpoint_is_due(planned.step)
+            || self.timing.is_last(planned.step)
+    }
+
     /// Whether checkpoints are written without being asked for by a stop.
     pub(crate) fn saves(&self) -> bool {
         self.config.save_steps > 0
@@ -241,8 +248,22 @@ impl Run {
         Ok(())
     }
 
-    /// Waits for a checkpoint that is being written, where there is one: nothing may change the
-    /// student before.
+    /// Waits for a checkpoint that is written from the student's own memory, which must stay as it is until then.
+    pub(crate) fn wait_to_change(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let is_lent = self.saving.as_ref().is_some_and(|saving| saving.is_lent);
+        if is_lent { self.finish_checkpoint(observer) } else { Ok(()) }
+    }
+
+    /// Takes note of a checkpoint that has been written meanwhile.
+    pub(crate) fn notice_checkpoint(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let is_written = self.saving.as_ref().is_some_and(Saving::is_written);
+        if is_written { self.finish_checkpoint(observer) } else { Ok(()) }
+    }
+
+    /// Waits for a checkpoint that is being written, where there is one.
     pub(crate) fn finish_checkpoint(
         &mut self,
         observer: &mut dyn Observer,

@@ -1,5 +1,5 @@
-//! Checkpoints, written beside the computation: a thread of their own reads the student's memory while
-//! the next step goes forward and back, and only that step's update waits for it.
+//! Checkpoints, written beside the computation. On the processor a thread of their own reads the student's memory
+//! while the next step goes forward and back, and only that step's update waits for it; of a card's it has a copy.
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -56,6 +56,8 @@ pub(crate) fn make_way(
 pub(crate) struct Saving {
     /// The step it is of.
     pub(crate) step: u64,
+    /// Whether it is written from the student's own memory.
+    pub(crate) is_lent: bool,
     thread: JoinHandle<Result<Written, TrainError>>,
 }
 
@@ -68,12 +70,13 @@ pub(crate) struct Written {
 }
 
 impl Saving {
-    /// Begins to write; the student's memory must stay as it is until [`Saving::finish`].
+    /// Begins to write; the student's memory, where it is lent, must stay as it is until [`Saving::finish`].
     ///
     /// # Errors
     /// When the system gives no thread.
     pub(crate) fn start(snapshot: Snapshot) -> Result<Self, TrainError> {
         let (step, root) = (snapshot.progress.step, snapshot.root.clone());
+        let is_lent = snapshot.student.is_lent();
         let thread = std::thread::Builder::new()
             .name("checkpoint".to_owned())
             .spawn(move || snapshot.write())
@@ -82,7 +85,12 @@ impl Saving {
                 path: root,
                 source,
             })?;
-        Ok(Self { step, thread })
+        Ok(Self { step, is_lent, thread })
+    }
+
+    /// Whether it is written, or failed.
+    pub(crate) fn is_written(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// Waits until it is written.

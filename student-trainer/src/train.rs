@@ -1,27 +1,18 @@
 //! The training loop. Read this file first.
 //!
-//! Letters: N scored positions of a step, T temperature, alpha the teacher's weight. The loop is a
-//! plain thread that owns the student and its device; the network lives in tasks of its own and
-//! hands over answers through the feed.
+//! The loop is a plain thread that owns the student and its device; what a step is stands in [`step`]. The network
+//! lives in tasks of its own and hands over answers through the feed.
 
-use std::sync::Arc;
 use std::time::Instant;
-
-use distill::batch::{Sequence, TokenBatch};
-use model::ops::head::HeadLoss;
-use model::qwen3::ModelError;
-use model::student::StudentError;
 
 use crate::candidates::Own;
 use crate::config::Config;
-use crate::data::RowSet;
 use crate::error::TrainError;
-use crate::feed::Scored;
-use crate::observer::{EvalReport, Moment, Observer, StepReport};
+use crate::observer::{EvalReport, Moment, Observer};
 use crate::plan::PlannedStep;
-use crate::reading::Said;
 use crate::run::Run;
 use crate::signals::{Signals, take};
+use crate::step::{self, UnderWay};
 use crate::stop::Stop;
 use crate::summary::Summary;
 
@@ -89,133 +80,87 @@ fn steps_and_evaluations(
     Ok(())
 }
 
-/// Every step that is left, and the things done now and then.
+/// Every step that is left, and the things done now and then. Where the device computes by itself a step is started
+/// before the one before it is done, so that the device always has something to do.
 fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), TrainError> {
     run.follow_teacher(observer);
+    let mut under_way: Option<UnderWay> = None;
     for planned in run.plan.steps_after(run.progress.step) {
-        let begin = Instant::now();
-        let (model, classes) = (run.student.model(), run.classes);
-        run.timing.begins(planned.step, model);
-        let own = Own { model, classes, at_once: run.at_once };
-        let answers = take(run.signals.as_mut(), &planned.rows, &run.rows, own, stop);
-        if stop.requested() {
-            return Ok(());
+        let started = start_next(run, planned, observer, stop);
+        // Whatever became of it, the one before it is done and counts.
+        let waited = under_way.is_some();
+        if let Some(before) = under_way.take() {
+            complete(run, before, observer, stop)?;
         }
-        run.timing.span("wait for the teacher", begin);
-        let mut report = train_step(run, &planned, &answers?, observer)?;
-        let waited = run.signals.as_mut().map(Signals::take_waited).unwrap_or_default();
-        let seconds = begin.elapsed().as_secs_f64();
-        report.teacher_wait_seconds = waited.as_secs_f64();
-        report.tokens_per_second = report.tokens as f64 / seconds;
-        run.progress.count(&report, seconds, planned.ends_epoch);
-        observer.step(&report);
-        if let Some(words) = run.signals.as_mut().and_then(Signals::surprise) {
-            observer.note(&words);
+        let Some(mut started) = started? else { return Ok(()) };
+        if waited {
+            started.begin = Instant::now();
         }
-        if run.evaluation_is_due(&planned) {
-            let since = Instant::now();
-            evaluate(run, Moment::During, observer, stop)?;
-            run.timing.span("evaluation", since);
-        }
-        if run.checkpoint_is_due(planned.step) {
-            let since = Instant::now();
-            run.begin_checkpoint(observer)?;
-            run.timing.span("checkpoint", since);
-        }
-        run.timing.span(format!("step {}", planned.step), begin);
-        run.timing.ends(planned.step, run.student.model(), observer);
-    }
-    Ok(())
-}
-
-/// One optimiser step. Where the device's memory does not suffice for what was to be computed at once, the gradients are
-/// forgotten and the step is made again in smaller parts, and so are those that follow.
-fn train_step(
-    run: &mut Run,
-    planned: &PlannedStep,
-    answers: &[Scored],
-    observer: &mut dyn Observer,
-) -> Result<StepReport, TrainError> {
-    loop {
-        match step_once(run, planned, answers, observer) {
-            Err(TrainError::OutOfMemory { rows, tokens, source, .. }) if run.splits && rows > 1 => {
-                let most = tokens / 2;
-                run.at_once = run.at_once.at_most(most);
-                observer.note(&format!(
-                    "step {}: {rows} rows, {tokens} tokens in all, did not fit into the device's memory ({source}); \
-                     the step is made again, and batches are computed in parts of at most {most} tokens from now on, \
-                     with the same loss and gradient",
-                    planned.step
-                ));
-            }
-            done => return done,
+        if started.is_done() || run.something_is_due(&started.planned) {
+            complete(run, started, observer, stop)?;
+        } else {
+            under_way = Some(started);
         }
     }
+    under_way.map_or(Ok(()), |last| complete(run, last, observer, stop))
 }
 
-/// One optimiser step, tried: rows and answers in, report out. The mean is over the N scored positions of
-/// all its micro-batches, so it does not matter how rows are grouped.
-fn step_once(
+/// Starts a step once its answers are there; none where a stop was asked for.
+fn start_next(
     run: &mut Run,
-    planned: &PlannedStep,
-    answers: &[Scored],
+    planned: PlannedStep,
     observer: &mut dyn Observer,
-) -> Result<StepReport, TrainError> {
-    let set = Arc::clone(&run.rows.sequences);
-    let rows: Vec<&Sequence> = planned.rows.iter().map(|&row| &set[row]).collect();
-    let positions: usize = rows.iter().map(|row| row.scored().count()).sum();
-    let mut sums = Sums::default();
-    for micro in run.at_once.groups(rows.iter().map(|row| row.len())) {
+    stop: &Stop,
+) -> Result<Option<UnderWay>, TrainError> {
+    let begin = Instant::now();
+    let (model, classes) = (run.student.model(), run.classes);
+    run.timing.begins(planned.step, model);
+    let own = Own { model, classes, at_once: run.at_once };
+    let answers = take(run.signals.as_mut(), &planned.rows, &run.rows, own, stop);
+    if stop.requested() {
+        return Ok(None);
+    }
+    run.timing.span("wait for the teacher", begin);
+    let started = step::start(run, planned, (&answers?, begin), observer)?;
+    if !started.is_done() {
+        run.timing.span(format!("start of step {}", started.planned.step), begin);
+    }
+    Ok(Some(started))
+}
+
+/// Waits for a step, tells of it, and does what is due behind it.
+fn complete(
+    run: &mut Run,
+    started: UnderWay,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<(), TrainError> {
+    let (planned, begin, was_done) = (started.planned.clone(), started.begin, started.is_done());
+    let since = Instant::now();
+    let (report, seconds) = step::finish(run, started)?;
+    run.progress.count(&report, seconds, planned.ends_epoch);
+    observer.step(&report);
+    if let Some(words) = run.signals.as_mut().and_then(Signals::surprise) {
+        observer.note(&words);
+    }
+    if !was_done {
+        run.timing.span(format!("end of step {}", planned.step), since);
+    }
+    if run.evaluation_is_due(&planned) {
         let since = Instant::now();
-        let batch = TokenBatch::pack(rows[micro.clone()].iter().copied());
-        // Without a teacher there are none.
-        let of_micro = answers.get(micro.clone()).unwrap_or_default();
-        let said = run.signals.as_ref().map_or(Ok(None), |s| s.reading().said(of_micro))?;
-        let teaching = said.as_ref().map(Said::teaching);
-        let loss = run
-            .student
-            .backward(&batch, run.classes, teaching, &run.loss, 1.0 / positions as f64)
-            .map_err(|error| explained(error, &run.rows, planned, (micro.start, &batch)))?;
-        sums.add(&loss);
-        run.timing.span("forward and backward", since);
+        evaluate(run, Moment::During, observer, stop)?;
+        run.timing.span("evaluation", since);
     }
-    // The student's memory is being written to the disk until then.
-    let since = Instant::now();
-    run.finish_checkpoint(observer)?;
-    run.timing.span("wait for the checkpoint", since);
-    let since = Instant::now();
-    let learning_rate = run.schedule.lr(planned.step - 1);
-    let grad_norm = run
-        .student
-        .step(learning_rate, run.max_grad_norm)
-        .map_err(|error| not_finite(error, &run.rows, planned, 0))?;
-    run.timing.span("optimiser", since);
-    let taught = !answers.is_empty();
-    let asked = rows.iter().zip(answers).filter(|(_, scored)| scored.wire_bytes > 0);
-    let mean = |sum: f64| sum / positions as f64;
-    let kl = mean(sums.kl) * run.loss.temperature * run.loss.temperature;
-    let ce = mean(sums.ce);
-    // NaN where the signal does not say.
-    let known = |value: f64| Some(value).filter(|value| taught && value.is_finite());
-    Ok(StepReport {
-        step: planned.step,
-        epoch: run.plan.epochs_after(planned.step),
-        loss: run.loss.alpha * kl + (1.0 - run.loss.alpha) * ce,
-        kl: taught.then_some(kl),
-        ce,
-        learning_rate,
-        grad_norm,
-        tokens: rows.iter().map(|row| row.len() as u64).sum(),
-        tokens_per_second: 0.0,
-        teacher_wait_seconds: 0.0,
-        teacher_mass: (taught && run.signals.as_ref().is_some_and(Signals::knows_mass))
-            .then(|| mean(sums.teacher_mass)),
-        student_mass: taught.then(|| mean(sums.student_mass)),
-        kl_rest: known(mean(sums.kl_rest) * run.loss.temperature * run.loss.temperature),
-        teacher_entropy: known(mean(sums.teacher_entropy)),
-        wire_bytes: answers.iter().map(|scored| scored.wire_bytes).sum(),
-        wire_tokens: asked.map(|(row, _)| row.len() as u64).sum(),
-    })
+    if run.checkpoint_is_due(planned.step) {
+        let since = Instant::now();
+        run.begin_checkpoint(observer)?;
+        run.timing.span("checkpoint", since);
+    }
+    if was_done {
+        run.timing.span(format!("step {}", planned.step), begin);
+    }
+    run.timing.ends(planned.step, run.student.model(), observer);
+    Ok(())
 }
 
 /// Measures the student on the held-out rows, where there are any.
@@ -256,79 +201,6 @@ fn finish(mut run: Run, observer: &mut dyn Observer) -> Result<Summary, TrainErr
     Ok(summary)
 }
 
-/// The error of a micro-batch that begins at row `first` of the step.
-fn explained(
-    error: StudentError,
-    set: &RowSet,
-    planned: &PlannedStep,
-    (first, batch): (usize, &TokenBatch),
-) -> TrainError {
-    if !matches!(error, StudentError::Model(ModelError::OutOfMemory(_))) {
-        return not_finite(error, set, planned, first);
-    }
-    let (rows, tokens) = (batch.scored_per_row().len(), batch.ids().len());
-    let remedy = match rows {
-        1 => {
-            "it cannot be parted: take a smaller --max-length, --recompute blocks, or another device"
-        }
-        _ => {
-            "take --on-memory split, a smaller --per-device-train-batch-size or --max-length, --recompute blocks, or \
-             another device"
-        }
-    };
-    TrainError::OutOfMemory { step: planned.step, rows, tokens, remedy, source: Box::new(error) }
-}
-
-/// Names the rows of the training set when a loss or gradient is no number; `first` is where the
-/// micro-batch begins in the step.
-fn not_finite(
-    error: StudentError,
-    set: &RowSet,
-    planned: &PlannedStep,
-    first: usize,
-) -> TrainError {
-    let rows: Vec<usize> = match &error {
-        StudentError::LossNotFinite { rows } => {
-            rows.iter().map(|row| planned.rows[first + row]).collect()
-        }
-        StudentError::GradientNotFinite { .. } => planned.rows.clone(),
-        StudentError::Model(_)
-        | StudentError::OneBatch
-        | StudentError::BeingRead
-        | StudentError::HalfUpdated { .. }
-        | StudentError::LearningRate { .. }
-        | StudentError::Weights(_)
-        | StudentError::Save(_)
-        | StudentError::State { .. } => return error.into(),
-    };
-    TrainError::NotFinite { step: planned.step, rows: set.list(&rows), source: Box::new(error) }
-}
-
-/// Sums over scored positions, in float64 and in row order.
-#[derive(Debug, Default)]
-struct Sums {
-    ce: f64,
-    kl: f64,
-    teacher_mass: f64,
-    student_mass: f64,
-    kl_rest: f64,
-    teacher_entropy: f64,
-}
-
-impl Sums {
-    fn add(&mut self, loss: &HeadLoss) {
-        let add = |into: &mut f64, values: &[f32]| {
-            values.iter().for_each(|&value| *into += f64::from(value));
-        };
-        add(&mut self.ce, &loss.ce);
-        add(&mut self.kl, &loss.kl);
-        add(&mut self.teacher_mass, &loss.teacher_mass);
-        add(&mut self.student_mass, &loss.student_mass);
-        add(&mut self.kl_rest, &loss.kl_rest);
-        add(&mut self.teacher_entropy, &loss.teacher_entropy);
-    }
-}
-
 #[cfg(test)]
 #[path = "train_tests.rs"]
 mod tests;
@@ -336,3 +208,7 @@ mod tests;
 #[cfg(test)]
 #[path = "train_memory_tests.rs"]
 mod memory_tests;
+
+#[cfg(test)]
+#[path = "train_ahead_tests.rs"]
+mod ahead_tests;

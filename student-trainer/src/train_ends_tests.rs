@@ -2,7 +2,7 @@
 //! taken up.
 
 use super::*;
-use crate::observer::RunFacts;
+use crate::observer::{RunFacts, StepReport};
 
 #[test]
 fn a_run_in_two_parts_ends_with_the_same_bits() {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use distill::batch::TokenBatch;
 use model::language_model::LanguageModel;
-use model::learner::Learner;
+use model::learner::{Learner, Started};
 use model::ops::head::{HeadLoss, LossSettings, Teaching};
 use model::qwen3::ModelError;
 use model::state_file::TrainingState;
@@ -28,25 +28,41 @@ impl Learner for Scarce {
         self.student.model()
     }
 
-    fn backward(
+    fn start_backward(
         &mut self,
         batch: &TokenBatch,
         classes: usize,
         signal: Option<Teaching<'_>>,
         settings: &LossSettings,
         scale: f64,
-    ) -> Result<HeadLoss, StudentError> {
+    ) -> Result<Started<HeadLoss>, StudentError> {
         if batch.ids().len() > self.most {
             self.refused.fetch_add(1, Ordering::Relaxed);
             // As the contract has it: half a gradient must not reach the next step.
-            self.student.take_gradients()?;
+            self.student.give_up()?;
             return Err(ModelError::OutOfMemory("no room for it".to_owned()).into());
         }
-        self.student.backward(batch, classes, signal, settings, scale)
+        self.student.start_backward(batch, classes, signal, settings, scale)
     }
 
-    fn step(&mut self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, StudentError> {
-        self.student.step(lr, max_grad_norm)
+    fn finish_backward(&mut self, started: Started<HeadLoss>) -> Result<HeadLoss, StudentError> {
+        self.student.finish_backward(started)
+    }
+
+    fn start_step(
+        &mut self,
+        lr: f64,
+        max_grad_norm: Option<f64>,
+    ) -> Result<Started<f64>, StudentError> {
+        self.student.start_step(lr, max_grad_norm)
+    }
+
+    fn give_up(&mut self) -> Result<(), StudentError> {
+        self.student.give_up()
+    }
+
+    fn finish_step(&mut self, started: Started<f64>) -> Result<f64, StudentError> {
+        self.student.finish_step(started)
     }
 
     fn steps(&self) -> u64 {

@@ -2,6 +2,7 @@
 //! buffers where a card would have them.
 
 use super::{Memory, run_in};
+use crate::counting::SLOTS;
 use crate::executor::{Element, Executor, Inputs, Outputs};
 use crate::program::{Home, Kind, Matrix, Places, Product, Program, Step, View};
 use crate::{Argument, Call};
@@ -25,6 +26,8 @@ pub struct Emulation {
     /// Orders of threads in which every launch is run.
     orders: Vec<u64>,
     kept: Vec<Vec<u8>>,
+    /// Programs that were started and not finished.
+    running: usize,
 }
 
 /// What memory that was never written holds: no numbers.
@@ -33,7 +36,7 @@ const NEVER_WRITTEN: u8 = 0xff;
 impl Emulation {
     /// One whose launches run in so many orders.
     pub fn new(orders: u64) -> Self {
-        Self { orders: (0..orders).collect(), kept: Vec::new() }
+        Self { orders: (0..orders).collect(), kept: Vec::new(), running: 0 }
     }
 }
 
@@ -69,6 +72,7 @@ impl Executor for Emulation {
     }
 
     fn start(&mut self, program: &Program, inputs: &Inputs) -> Result<Outputs, Found> {
+        assert!(self.running < SLOTS, "{SLOTS} programs run already");
         let places = Places::of(program);
         let mut input = inputs.bytes().to_vec();
         input.resize(program.input_bytes, NEVER_WRITTEN);
@@ -86,10 +90,13 @@ impl Executor for Emulation {
             let part = part.map_or("", |(_, name)| name);
             run.step(step).map_err(|what| Found(format!("step {number} ({part}): {what}")))?;
         }
-        Ok(Outputs::new(run.output))
+        let outputs = Outputs::new(run.output);
+        self.running += 1;
+        Ok(outputs)
     }
 
     fn finish(&mut self, running: Outputs) -> Result<Outputs, Found> {
+        self.running -= 1;
         Ok(running)
     }
 }

@@ -89,6 +89,11 @@ impl Memory {
         bytemuck::pod_collect_to_vec(&self.buffers[id.0].read())
     }
 
+    /// The numbers of a buffer of float64.
+    pub fn doubles(&self, id: Id) -> Vec<f64> {
+        bytemuck::pod_collect_to_vec(&self.buffers[id.0].read())
+    }
+
     /// The letter of its elements in a kernel's signature, as `emulate.h` writes them.
     pub(super) fn letter(&self, id: Id) -> char {
         match self.buffers[id.0].kind {

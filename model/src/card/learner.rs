@@ -1,12 +1,12 @@
 //! A model in training on a card: master weights with both moments, gradients and the weights that products read all
-//! lie there; a step is two programs, of which the host sees the losses and the norm.
+//! lie there; a step is two programs, of which the host sees the losses and the norm, when it asks for them.
 
 use std::sync::Arc;
 
 use candle_core::{Device as Tensors, Tensor};
 use distill::batch::TokenBatch;
-use kernels::adamw::{self, adamw, clip};
-use kernels::executor::Executor;
+use kernels::adamw::{self, Clipping, NOWHERE, adamw, clip, halt};
+use kernels::executor::{Executor, Outputs};
 use kernels::program::{Kind, Program, View};
 use kernels::round::round;
 
@@ -14,9 +14,10 @@ use super::engine::{CardModel, LossOf, Passed, activations, send};
 use super::failed;
 use super::loss::Losses;
 use super::network::{self, Making, views};
+use super::waiting::{Of, Waiting};
 use crate::config::Qwen3Config;
 use crate::language_model::LanguageModel;
-use crate::learner::Learner;
+use crate::learner::{Learner, Started};
 use crate::ops::adamw::scalars;
 use crate::ops::head::{HeadLoss, LossSettings, Teaching};
 use crate::parameters::{ModelViews, ParameterIndex};
@@ -39,6 +40,9 @@ pub struct CardLearner<X: Executor> {
     of_parameters: ModelViews<View>,
     /// Whether what lies in the gradients counts for nothing: it is set to 0 before anything is added.
     stale: bool,
+    /// `[1]` u32: not 0 once a loss or gradient was no number. No step is made then.
+    halted: View,
+    waiting: Waiting<X>,
     steps: u64,
 }
 
@@ -98,6 +102,7 @@ impl<X: Executor + Send> CardLearner<X> {
         let gradients = keep("gradients", Kind::F32)?;
         let kind = Kind::from(activations(training.precision)?);
         let rounded = (kind == Kind::Bf16).then(|| keep("weights", kind)).transpose()?;
+        let halted = on.keep("halted", Kind::U32, 1).map_err(failed::<X>)?;
         let of_parameters = views(gradients, &index, config.num_hidden_layers)?;
         let flat = rounded.unwrap_or(state[0]);
         let views = network::weights(flat, &index, config.num_hidden_layers)?;
@@ -110,6 +115,8 @@ impl<X: Executor + Send> CardLearner<X> {
             gradients,
             of_parameters,
             stale: true,
+            halted,
+            waiting: Waiting::default(),
             steps: 0,
         })
     }
@@ -123,19 +130,6 @@ impl<X: Executor + Send> CardLearner<X> {
     #[cfg(test)]
     pub(crate) fn logits_bytes(&self, bytes: Option<usize>) {
         self.model.engine().logits_bytes = bytes.unwrap_or(super::loss::LOGITS_BYTES);
-    }
-
-    fn add_gradient(
-        &mut self,
-        batch: &TokenBatch,
-        of: LossOf<'_>,
-    ) -> Result<HeadLoss, StudentError> {
-        let (making, losses) = self.learning(batch, of)?;
-        let outputs = self.model.engine().run(&making.program, &making.inputs)?;
-        self.stale = false;
-        let loss = losses.read(&outputs);
-        let rows = rows_not_finite(batch, &loss);
-        if rows.is_empty() { Ok(loss) } else { Err(StudentError::LossNotFinite { rows }) }
     }
 
     /// The program that adds a batch's gradient.
@@ -154,6 +148,9 @@ impl<X: Executor + Send> CardLearner<X> {
         let grads = &self.of_parameters;
         let gradient = Some((grads.head, self.training.recompute));
         let (passed, losses) = engine.losses(&mut making, batch, of, gradient)?;
+        for losses in losses.that_must_be_finite() {
+            making.program.call(halt([losses, self.halted], losses.len as u32));
+        }
         if let Some(d_hidden) = losses.d_hidden {
             let Passed { shape, tape, hidden } = passed;
             let of = (tape, &hidden, d_hidden);
@@ -165,39 +162,103 @@ impl<X: Executor + Send> CardLearner<X> {
     /// Memory that stays from step to step, in bytes.
     pub(super) fn kept_bytes(&self) -> usize {
         let views = self.state.iter().chain([&self.gradients]).chain(&self.rounded);
-        views.map(View::bytes).sum()
+        views.chain([&self.halted]).map(View::bytes).sum()
     }
 
-    /// Clipping and AdamW as one program. Where the norm is not finite it changes nothing.
-    fn update(&self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, ModelError> {
-        let Self { state: [p, m, v], gradients, rounded, .. } = *self;
+    /// Starts a program.
+    fn start<T>(&mut self, making: &Making, of: Of) -> Result<Started<T>, ModelError> {
+        let Self { model, waiting, .. } = self;
+        let program = (&making.program, &making.inputs);
+        let number = waiting.start(&mut model.engine().on, program, of).map_err(failed::<X>)?;
+        Ok(Started::Running(number))
+    }
+
+    /// What a program that was started has put out.
+    fn finish(&mut self, number: u64) -> Result<(Of, Outputs), ModelError> {
+        let Self { model, waiting, .. } = self;
+        let ended = waiting.finish(&mut model.engine().on, number).map_err(failed::<X>)?;
+        ended.ok_or_else(|| {
+            ModelError::Device("what was started was lost when it failed".to_owned())
+        })
+    }
+
+    /// Clipping and AdamW as one program; where what came of it will lie.
+    fn updating(&self, lr: f64, max_grad_norm: Option<f64>) -> (Making, Of) {
+        let Self { state: [p, m, v], gradients, rounded, halted, .. } = *self;
         let count = gradients.len as u32;
-        let mut program = Program::default();
+        let mut making = Making::default();
+        let program = &mut making.program;
         program.part("update");
         if self.stale {
             program.zero(gradients);
         }
-        let room = program.passing("shares", Kind::F64, adamw::shares(count) as usize);
-        let scale = program.passing("shares", Kind::F32, 1);
-        let norm = program.output(Kind::F32, 1);
+        let shares = adamw::shares(count) as usize;
+        let of = Clipping {
+            gradients,
+            shares: program.passing("shares", Kind::F64, shares),
+            places: program.passing("shares", Kind::U32, shares),
+            halted,
+            norm: program.output(Kind::F64, 1),
+            outcome: program.output(Kind::U32, 2),
+            scale: program.passing("shares", Kind::F32, 1),
+        };
         let most = max_grad_norm.map_or(f32::INFINITY, |most| most as f32);
-        program.calls(clip([gradients, room, norm, scale], count, most));
-        let scalars = scalars(&self.training.optimiser, lr, self.steps + 1);
-        program.call(adamw([p, m, v, gradients, scale], rounded, count, &scalars));
-        let outputs = self.model.engine().run(&program, &Making::default().inputs)?;
-        Ok(f64::from(outputs.get::<f32>(norm)[0]))
+        program.calls(clip(of, count, most));
+        let number = self.steps + self.waiting.steps() + 1;
+        let scalars = scalars(&self.training.optimiser, lr, number);
+        program.call(adamw([p, m, v, gradients, of.scale], rounded, count, &scalars));
+        (making, Of::Update { norm: of.norm, outcome: of.outcome })
     }
 
-    /// The first parameter with a gradient that is not finite.
-    fn first_not_finite(&self) -> Result<String, ModelError> {
-        let gradients = self.model.engine().read::<f32>(self.gradients)?;
-        let broken = gradients.iter().position(|g| !g.is_finite());
+    /// Waits for all that was started and forgets it, with the gradients; steps may be made again.
+    fn forget(&mut self) -> Result<(), StudentError> {
+        let Self { model, waiting, .. } = self;
+        let mut engine = model.engine();
+        let all = waiting.forget(&mut engine.on);
+        self.steps +=
+            all.iter().filter(|(of, outputs)| of.is_made(outputs) == Some(true)).count() as u64;
+        self.stale = true;
+        Ok(engine.on.write(self.halted, &[0_u32]).map_err(failed::<X>)?)
+    }
+
+    /// What is given, or what is wrong, once everything else is forgotten. Of two errors the first says more.
+    fn or_forget<T>(&mut self, result: Result<T, StudentError>) -> Result<T, StudentError> {
+        result.map_err(|error| {
+            let _ = self.forget();
+            error
+        })
+    }
+
+    /// The losses of a program that has ended, or the rows with one that is no number.
+    fn losses(&mut self, number: u64) -> Result<HeadLoss, StudentError> {
+        let (Of::Losses(losses, scored_per_row), outputs) = self.finish(number)? else {
+            unreachable!("number {number} is a step");
+        };
+        let loss = losses.read(&outputs);
+        let rows = rows_not_finite(&scored_per_row, &loss);
+        if rows.is_empty() { Ok(loss) } else { Err(StudentError::LossNotFinite { rows }) }
+    }
+
+    /// The norm of a step that was made.
+    fn norm(&mut self, number: u64) -> Result<f64, StudentError> {
+        let (of, outputs) = self.finish(number)?;
+        let Of::Update { norm, outcome } = of else {
+            unreachable!("number {number} is no step");
+        };
+        let norm = outputs.get::<f64>(norm)[0];
+        if of.is_made(&outputs) == Some(true) {
+            self.steps += 1;
+            return Ok(norm);
+        }
+        let place = outputs.get::<u32>(outcome)[1];
         let of = |at: usize| {
             let parameters = self.model.index().parameters();
             parameters.iter().rev().find(|parameter| parameter.offset <= at)
         };
-        let found = broken.and_then(of).map(|parameter| parameter.name.clone());
-        Ok(found.unwrap_or_else(|| "all parameters together".to_owned()))
+        let found = (place != NOWHERE).then(|| of(place as usize)).flatten();
+        let parameter =
+            found.map_or("all parameters together".to_owned(), |found| found.name.clone());
+        Err(StudentError::GradientNotFinite { parameter, norm })
     }
 }
 
@@ -206,37 +267,63 @@ impl<X: Executor + Send> Learner for CardLearner<X> {
         &self.model
     }
 
-    fn backward(
+    fn start_backward(
         &mut self,
         batch: &TokenBatch,
         classes: usize,
         signal: Option<Teaching<'_>>,
         settings: &LossSettings,
         scale: f64,
-    ) -> Result<HeadLoss, StudentError> {
-        let result = self.add_gradient(batch, LossOf { classes, signal, settings, scale });
+    ) -> Result<Started<HeadLoss>, StudentError> {
+        let of = LossOf { classes, signal, settings, scale };
+        let started = self.learning(batch, of).and_then(|(making, losses)| {
+            self.start(&making, Of::Losses(losses, batch.scored_per_row().to_vec()))
+        });
         // Half a gradient must not reach the next step.
-        self.stale |= result.is_err();
-        result
+        self.stale = started.is_err();
+        Ok(started?)
     }
 
-    fn step(&mut self, lr: f64, max_grad_norm: Option<f64>) -> Result<f64, StudentError> {
-        if !(lr.is_finite() && lr >= 0.0) {
-            self.stale = true;
-            return Err(StudentError::LearningRate { found: lr });
-        }
-        let norm = self.update(lr, max_grad_norm);
-        let parameter = match &norm {
-            Ok(norm) if !norm.is_finite() => Some(self.first_not_finite()?),
-            Ok(_) | Err(_) => None,
+    fn finish_backward(&mut self, started: Started<HeadLoss>) -> Result<HeadLoss, StudentError> {
+        let loss = match started {
+            Started::Done(loss) => return Ok(loss),
+            Started::Running(number) => self.losses(number),
+        };
+        self.or_forget(loss)
+    }
+
+    fn start_step(
+        &mut self,
+        lr: f64,
+        max_grad_norm: Option<f64>,
+    ) -> Result<Started<f64>, StudentError> {
+        let started = if lr.is_finite() && lr >= 0.0 {
+            let (making, of) = self.updating(lr, max_grad_norm);
+            self.start(&making, of).map_err(StudentError::from)
+        } else {
+            Err(StudentError::LearningRate { found: lr })
         };
         self.stale = true;
-        let norm = norm?;
-        if let Some(parameter) = parameter {
-            return Err(StudentError::GradientNotFinite { parameter, norm });
+        started
+    }
+
+    fn give_up(&mut self) -> Result<(), StudentError> {
+        let Self { model, waiting, .. } = self;
+        self.stale = true;
+        let on = &mut model.engine().on;
+        if waiting.give_up(on).map_err(failed::<X>)? {
+            // What halted was given up.
+            on.write(self.halted, &[0_u32]).map_err(failed::<X>)?;
         }
-        self.steps += 1;
-        Ok(norm)
+        Ok(())
+    }
+
+    fn finish_step(&mut self, started: Started<f64>) -> Result<f64, StudentError> {
+        let norm = match started {
+            Started::Done(norm) => return Ok(norm),
+            Started::Running(number) => self.norm(number),
+        };
+        self.or_forget(norm)
     }
 
     fn steps(&self) -> u64 {
@@ -248,6 +335,7 @@ impl<X: Executor + Send> Learner for CardLearner<X> {
     }
 
     fn snapshot(&self) -> Result<TrainingState, StudentError> {
+        assert!(self.waiting.is_empty(), "a state is that behind the steps that were finished");
         let index = Arc::new(self.model.index().clone());
         let total = index.total();
         let mut engine = self.model.engine();

@@ -319,6 +319,11 @@ impl<'a> OfChunk<'a> {
 }
 
 impl Losses {
+    /// Where those will lie without which there is no step: cross-entropies and divergences.
+    pub(super) fn that_must_be_finite(&self) -> impl Iterator<Item = View> {
+        self.chunks.iter().map(|chunk| chunk.losses.part(0..2 * chunk.positions))
+    }
+
     /// What was put out, as the processor says it.
     pub(super) fn read(&self, outputs: &Outputs) -> HeadLoss {
         let mut columns: [Vec<f32>; LOSSES] = Default::default();

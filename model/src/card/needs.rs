@@ -124,7 +124,7 @@ fn needs(counted: &Counted) -> Needs {
     for (name, bytes) in &counted.kept {
         let part = match name.as_str() {
             "master weights" | "first moments" | "second moments" => &mut needs.optimiser,
-            "gradients" => &mut needs.gradients,
+            "gradients" | "halted" => &mut needs.gradients,
             TEACHERS_MATRIX => &mut needs.teacher,
             _ => &mut needs.model,
         };

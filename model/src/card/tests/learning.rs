@@ -1,6 +1,6 @@
 //! How a model on a card learns.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use distill::reference::{Divergence, Tail};
 use distill::signal::{DrawKey, Draws};
 use kernels::emulation::TestDevice;
@@ -15,7 +15,7 @@ use crate::learner::Learner;
 use crate::ops::Precision;
 use crate::ops::head::{LossSettings, Teaching};
 use crate::recompute::Recompute;
-use crate::student::{Student, Training};
+use crate::student::{Student, StudentError, Training};
 use crate::test_support::{batch, config, relative, settings, signal, student_with};
 
 fn training(precision: Precision, recompute: Recompute) -> Training {
@@ -201,4 +201,91 @@ fn a_step_that_cannot_be_made_changes_nothing() {
     let leanest = training(Precision::F32, Recompute::Gradients);
     let said = CardLearner::new(TestDevice::default(), &student_with(&config, leanest));
     assert!(said.err().unwrap().to_string().contains("--recompute blocks"));
+}
+
+#[test]
+fn steps_may_be_started_before_those_before_them_are_finished() {
+    if !emulated("steps_may_be_started_before_those_before_them_are_finished") {
+        return;
+    }
+    let config = config(json!({}));
+    let none = LossSettings { alpha: 0.0, ..settings() };
+    let classes = config.vocab_size;
+    let batches: Vec<_> = (0..6).map(|seed| batch(&[9, 13], classes, seed)).collect();
+    let state = |card: &CardLearner<TestDevice>| {
+        card.snapshot().unwrap().weights.flat().to_vec1::<f32>().unwrap()
+    };
+    let (_, mut card) = both(&config, Training::default());
+    let mut wanted = Vec::new();
+    for batch in &batches {
+        let loss = card.backward(batch, classes, None, &none, 0.05).unwrap();
+        wanted.push((loss.ce, card.step(1e-2, Some(0.5)).unwrap()));
+    }
+    let (wanted_state, wanted_steps) = (state(&card), card.steps());
+
+    // All six at once, finished from the last to the first; what is asked between them counts them in.
+    let (_, mut card) = both(&config, Training::default());
+    let mut started = Vec::new();
+    for batch in &batches {
+        let loss = card.start_backward(batch, classes, None, &none, 0.05).unwrap();
+        started.push((loss, card.start_step(1e-2, Some(0.5)).unwrap()));
+    }
+    assert!(card.model().losses(&batches[0], classes, None, &none).is_ok());
+    let mut found: Vec<_> = started
+        .into_iter()
+        .rev()
+        .map(|(loss, norm)| {
+            let norm = card.finish_step(norm).unwrap();
+            (card.finish_backward(loss).unwrap().ce, norm)
+        })
+        .collect();
+    found.reverse();
+    assert_eq!(found, wanted);
+    assert_eq!((state(&card), card.steps()), (wanted_state, wanted_steps));
+}
+
+#[test]
+fn behind_what_is_no_number_no_step_is_made() {
+    if !emulated("behind_what_is_no_number_no_step_is_made") {
+        return;
+    }
+    let config = config(json!({}));
+    let classes = config.vocab_size;
+    let usual = settings();
+    let batch = batch(&[9, 13], classes, 2);
+    let (rows, w) = (batch.scored().len(), crate::ops::testing::random_matrix(8, classes, 12));
+    let sound = crate::ops::testing::random_matrix(7, rows, 12);
+    // A divergence that is no number in the first row.
+    let mut numbers = sound.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    numbers[3 * 12] = f32::NAN;
+    let broken = Tensor::from_vec(numbers, (rows, 12), &Device::Cpu).unwrap();
+    let state = |card: &CardLearner<TestDevice>| {
+        card.snapshot().unwrap().weights.flat().to_vec1::<f32>().unwrap()
+    };
+    let (_, mut card) = both(&config, Training::default());
+    let said = |hidden| Some(Teaching::Full { hidden, w: &w });
+    card.backward(&batch, classes, said(&sound), &usual, 0.05).unwrap();
+    card.step(1e-2, None).unwrap();
+    let (before, steps) = (state(&card), card.steps());
+
+    let loss = card.start_backward(&batch, classes, said(&broken), &usual, 0.05).unwrap();
+    let norm = card.start_step(1e-2, None).unwrap();
+    let next_loss = card.start_backward(&batch, classes, said(&sound), &usual, 0.05).unwrap();
+    let next_norm = card.start_step(1e-2, None).unwrap();
+    let error = card.finish_backward(loss).unwrap_err();
+    assert!(matches!(error, StudentError::LossNotFinite { ref rows } if rows == &[0]), "{error}");
+    // All of it is forgotten: nothing of it can be finished.
+    assert!(card.finish_step(norm).is_err() && card.finish_backward(next_loss).is_err());
+    assert!(card.finish_step(next_norm).is_err());
+    assert_eq!((state(&card), card.steps()), (before.clone(), steps));
+    // A part that is given up leaves the step before it, and nothing for the next one.
+    let loss = card.start_backward(&batch, classes, said(&sound), &usual, 0.05).unwrap();
+    let norm = card.start_step(0.0, None).unwrap();
+    card.start_backward(&batch, classes, said(&broken), &usual, 1e3).unwrap();
+    card.give_up().unwrap();
+    assert!(card.finish_backward(loss).is_ok() && card.finish_step(norm).is_ok());
+    assert!(card.take_gradients().unwrap().iter().all(|&g| g == 0.0));
+    card.backward(&batch, classes, said(&sound), &usual, 0.05).unwrap();
+    card.step(1e-2, None).unwrap();
+    assert_eq!(card.steps(), steps + 2);
 }

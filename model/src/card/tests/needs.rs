@@ -42,7 +42,8 @@ fn what_stays_is_known_from_the_shapes() {
     let listed = Taught::Listed { k: 5, own: 0 };
     let bf16 = of(&how(Precision::Bf16, Recompute::None), &rows, listed);
     assert_eq!(bf16.optimiser, 12 * parameters);
-    assert_eq!(bf16.gradients, 4 * parameters);
+    // With what says whether steps are made.
+    assert_eq!(bf16.gradients, 4 * parameters + 4);
     assert_eq!(bf16.model, 2 * parameters + tables);
     assert_eq!(bf16.workspace, WORKSPACE_BYTES as u64);
     assert_eq!(bf16.teacher, 0);
