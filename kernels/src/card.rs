@@ -299,6 +299,10 @@ impl Executor for Card {
         error.is_out_of_memory()
     }
 
+    fn is_lost(error: &CardError) -> bool {
+        error.is_lost()
+    }
+
     fn keep(&mut self, name: &str, kind: Kind, len: usize) -> Result<View, CardError> {
         self.device.be_current()?;
         let memory = self.device.allocate(name, len * kind.bytes())?;
@@ -343,6 +347,11 @@ impl Executor for Card {
         Ok(Running { slot, output_bytes })
     }
 
+    fn has_ended(&mut self, running: &Running) -> Result<bool, CardError> {
+        self.device.be_current()?;
+        self.slots[running.slot].fetched.has_come(&self.device)
+    }
+
     fn finish(&mut self, running: Running) -> Result<Outputs, CardError> {
         self.device.be_current()?;
         let slot = &mut self.slots[running.slot];
@@ -357,7 +366,10 @@ impl Executor for Card {
     }
 
     fn take_times(&mut self) -> Option<Times> {
-        self.timeline.take()?.times()
+        let timeline = self.timeline.take()?;
+        // What runs still is noted too.
+        self.device.be_current().and_then(|()| self.settle()).ok()?;
+        timeline.times(&self.device)
     }
 }
 

@@ -102,6 +102,10 @@ impl Executor for Counting {
         true
     }
 
+    fn is_lost(_: &NoRoom) -> bool {
+        false
+    }
+
     fn keep(&mut self, name: &str, kind: Kind, len: usize) -> Result<View, NoRoom> {
         let before = self.counted().total();
         self.counted.kept.push((name.to_owned(), len * kind.bytes()));
@@ -136,6 +140,10 @@ impl Executor for Counting {
             return Err(error);
         }
         Ok(Outputs::new(vec![0; program.output_bytes]))
+    }
+
+    fn has_ended(&mut self, _: &Outputs) -> Result<bool, NoRoom> {
+        Ok(true)
     }
 
     fn finish(&mut self, running: Outputs) -> Result<Outputs, NoRoom> {

@@ -45,6 +45,9 @@ pub trait Executor {
     /// Whether memory did not suffice: then nothing was changed, and less may be tried.
     fn is_out_of_memory(error: &Self::Error) -> bool;
 
+    /// Whether the device has failed for good: nothing runs on it in this process any more.
+    fn is_lost(error: &Self::Error) -> bool;
+
     /// Memory that stays until the executor goes, all 0.
     ///
     /// # Errors
@@ -68,6 +71,12 @@ pub trait Executor {
     /// # Errors
     /// When there is no room for its buffers, or the device fails.
     fn start(&mut self, program: &Program, inputs: &Inputs) -> Result<Self::Running, Self::Error>;
+
+    /// Whether a program has ended, without waiting for it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn has_ended(&mut self, running: &Self::Running) -> Result<bool, Self::Error>;
 
     /// What a program has put out, once it has ended.
     ///

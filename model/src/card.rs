@@ -25,9 +25,11 @@ pub use learner::CardLearner;
 
 /// What an executor says, as the engine says it.
 fn failed<X: Executor>(error: X::Error) -> ModelError {
-    match X::is_out_of_memory(&error) {
-        true => ModelError::OutOfMemory(error.to_string()),
-        false => ModelError::Device(error.to_string()),
+    let text = error.to_string();
+    match [X::is_out_of_memory(&error), X::is_lost(&error)] {
+        [true, _] => ModelError::OutOfMemory(text),
+        [false, true] => ModelError::DeviceLost(text),
+        [false, false] => ModelError::Device(text),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::ops::head::{HeadLoss, LossSettings, Teaching, head_loss};
 use crate::ops::topk::{HeadScores, Wanted, score_head};
 use crate::parameters::ParameterIndex;
 use crate::qwen3::{ModelError, Qwen3};
+use crate::started::Started;
 
 /// What is asked about some positions of a batch.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,12 @@ pub struct NotFinite(pub String);
 /// How the operations say it.
 const NOT_FINITE: &str = "not a finite number";
 
+/// What came of one question.
+pub type Answer = Result<Said, NotFinite>;
+
+/// Batches that may be under way at a time: one computes, one waits behind it, one is asked for between them.
+pub const MOST_STARTED: usize = 3;
+
 /// Positions of a batch (indices of its tokens), and what is asked about them.
 pub type Asking<'a> = (&'a [u32], Asked<'a>);
 
@@ -64,12 +71,44 @@ pub trait LanguageModel: Send {
     /// One forward pass of a batch, and what is asked about its positions, in the order of the questions.
     ///
     /// # Errors
-    /// [`ModelError`], naming row and position; what is asked is checked as [`score_head`] and [`draw_head`] do.
+    /// As [`Self::start_answer`] and [`Self::finish_answer`].
     fn answer(
         &self,
         batch: &TokenBatch,
         asked: &[Asking<'_>],
-    ) -> Result<Vec<Result<Said, NotFinite>>, ModelError>;
+    ) -> Result<Vec<Answer>, ModelError> {
+        let started = self.start_answer(batch, asked)?;
+        self.finish_answer(started, asked)
+    }
+
+    /// Starts it: a device that computes by itself is given the next batch before the last one is read. At most
+    /// [`MOST_STARTED`] may be under way.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming row and position; what is asked is checked as [`score_head`] and [`draw_head`] do.
+    fn start_answer(
+        &self,
+        batch: &TokenBatch,
+        asked: &[Asking<'_>],
+    ) -> Result<Started<Vec<Answer>>, ModelError>;
+
+    /// Whether [`Self::finish_answer`] would not have to wait.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn has_ended(&self, started: &Started<Vec<Answer>>) -> Result<bool, ModelError> {
+        Ok(started.is_done())
+    }
+
+    /// The answers to what was asked when it was started.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn finish_answer(
+        &self,
+        started: Started<Vec<Answer>>,
+        asked: &[Asking<'_>],
+    ) -> Result<Vec<Answer>, ModelError>;
 
     /// Losses of a batch's scored positions, in the order of [`TokenBatch::scored`].
     ///
@@ -152,14 +191,14 @@ impl LanguageModel for Qwen3 {
         "cpu".to_owned()
     }
 
-    fn answer(
+    fn start_answer(
         &self,
         batch: &TokenBatch,
         asked: &[Asking<'_>],
-    ) -> Result<Vec<Result<Said, NotFinite>>, ModelError> {
+    ) -> Result<Started<Vec<Answer>>, ModelError> {
         let hidden = self.forward_hidden(batch)?;
         let say =
-            |&(positions, asked): &Asking<'_>| -> Result<Result<Said, NotFinite>, ModelError> {
+            |&(positions, asked): &Asking<'_>| -> Result<Answer, ModelError> {
                 match self.say(&gather_rows(&hidden, positions)?, asked) {
                     Ok(said) => Ok(Ok(said)),
                     // candle's errors are text, with a stack trace where RUST_BACKTRACE is set; this is the one that speaks
@@ -172,7 +211,15 @@ impl LanguageModel for Qwen3 {
                     },
                 }
             };
-        asked.iter().map(say).collect()
+        Ok(Started::Done(asked.iter().map(say).collect::<Result<_, _>>()?))
+    }
+
+    fn finish_answer(
+        &self,
+        started: Started<Vec<Answer>>,
+        _: &[Asking<'_>],
+    ) -> Result<Vec<Answer>, ModelError> {
+        Ok(started.done())
     }
 
     fn losses(

@@ -5,32 +5,9 @@ use distill::batch::TokenBatch;
 
 use crate::language_model::LanguageModel;
 use crate::ops::head::{HeadLoss, LossSettings, Teaching};
+use crate::started::Started;
 use crate::state_file::TrainingState;
 use crate::student::{Student, StudentError};
-
-/// What was started: done already, or under way on a device that computes by itself.
-#[derive(Debug)]
-pub enum Started<T> {
-    /// What it came to.
-    Done(T),
-    /// Under this number.
-    Running(u64),
-}
-
-impl<T> Started<T> {
-    /// Whether it is done.
-    pub fn is_done(&self) -> bool {
-        matches!(self, Self::Done(_))
-    }
-
-    /// What a learner that computes at once has started.
-    fn done(self) -> T {
-        match self {
-            Self::Done(result) => result,
-            Self::Running(number) => unreachable!("number {number} runs where nothing does"),
-        }
-    }
-}
 
 /// Weights with both moments, gradients, and the optimiser's step.
 ///

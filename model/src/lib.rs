@@ -30,6 +30,7 @@ pub mod profile;
 pub mod qwen3;
 pub mod recompute;
 pub mod save;
+pub mod started;
 pub mod state_file;
 pub mod student;
 pub mod tensor_file;

@@ -92,11 +92,6 @@ impl Profiling {
         }
     }
 
-    /// Whether what is noted ends with this turn: the next one begins when it has ended.
-    pub fn ends_with(&self, turn: u64) -> bool {
-        self.running.is_some() && turn == self.turns.last
-    }
-
     /// A turn has ended; after the last one the file is written, and true given.
     ///
     /// # Errors

@@ -56,6 +56,9 @@ pub enum ModelError {
     /// A device failed.
     #[error("{0}")]
     Device(String),
+    /// A device failed for good: nothing is computed on it any more by this process.
+    #[error("{0}")]
+    DeviceLost(String),
 }
 
 /// What a training forward pass leaves for its backward.

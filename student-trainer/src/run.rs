@@ -228,9 +228,7 @@ impl Run {
 
     /// Whether something follows this step that the next one must wait for.
     pub(crate) fn something_is_due(&self, planned: &PlannedStep) -> bool {
-        self.evaluation_is_due(planned)
-            || self.checkpoint_is_due(planned.step)
-            || self.timing.is_last(planned.step)
+        self.evaluation_is_due(planned) || self.checkpoint_is_due(planned.step)
     }
 
     /// Whether checkpoints are written without being asked for by a stop.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distill::batch::{Sequence, TokenBatch};
-use model::learner::Started;
 use model::ops::head::HeadLoss;
 use model::qwen3::ModelError;
+use model::started::Started;
 use model::student::StudentError;
 
 use crate::data::RowSet;

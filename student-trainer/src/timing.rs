@@ -33,11 +33,6 @@ impl Timing {
         }
     }
 
-    /// Whether what is noted ends with this step.
-    pub(crate) fn is_last(&self, step: u64) -> bool {
-        self.0.as_ref().is_some_and(|profiling| profiling.ends_with(step))
-    }
-
     /// A step has ended.
     pub(crate) fn ends(
         &mut self,

@@ -152,6 +152,31 @@ impl CardError {
             | Self::Library { .. } => false,
         }
     }
+
+    /// Whether the card has failed for good: whatever this process asks of it from then on fails too (the CUDA driver's
+    /// documentation of its errors, "the process must be terminated and relaunched"; ECC and NVLink's likewise).
+    pub fn is_lost(&self) -> bool {
+        use CUresult::*;
+        let Self::Driver { source, .. } = self else { return false };
+        matches!(
+            source.0,
+            CUDA_ERROR_DEVICE_UNAVAILABLE
+                | CUDA_ERROR_ECC_UNCORRECTABLE
+                | CUDA_ERROR_NVLINK_UNCORRECTABLE
+                | CUDA_ERROR_ILLEGAL_ADDRESS
+                | CUDA_ERROR_LAUNCH_TIMEOUT
+                | CUDA_ERROR_CONTEXT_IS_DESTROYED
+                | CUDA_ERROR_ASSERT
+                | CUDA_ERROR_HARDWARE_STACK_ERROR
+                | CUDA_ERROR_ILLEGAL_INSTRUCTION
+                | CUDA_ERROR_MISALIGNED_ADDRESS
+                | CUDA_ERROR_INVALID_ADDRESS_SPACE
+                | CUDA_ERROR_INVALID_PC
+                | CUDA_ERROR_LAUNCH_FAILED
+                | CUDA_ERROR_SYSTEM_NOT_READY
+                | CUDA_ERROR_UNKNOWN
+        )
+    }
 }
 
 fn gib(bytes: usize) -> String {
@@ -179,6 +204,15 @@ mod tests {
             total: 4 << 30,
         };
         assert!(memory.is_out_of_memory() && !card.is_out_of_memory());
+        let driver = |result| CardError::Driver {
+            ordinal: 0,
+            what: "waiting for the card".to_owned(),
+            source: DriverError(result),
+        };
+        let lost = driver(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+        assert!(lost.is_lost() && !lost.is_out_of_memory() && !memory.is_lost());
+        let full = driver(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        assert!(full.is_out_of_memory() && !full.is_lost());
         assert!(
             memory.to_string().contains("a step takes 3.00 GiB and 1.00 GiB of 4.00 GiB are free")
         );

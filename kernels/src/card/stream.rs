@@ -146,6 +146,15 @@ impl Event {
         device.say("noting an event", unsafe { driver::event::record(self.raw, stream.0) })
     }
 
+    /// Whether it has come.
+    pub(super) fn has_come(&self, device: &Device) -> Result<bool, CardError> {
+        // SAFETY: an event that lives.
+        match unsafe { driver::event::query(self.raw) } {
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            queried => device.say("asking for an event", queried).map(|()| true),
+        }
+    }
+
     /// Waits for it.
     pub(super) fn wait(&self, device: &Device) -> Result<(), CardError> {
         // SAFETY: an event that lives.

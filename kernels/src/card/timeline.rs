@@ -8,14 +8,20 @@ use super::stream::{Event, Stream};
 use crate::executor::{Timed, Times};
 use crate::program::Program;
 
-/// Steps and parts with their times.
+/// Steps and parts, and events whose times are read once all is over: nobody waits for one of them before.
 #[derive(Default)]
 pub(super) struct Timeline {
     /// Before the first step of all, and the host's time then.
     start: Option<(Event, Instant)>,
-    /// Of the program that runs: step and part, and what comes before each.
-    pending: Vec<(String, String, Event)>,
-    noted: Vec<Timed>,
+    steps: Vec<Noted>,
+}
+
+struct Noted {
+    name: String,
+    part: String,
+    begin: Event,
+    /// Where a program ends with it; else it ends where the next one begins.
+    end: Option<Event>,
 }
 
 impl Timeline {
@@ -40,32 +46,33 @@ impl Timeline {
         }
         let part = program.parts.iter().rev().find(|(first, _)| *first <= number);
         let part = part.map_or_else(String::new, |(_, name)| name.clone());
-        self.pending.push((program.steps[number].name(), part, now()?));
+        let name = program.steps[number].name();
+        self.steps.push(Noted { name, part, begin: now()?, end: None });
         Ok(())
     }
 
-    /// The last step of a program has been put into the stream: its times are read.
+    /// The last step of a program has been put into the stream.
     pub(super) fn end(&mut self, device: &Device, stream: &Stream) -> Result<(), CardError> {
-        let Some((start, _)) = &self.start else { return Ok(()) };
-        let end = Event::timed(device)?;
-        end.record(device, stream)?;
-        end.wait(device)?;
-        let since = |event: &Event| Ok(1e3 * f64::from(event.since(device, start)?));
-        let mut times: Vec<f64> = self
-            .pending
-            .iter()
-            .map(|(.., event)| since(event))
-            .collect::<Result<_, CardError>>()?;
-        times.push(since(&end)?);
-        for ((name, part, _), ends) in self.pending.drain(..).zip(times.windows(2)) {
-            self.noted.push(Timed { name, part, ends: [ends[0], ends[1]] });
+        if let Some(last) = self.steps.last_mut() {
+            let end = Event::timed(device)?;
+            end.record(device, stream)?;
+            last.end = Some(end);
         }
         Ok(())
     }
 
-    /// All that was noted; none where nothing ran.
-    pub(super) fn times(self) -> Option<Times> {
-        let (_, since) = self.start?;
-        Some(Times { since, steps: self.noted })
+    /// All that was noted, once all of it is over; none where nothing ran, or the card has failed.
+    pub(super) fn times(self, device: &Device) -> Option<Times> {
+        let (start, since) = self.start?;
+        let at = |event: &Event| Some(1e3 * f64::from(event.since(device, &start).ok()?));
+        let mut steps = Vec::with_capacity(self.steps.len());
+        for (number, Noted { name, part, begin, end }) in self.steps.iter().enumerate() {
+            // The last one of a program that could not be put in whole has no end.
+            let next = || Some(&self.steps.get(number + 1)?.begin);
+            let Some(end) = end.as_ref().or_else(next) else { break };
+            let (name, part) = (name.clone(), part.clone());
+            steps.push(Timed { name, part, ends: [at(begin)?, at(end)?] });
+        }
+        Some(Times { since, steps })
     }
 }

@@ -72,6 +72,10 @@ impl Executor for TestDevice {
         false
     }
 
+    fn is_lost(_: &Found) -> bool {
+        false
+    }
+
     fn keep(&mut self, name: &str, kind: Kind, len: usize) -> Result<View, Found> {
         of_either!(self, on => on.keep(name, kind, len))
     }
@@ -92,6 +96,20 @@ impl Executor for TestDevice {
                 Ok(running) => Ok(Running::Card(running)),
                 Err(error) => Err(Found::new(&error)),
             },
+        }
+    }
+
+    fn has_ended(&mut self, running: &Running) -> Result<bool, Found> {
+        match (self, running) {
+            (Self::Emulated(on), Running::Emulated(outputs)) => on.has_ended(outputs),
+            #[cfg(feature = "cuda")]
+            (Self::Card(on), Running::Card(running)) => {
+                on.has_ended(running).map_err(|error| Found::new(&error))
+            }
+            #[cfg(feature = "cuda")]
+            (Self::Emulated(_), Running::Card(_)) | (Self::Card(_), Running::Emulated(_)) => {
+                unreachable!("a program ends where it began")
+            }
         }
     }
 

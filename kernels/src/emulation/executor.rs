@@ -52,6 +52,10 @@ impl Executor for Emulation {
         false
     }
 
+    fn is_lost(_: &Found) -> bool {
+        false
+    }
+
     fn keep(&mut self, _: &str, kind: Kind, len: usize) -> Result<View, Found> {
         self.kept.push(vec![0; len * kind.bytes()]);
         Ok(View { home: Home::Kept(self.kept.len() - 1), kind, start: 0, len })
@@ -93,6 +97,10 @@ impl Executor for Emulation {
         let outputs = Outputs::new(run.output);
         self.running += 1;
         Ok(outputs)
+    }
+
+    fn has_ended(&mut self, _: &Outputs) -> Result<bool, Found> {
+        Ok(true)
     }
 
     fn finish(&mut self, running: Outputs) -> Result<Outputs, Found> {

@@ -22,9 +22,8 @@ const LOGITS_BYTES: usize = 1 << 30;
 const POSITIONS: usize = 128;
 
 /// Where the answers to one question will lie.
-pub(super) enum Answers<'a> {
-    Listed(Wanted<'a>, Vec<Chunk>),
-    Drawn(WantedDraws<'a>, Vec<Chunk>),
+pub(super) enum Answers {
+    Chunks(Vec<Chunk>),
     States(View),
 }
 
@@ -57,25 +56,23 @@ pub(super) fn logits_width(classes: usize) -> usize {
 }
 
 /// Adds what it takes to answer about positions with these hidden states `[R, D]`.
-pub(super) fn seek<'a>(
+pub(super) fn seek(
     making: &mut Making,
     network: &Network,
     hidden: View,
-    asked: Asked<'a>,
-) -> candle_core::Result<Answers<'a>> {
+    asked: Asked<'_>,
+) -> candle_core::Result<Answers> {
     let rows = hidden.len / network.config.hidden_size;
     match asked {
         Asked::Listed(wanted) => {
             topk::check_wanted(&wanted, rows)?;
             check(wanted.classes, wanted.k)?;
-            let chunks = list(making, network, hidden, &wanted);
-            Ok(Answers::Listed(wanted, chunks))
+            Ok(Answers::Chunks(list(making, network, hidden, &wanted)))
         }
         Asked::Drawn(wanted) => {
             draws::check_wanted(&wanted, rows)?;
             check(wanted.classes, wanted.k)?;
-            let chunks = draw_from(making, network, hidden, &wanted);
-            Ok(Answers::Drawn(wanted, chunks))
+            Ok(Answers::Chunks(draw_from(making, network, hidden, &wanted)))
         }
         Asked::States => {
             let output = making.program.output(hidden.kind, hidden.len);
@@ -203,12 +200,15 @@ fn draw_from(
     })
 }
 
-impl Answers<'_> {
-    /// What was put out, as the processor says it.
-    pub(super) fn read(&self, outputs: &Outputs) -> Result<Said, NotFinite> {
-        match self {
-            Self::States(view) => Ok(Said::States(super::floats(outputs, *view))),
-            Self::Listed(wanted, chunks) => {
+impl Answers {
+    /// What was put out to this question, as the processor says it.
+    ///
+    /// # Panics
+    /// When it is not the one that they were sought for.
+    pub(super) fn read(&self, asked: Asked<'_>, outputs: &Outputs) -> Result<Said, NotFinite> {
+        match (self, asked) {
+            (Self::States(view), Asked::States) => Ok(Said::States(super::floats(outputs, *view))),
+            (Self::Chunks(chunks), Asked::Listed(wanted)) => {
                 let mut scores = HeadScores {
                     signal: TopK::new(wanted.k),
                     next_logprob: Vec::new(),
@@ -239,7 +239,7 @@ impl Answers<'_> {
                 }
                 Ok(Said::Listed(scores))
             }
-            Self::Drawn(wanted, chunks) => {
+            (Self::Chunks(chunks), Asked::Drawn(wanted)) => {
                 let (draws, k) = (wanted.draws as usize, wanted.k);
                 let mut scores = DrawnScores {
                     signal: Draws::new(wanted.draws, k),
@@ -265,6 +265,8 @@ impl Answers<'_> {
                 }
                 Ok(Said::Drawn(scores))
             }
+            (Self::States(_), Asked::Listed(_) | Asked::Drawn(_))
+            | (Self::Chunks(_), Asked::States) => unreachable!("another question: {asked:?}"),
         }
     }
 }

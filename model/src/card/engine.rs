@@ -1,5 +1,6 @@
 //! A model on a card, and what it is asked.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device as Tensors, Tensor, TensorId};
@@ -15,12 +16,13 @@ use super::signals::Teacher;
 use super::weight::{Piece, Weight};
 use super::{answers, failed};
 use crate::config::Qwen3Config;
-use crate::language_model::{Asking, LanguageModel, NotFinite, Said};
+use crate::language_model::{Answer, Asking, LanguageModel};
 use crate::ops::Precision;
 use crate::ops::head::{HeadLoss, LossSettings, Teaching, check_asked};
 use crate::parameters::ParameterIndex;
 use crate::qwen3::{ModelError, check_batch};
 use crate::recompute::Recompute;
+use crate::started::Started;
 use crate::tensor_file::{self, dequantise};
 
 /// What a teacher's output matrix is kept as.
@@ -43,6 +45,15 @@ pub(super) struct Engine<X: Executor> {
     matrices: Vec<(TensorId, View)>,
     /// Memory for the logits of a loss, in bytes.
     pub(super) logits_bytes: usize,
+    /// Batches that are under way, by the numbers they were given.
+    answering: BTreeMap<u64, Answering<X>>,
+    next: u64,
+}
+
+/// A batch that is under way, and where the answers will lie.
+struct Answering<X: Executor> {
+    running: X::Running,
+    answers: Vec<answers::Answers>,
 }
 
 /// The type of activations that is computed with.
@@ -100,7 +111,14 @@ impl<X: Executor> CardModel<X> {
     ) -> Result<Self, ModelError> {
         let network = Network::new(&mut on, config.clone(), views, activations(precision)?)?;
         let device = on.name();
-        let engine = Engine { on, network, matrices: Vec::new(), logits_bytes: loss::LOGITS_BYTES };
+        let engine = Engine {
+            on,
+            network,
+            matrices: Vec::new(),
+            logits_bytes: loss::LOGITS_BYTES,
+            answering: BTreeMap::new(),
+            next: 0,
+        };
         let (index, engine) = (Arc::clone(index), Mutex::new(engine));
         Ok(Self { config, index, precision, device, engine })
     }
@@ -128,13 +146,31 @@ impl<X: Executor + Send> LanguageModel for CardModel<X> {
         self.device.clone()
     }
 
-    fn answer(
+    fn start_answer(
         &self,
         batch: &TokenBatch,
         asked: &[Asking<'_>],
-    ) -> Result<Vec<Result<Said, NotFinite>>, ModelError> {
+    ) -> Result<Started<Vec<Answer>>, ModelError> {
         check_batch(&self.config, batch)?;
-        self.engine().answer(batch, asked)
+        self.engine().start_answer(batch, asked).map(Started::Running)
+    }
+
+    fn has_ended(&self, started: &Started<Vec<Answer>>) -> Result<bool, ModelError> {
+        match started {
+            Started::Done(_) => Ok(true),
+            Started::Running(number) => self.engine().has_ended(*number),
+        }
+    }
+
+    fn finish_answer(
+        &self,
+        started: Started<Vec<Answer>>,
+        asked: &[Asking<'_>],
+    ) -> Result<Vec<Answer>, ModelError> {
+        match started {
+            Started::Done(answers) => Ok(answers),
+            Started::Running(number) => self.engine().finish_answer(number, asked),
+        }
     }
 
     fn losses(
@@ -207,22 +243,44 @@ pub(super) struct Passed {
 }
 
 impl<X: Executor> Engine<X> {
-    fn answer(
+    /// Starts the program that answers; gives its number.
+    fn start_answer(
         &mut self,
         batch: &TokenBatch,
         asked: &[Asking<'_>],
-    ) -> Result<Vec<Result<Said, NotFinite>>, ModelError> {
-        let (making, all) = self.asking(batch, asked)?;
-        let outputs = self.run(&making.program, &making.inputs)?;
-        Ok(all.iter().map(|answers| answers.read(&outputs)).collect())
+    ) -> Result<u64, ModelError> {
+        let (making, answers) = self.asking(batch, asked)?;
+        let running = self.on.start(&making.program, &making.inputs).map_err(failed::<X>)?;
+        let number = self.next;
+        self.next += 1;
+        self.answering.insert(number, Answering { running, answers });
+        Ok(number)
+    }
+
+    fn has_ended(&mut self, number: u64) -> Result<bool, ModelError> {
+        let Some(Answering { running, .. }) = self.answering.get(&number) else { return Ok(true) };
+        self.on.has_ended(running).map_err(failed::<X>)
+    }
+
+    fn finish_answer(
+        &mut self,
+        number: u64,
+        asked: &[Asking<'_>],
+    ) -> Result<Vec<Answer>, ModelError> {
+        let Some(Answering { running, answers }) = self.answering.remove(&number) else {
+            return Err(ModelError::Device("a batch was asked for twice".to_owned()));
+        };
+        let outputs = self.on.finish(running).map_err(failed::<X>)?;
+        let each = answers.iter().zip(asked);
+        Ok(each.map(|(answers, (_, asked))| answers.read(*asked, &outputs)).collect())
     }
 
     /// The program that answers.
-    pub(super) fn asking<'a>(
+    pub(super) fn asking(
         &self,
         batch: &TokenBatch,
-        asked: &[Asking<'a>],
-    ) -> Result<(Making, Vec<answers::Answers<'a>>), ModelError> {
+        asked: &[Asking<'_>],
+    ) -> Result<(Making, Vec<answers::Answers>), ModelError> {
         let mut making = Making::default();
         let shape = self.network.shape(&mut making, batch);
         let tape = self.network.forward(&mut making, batch, &shape, Recompute::None);
