@@ -2,11 +2,13 @@
 //! them out ([`Executor`]). On a card nothing of a step passes through the host but tokens in and signals and losses
 //! out; in the emulation the same programs are what tests hold against the processor's engine and `f64`.
 
+mod answering;
 mod answers;
 pub mod bench;
 mod block;
 mod engine;
 mod learner;
+mod logits;
 mod loss;
 pub(crate) mod needs;
 mod network;

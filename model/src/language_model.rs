@@ -48,9 +48,6 @@ const NOT_FINITE: &str = "not a finite number";
 /// What came of one question.
 pub type Answer = Result<Said, NotFinite>;
 
-/// Batches that may be under way at a time: one computes, one waits behind it, one is asked for between them.
-pub const MOST_STARTED: usize = 3;
-
 /// Positions of a batch (indices of its tokens), and what is asked about them.
 pub type Asking<'a> = (&'a [u32], Asked<'a>);
 
@@ -72,17 +69,13 @@ pub trait LanguageModel: Send {
     ///
     /// # Errors
     /// As [`Self::start_answer`] and [`Self::finish_answer`].
-    fn answer(
-        &self,
-        batch: &TokenBatch,
-        asked: &[Asking<'_>],
-    ) -> Result<Vec<Answer>, ModelError> {
+    fn answer(&self, batch: &TokenBatch, asked: &[Asking<'_>]) -> Result<Vec<Answer>, ModelError> {
         let started = self.start_answer(batch, asked)?;
         self.finish_answer(started, asked)
     }
 
-    /// Starts it: a device that computes by itself is given the next batch before the last one is read. At most
-    /// [`MOST_STARTED`] may be under way.
+    /// Starts it: a device that computes by itself is given the next batch before the last one is read. Two may be under
+    /// way while a third is asked for.
     ///
     /// # Errors
     /// [`ModelError`], naming row and position; what is asked is checked as [`score_head`] and [`draw_head`] do.
@@ -197,20 +190,17 @@ impl LanguageModel for Qwen3 {
         asked: &[Asking<'_>],
     ) -> Result<Started<Vec<Answer>>, ModelError> {
         let hidden = self.forward_hidden(batch)?;
-        let say =
-            |&(positions, asked): &Asking<'_>| -> Result<Answer, ModelError> {
-                match self.say(&gather_rows(&hidden, positions)?, asked) {
-                    Ok(said) => Ok(Ok(said)),
-                    // candle's errors are text, with a stack trace where RUST_BACKTRACE is set; this is the one that speaks
-                    // of the model's own numbers.
-                    Err(error) => match error.to_string().lines().next() {
-                        Some(line) if line.contains(NOT_FINITE) => {
-                            Ok(Err(NotFinite(line.to_owned())))
-                        }
-                        _ => Err(error.into()),
-                    },
-                }
-            };
+        let say = |&(positions, asked): &Asking<'_>| -> Result<Answer, ModelError> {
+            match self.say(&gather_rows(&hidden, positions)?, asked) {
+                Ok(said) => Ok(Ok(said)),
+                // candle's errors are text, with a stack trace where RUST_BACKTRACE is set; this is the one that speaks
+                // of the model's own numbers.
+                Err(error) => match error.to_string().lines().next() {
+                    Some(line) if line.contains(NOT_FINITE) => Ok(Err(NotFinite(line.to_owned()))),
+                    _ => Err(error.into()),
+                },
+            }
+        };
         Ok(Started::Done(asked.iter().map(say).collect::<Result<_, _>>()?))
     }
 

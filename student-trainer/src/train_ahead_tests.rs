@@ -11,9 +11,9 @@ use kernels::emulation::{AVAILABLE, TestDevice};
 use model::card::CardLearner;
 use model::language_model::LanguageModel;
 use model::learner::Learner;
-use model::started::Started;
 use model::ops::head::{HeadLoss, LossSettings, Teaching};
 use model::qwen3::ModelError;
+use model::started::Started;
 use model::state_file::TrainingState;
 use model::student::{Student, StudentError, Training};
 

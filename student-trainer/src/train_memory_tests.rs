@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use distill::batch::TokenBatch;
 use model::language_model::LanguageModel;
 use model::learner::Learner;
-use model::started::Started;
 use model::ops::head::{HeadLoss, LossSettings, Teaching};
 use model::qwen3::ModelError;
+use model::started::Started;
 use model::state_file::TrainingState;
 use model::student::StudentError;
 

@@ -2,10 +2,11 @@
 //!
 //! One OS thread loads the model and is the only one that touches it. Callers put jobs into a
 //! bounded queue and wait for a oneshot reply; the thread packs what waits up to the token budget,
-//! leaves out what nobody waits for any more, and answers (`engine::compute`). Decoders are asked for
-//! between two batches.
+//! leaves out what nobody waits for any more, and answers (`engine::compute`). A device that computes by
+//! itself is given the next batch before the last one is read. Decoders are asked for between two batches.
 
 mod compute;
+mod next;
 mod reply;
 
 use std::collections::VecDeque;
@@ -21,24 +22,23 @@ use tracing::Span;
 
 pub use self::reply::Reply;
 
+use self::compute::{DeviceLost, UnderWay};
+use self::next::{Device, Next};
 use self::reply::Departures;
 use crate::client::Client;
 use crate::decoder::Decoder;
 use crate::error::TeacherError;
 use crate::metrics::Metrics;
-use crate::scorer::{Facts, LoadError, Loaded, Scores, TextCodec};
+use crate::scorer::{Facts, LoadError, Loaded, Scorer, Scores, TextCodec};
 
 /// Weight of the last batch in the rate of computing.
 const RATE_WEIGHT: f64 = 0.2;
-/// How often the waiting of an idle device is counted.
-const WAIT_IS_COUNTED: Duration = Duration::from_secs(1);
-
 /// A scored job and how long it took.
 #[derive(Debug, PartialEq)]
 pub struct Answer {
     /// What the model said.
     pub scores: Scores,
-    /// From admission to the start of its batch.
+    /// From admission to the start of its batch on the device.
     pub queued: Duration,
     /// The batch on the device.
     pub computed: Duration,
@@ -106,12 +106,6 @@ struct Errand {
     /// That of coded ones too.
     code: bool,
     reply: oneshot::Sender<Result<Arc<Decoder>, TeacherError>>,
-}
-
-/// What the thread does next.
-enum Next {
-    Batch(Vec<Work>),
-    Errand(Errand),
 }
 
 struct Work {
@@ -275,45 +269,6 @@ impl Shared {
         self.metrics.abandoned.inc_by(abandoned as u64);
     }
 
-    /// Waits for work and takes some of it; none when the engine is closed.
-    fn next(&self) -> Option<Next> {
-        let mut inner = self.lock();
-        loop {
-            self.drop_abandoned(&mut inner);
-            self.gauge(&inner);
-            if let Some(errand) = inner.errands.pop_front() {
-                return Some(Next::Errand(errand));
-            }
-            if inner.closed && inner.queue.is_empty() {
-                return None;
-            }
-            let waits_since = Instant::now();
-            let wait = match inner.queue.oldest() {
-                None => WAIT_IS_COUNTED,
-                Some(oldest) => self.company_wait(&inner, oldest.since, waits_since),
-            };
-            if wait.is_zero() {
-                let batch = inner.queue.take_batch(self.batching.max_tokens);
-                self.gauge(&inner);
-                return Some(Next::Batch(batch));
-            }
-            let waited = self.changed.wait_timeout(inner, wait);
-            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
-            self.metrics.waiting_seconds.inc_by(waits_since.elapsed().as_secs_f64());
-        }
-    }
-}
-
-impl Shared {
-    /// How long a batch whose first sequence waits since then should still wait for others: not
-    /// when it would be full, and not when the server ends.
-    fn company_wait(&self, inner: &Inner, since: Instant, now: Instant) -> Duration {
-        match inner.closed || inner.queue.tokens() >= self.batching.max_tokens {
-            true => Duration::ZERO,
-            false => (since + self.batching.wait).saturating_duration_since(now),
-        }
-    }
-
     /// Takes note of a computed batch.
     fn computed(&self, tokens: usize, took: Duration) {
         self.metrics.computed(tokens, took, self.batching.max_tokens);
@@ -369,10 +324,38 @@ fn run(
             return;
         }
     };
-    while let Some(next) = shared.next() {
-        match next {
-            Next::Batch(batch) => compute::score(scorer.as_mut(), batch, shared),
-            Next::Errand(errand) => compute::answer_errand(scorer.as_mut(), errand, shared),
+    if let Err(DeviceLost(reason)) = compute_until_closed(scorer.as_mut(), shared) {
+        tracing::error!("the device has failed, the server ends: {reason}");
+    }
+}
+
+fn compute_until_closed(scorer: &mut dyn Scorer, shared: &Shared) -> Result<(), DeviceLost> {
+    let mut under_way: Option<UnderWay> = None;
+    // When the device was last seen without work.
+    let mut idle_at = Instant::now();
+    loop {
+        let next = shared.next(|| match &under_way {
+            None => Device::Idle,
+            Some(batch) if batch.has_ended(scorer) => Device::Done,
+            Some(_) => Device::Computes,
+        });
+        let started = match next {
+            None => return Ok(()),
+            Some(Next::Errand(errand)) => {
+                compute::answer_errand(scorer, errand, shared)?;
+                continue;
+            }
+            Some(Next::Batch(batch)) => Some(compute::start(scorer, batch, shared)),
+            Some(Next::Finish) => None,
+        };
+        // Whatever became of it, the one before it is read first.
+        if let Some(before) = under_way.take() {
+            compute::finish(scorer, before, &mut idle_at, shared)?;
+        }
+        match started {
+            Some(batch) if batch.computes() => under_way = Some(batch),
+            Some(batch) => compute::finish(scorer, batch, &mut idle_at, shared)?,
+            None => {}
         }
     }
 }

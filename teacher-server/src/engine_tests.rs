@@ -1,13 +1,17 @@
 //! The engine alone: packing, abandoned work, faults, and its end.
 
+#[path = "engine_ahead_tests.rs"]
+mod ahead;
+
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use distill::codec::Codec;
 use distill::queue::{Priority, QueueFull};
 use distill::signal::Entries;
+use model::started::Started;
 
 use super::*;
-use crate::scorer::{NotFinite, Scorer, ScorerError, all_positions};
+use crate::scorer::{JobScores, NotFinite, Scorer, ScorerError, all_positions};
 use crate::testing::{FakeScorer, facts};
 
 impl Reply {
@@ -43,10 +47,10 @@ struct Recorder {
 }
 
 impl Scorer for Recorder {
-    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError> {
+    fn start(&mut self, jobs: &[&ScoreJob]) -> Result<Started<Vec<JobScores>>, ScorerError> {
         self.batches.send(jobs.iter().map(|job| job.id).collect()).unwrap();
         self.gate.recv().unwrap();
-        self.fake.score(jobs)
+        self.fake.start(jobs)
     }
 
     fn warm_up(&mut self, _: &Facts) -> Result<(), LoadError> {
@@ -301,14 +305,11 @@ fn a_batch_too_large_for_the_device_is_split_and_only_what_never_fits_is_refused
 fn a_model_is_tried_before_it_serves() {
     struct Broken(Vec<usize>);
     impl Scorer for Broken {
-        fn score(
-            &mut self,
-            jobs: &[&ScoreJob],
-        ) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError> {
+        fn start(&mut self, jobs: &[&ScoreJob]) -> Result<Started<Vec<JobScores>>, ScorerError> {
             self.0.extend(jobs.iter().map(|job| job.tokens.len()));
             let mut scores = FakeScorer::scores(jobs[0]);
             scores.next_logprob[1] = f32::NAN;
-            Ok(vec![Ok(scores)])
+            Ok(Started::Done(vec![Ok(scores)]))
         }
     }
     let short = Facts { max_positions: 5, ..facts(16) };

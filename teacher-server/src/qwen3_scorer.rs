@@ -19,12 +19,13 @@ use model::needs::{amount, answering};
 use model::ops::Precision;
 use model::profile::Turns;
 use model::qwen3::ModelError;
+use model::started::Started;
 use proto::convert::ScoreJob;
 
 use crate::config::Dtype;
 use crate::decoder::{Calibrating, Calibration, CalibrationSubject, Decoder};
-use crate::scorer::{Facts, LoadError, Loaded, Scorer, ScorerError, TextCodec};
-use answer::{Answering, JobScores};
+use crate::scorer::{Facts, JobScores, LoadError, Loaded, Scorer, ScorerError, TextCodec};
+use answer::Answering;
 use timing::Timing;
 
 /// Which model, and how it computes.
@@ -182,12 +183,31 @@ impl Qwen3Scorer {
         self
     }
 
-    fn score_batch(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, LoadError> {
+    fn answering(&self) -> Answering<'_> {
+        let encoder = self.calibration.as_ref().and_then(Calibration::encoder);
+        Answering { network: &*self.network, encoder }
+    }
+
+    /// What was started, under the number of its answers where the device computes by itself.
+    fn begin(&mut self, jobs: &[&ScoreJob]) -> Result<Started<Vec<JobScores>>, LoadError> {
         if let Some(calibration) = &mut self.calibration {
             jobs.iter().for_each(|job| calibration.hear(&job.tokens));
         }
-        let encoder = self.calibration.as_ref().and_then(Calibration::encoder);
-        Answering { network: &*self.network, encoder }.score(jobs)
+        Ok(match self.answering().start(jobs)? {
+            done @ Started::Done(_) => Started::Done(self.answering().finish(done, jobs)?),
+            Started::Running(number) => Started::Running(number),
+        })
+    }
+
+    fn end(
+        &mut self,
+        started: Started<Vec<JobScores>>,
+        jobs: &[&ScoreJob],
+    ) -> Result<Vec<JobScores>, LoadError> {
+        match started {
+            Started::Done(scores) => Ok(scores),
+            Started::Running(number) => self.answering().finish(Started::Running(number), jobs),
+        }
     }
 }
 
@@ -204,23 +224,55 @@ impl Scorer for Qwen3Scorer {
         Some(encoder.code().fingerprint())
     }
 
-    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, ScorerError> {
+    fn start(&mut self, jobs: &[&ScoreJob]) -> Result<Started<Vec<JobScores>>, ScorerError> {
         if let Some(timing) = &mut self.timing {
             timing.begins(&*self.network);
         }
-        let scores = self.score_batch(jobs);
+        let started = self.begin(jobs);
+        if started.is_err() {
+            self.ends(jobs);
+        }
+        started.map_err(said)
+    }
+
+    fn has_ended(&mut self, started: &Started<Vec<JobScores>>) -> bool {
+        match started {
+            Started::Done(_) => true,
+            // What is wrong with the device is said by who waits for it.
+            Started::Running(number) => {
+                self.network.has_ended(&Started::Running(*number)).unwrap_or(true)
+            }
+        }
+    }
+
+    fn finish(
+        &mut self,
+        started: Started<Vec<JobScores>>,
+        jobs: &[&ScoreJob],
+    ) -> Result<Vec<JobScores>, ScorerError> {
+        let scores = self.end(started, jobs);
+        self.ends(jobs);
+        scores.map_err(said)
+    }
+}
+
+impl Qwen3Scorer {
+    /// The batch that was started first has ended.
+    fn ends(&mut self, jobs: &[&ScoreJob]) {
         if let Some(timing) = &mut self.timing {
             timing.ends(&*self.network, jobs);
         }
-        scores.map_err(|error| {
-            // candle appends a stack trace to its errors where RUST_BACKTRACE is set; a client needs none.
-            let text = error.to_string().lines().next().unwrap_or_default().to_owned();
-            let is_memory = |error: &ModelError| matches!(error, ModelError::OutOfMemory(_));
-            match error.downcast_ref::<ModelError>().is_some_and(is_memory) {
-                true => ScorerError::OutOfMemory(text),
-                false => ScorerError::Failed(text),
-            }
-        })
+    }
+}
+
+/// An error as the server is told of it.
+fn said(error: LoadError) -> ScorerError {
+    // candle appends a stack trace to its errors where RUST_BACKTRACE is set; a client needs none.
+    let text = error.to_string().lines().next().unwrap_or_default().to_owned();
+    match error.downcast_ref::<ModelError>() {
+        Some(ModelError::OutOfMemory(_)) => ScorerError::OutOfMemory(text),
+        Some(ModelError::DeviceLost(_)) => ScorerError::DeviceLost(text),
+        Some(_) | None => ScorerError::Failed(text),
     }
 }
 

@@ -12,6 +12,9 @@ use model::weights::Weights;
 use proto::convert::score_request;
 use test_support::shared;
 
+#[path = "qwen3_scorer_ahead_tests.rs"]
+mod ahead;
+
 use distill::queue::Priority;
 
 use super::*;

@@ -7,6 +7,7 @@ use distill::codec::Codec;
 use distill::fingerprint::Fingerprint;
 use distill::queue::Priority;
 use distill::signal::{CodedStates, Computed, Entries, TopK};
+use model::started::Started;
 use proto::convert::ScoreJob;
 
 use crate::decoder::Decoder;
@@ -103,6 +104,9 @@ pub enum ScorerError {
     /// The device's memory did not suffice; a smaller batch may do.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
+    /// The device has failed for good: nothing is scored on it any more by this process.
+    #[error("{0}")]
+    DeviceLost(String),
     /// There is no code of hidden states, and asking again makes none.
     #[error("{0}")]
     NoCode(String),
@@ -116,13 +120,43 @@ pub enum ScorerError {
 #[error("the model gave numbers that are not finite for this sequence ({0}); nothing was sent")]
 pub struct NotFinite(pub String);
 
+/// What a job came to.
+pub type JobScores = Result<Scores, NotFinite>;
+
 /// A model on a device. Owned by one thread, which is the one that loaded it.
 pub trait Scorer {
     /// Scores the jobs of one batch, in order. The result for a job does not depend on the others.
     ///
     /// # Errors
+    /// As [`Self::start`] and [`Self::finish`].
+    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, ScorerError> {
+        let started = self.start(jobs)?;
+        self.finish(started, jobs)
+    }
+
+    /// Starts a batch. Where the device computes by itself, the next one may be started before this one is finished, and
+    /// while two are under way a third may be scored.
+    ///
+    /// # Errors
     /// The batch failed as a whole; the caller may try its jobs in smaller batches.
-    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError>;
+    fn start(&mut self, jobs: &[&ScoreJob]) -> Result<Started<Vec<JobScores>>, ScorerError>;
+
+    /// Whether [`Self::finish`] would not have to wait for the device.
+    fn has_ended(&mut self, started: &Started<Vec<JobScores>>) -> bool {
+        started.is_done()
+    }
+
+    /// The scores of the jobs that were started, which are given again.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    fn finish(
+        &mut self,
+        started: Started<Vec<JobScores>>,
+        _jobs: &[&ScoreJob],
+    ) -> Result<Vec<JobScores>, ScorerError> {
+        Ok(started.done())
+    }
 
     /// What it takes to read this model's hidden states, and with `code` also the coded ones: made when
     /// it is first asked for.

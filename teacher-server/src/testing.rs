@@ -8,9 +8,10 @@ use std::sync::mpsc::Receiver;
 
 use distill::fingerprint::{Fingerprint, token_checksum};
 use distill::signal::{Computed, DrawKey, Draws, Entries, TopK, log_sum_exp};
+use model::started::Started;
 use proto::convert::ScoreJob;
 
-use crate::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, ScorerError, Scores, TextCodec};
+use crate::scorer::{Facts, JobScores, LoadError, Loaded, Scorer, ScorerError, Scores, TextCodec};
 
 /// What a fake teacher says of itself.
 pub fn facts(vocab_size: u32) -> Facts {
@@ -38,6 +39,8 @@ pub struct FakeScorer {
     pub panic_at: Option<u32>,
     /// A batch with this token in it fails.
     pub fail_at: Option<u32>,
+    /// With a batch with this token in it the device fails for good.
+    pub lost_at: Option<u32>,
     /// A sequence with this token is answered with NaN.
     pub nan_at: Option<u32>,
     /// A batch of more tokens than this is too large for the device's memory.
@@ -99,7 +102,7 @@ impl FakeScorer {
 }
 
 impl Scorer for FakeScorer {
-    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError> {
+    fn start(&mut self, jobs: &[&ScoreJob]) -> Result<Started<Vec<JobScores>>, ScorerError> {
         if let Some(gate) = &self.gate {
             // A test that dropped its end wants no more waiting.
             let _ = gate.recv();
@@ -108,6 +111,11 @@ impl Scorer for FakeScorer {
         assert!(!jobs.iter().any(|job| holds(job, self.panic_at)), "the fake scorer was told to");
         if jobs.iter().any(|job| holds(job, self.fail_at)) {
             return Err(ScorerError::Failed("the fake device was told to fail".into()));
+        }
+        if jobs.iter().any(|job| holds(job, self.lost_at)) {
+            return Err(ScorerError::DeviceLost(
+                "the fake device was told to fail for good".into(),
+            ));
         }
         let tokens: usize = jobs.iter().map(|job| job.tokens.len()).sum();
         if self.memory_tokens.is_some_and(|most| tokens > most) {
@@ -125,7 +133,7 @@ impl Scorer for FakeScorer {
             }
             Ok(scores)
         };
-        Ok(jobs.iter().map(answer).collect())
+        Ok(Started::Done(jobs.iter().map(answer).collect()))
     }
 
     fn warm_up(&mut self, _: &Facts) -> Result<(), LoadError> {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distill::signal::TopK;
+use model::started::Started;
 use proto::convert::ScoreJob;
 use teacher_server::decoder::Calibrating;
 use teacher_server::qwen3_scorer::ModelSource;
-use teacher_server::scorer::{Facts, LoadError, Loaded, NotFinite, Scorer, ScorerError, Scores};
+use teacher_server::scorer::{Facts, JobScores, LoadError, Loaded, Scorer, ScorerError, Scores};
 use teacher_server::settings::Settings;
 use teacher_server::testing::{FakeText, facts};
 use teacher_server::{Guard, Listeners, serve};
@@ -67,7 +68,7 @@ fn made(k: usize) -> TopK {
 }
 
 impl Scorer for Mock {
-    fn score(&mut self, jobs: &[&ScoreJob]) -> Result<Vec<Result<Scores, NotFinite>>, ScorerError> {
+    fn start(&mut self, jobs: &[&ScoreJob]) -> Result<Started<Vec<JobScores>>, ScorerError> {
         let begin = Instant::now();
         let answer = |job: &&ScoreJob| {
             let signal = self.signal(job.k, job.rows());
@@ -81,7 +82,7 @@ impl Scorer for Mock {
             let takes = Duration::from_secs_f64(tokens as f64 / self.rate);
             std::thread::sleep(takes.saturating_sub(begin.elapsed()));
         }
-        Ok(answers)
+        Ok(Started::Done(answers))
     }
 
     fn warm_up(&mut self, _: &Facts) -> Result<(), LoadError> {

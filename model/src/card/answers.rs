@@ -11,6 +11,7 @@ use kernels::topk::{
     Entry, Logits, MOST_CLASSES, MOST_K, NOBODY, Named, Said as Sought, first_broken, named, top_k,
 };
 
+use super::logits::{chunks, logits_width};
 use super::network::{Making, Network};
 use crate::language_model::{Asked, NotFinite, Said};
 use crate::ops::draws::{self, DrawnScores, WantedDraws};
@@ -18,8 +19,6 @@ use crate::ops::topk::{self, HeadScores, Wanted};
 
 /// Memory for the logits of a chunk, in bytes, about.
 const LOGITS_BYTES: usize = 1 << 30;
-/// Positions of a chunk: a multiple of it where there are so many, as products like it.
-const POSITIONS: usize = 128;
 
 /// Where the answers to one question will lie.
 pub(super) enum Answers {
@@ -35,24 +34,6 @@ pub(super) struct Chunk {
     said: Sought<View>,
     /// `[rows, draws]`
     drawn: Option<View>,
-}
-
-/// Positions of a chunk of rows of so many logits, all of them in chunks of nearly equal size.
-pub(super) fn chunks(
-    positions: usize,
-    width: usize,
-    bytes: usize,
-) -> impl Iterator<Item = Range<usize>> {
-    let fit = (bytes / (width * size_of::<f32>())).max(1);
-    let most = if fit > POSITIONS { fit / POSITIONS * POSITIONS } else { fit };
-    let count = positions.div_ceil(most);
-    let size = positions.div_ceil(count.max(1)).next_multiple_of(POSITIONS.min(most)).max(1);
-    (0..positions).step_by(size).map(move |first| first..positions.min(first + size))
-}
-
-/// Logits of a row as they lie: four are read together.
-pub(super) fn logits_width(classes: usize) -> usize {
-    classes.next_multiple_of(4)
 }
 
 /// Adds what it takes to answer about positions with these hidden states `[R, D]`.

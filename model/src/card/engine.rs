@@ -1,6 +1,5 @@
 //! A model on a card, and what it is asked.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device as Tensors, Tensor, TensorId};
@@ -10,11 +9,12 @@ use kernels::Activations;
 use kernels::executor::{Executor, Inputs, Outputs, Times};
 use kernels::program::{Kind, Program, View};
 
+use super::answering::Answering;
+use super::failed;
 use super::loss;
 use super::network::{self, Making, Network, Views};
 use super::signals::Teacher;
 use super::weight::{Piece, Weight};
-use super::{answers, failed};
 use crate::config::Qwen3Config;
 use crate::language_model::{Answer, Asking, LanguageModel};
 use crate::ops::Precision;
@@ -45,15 +45,7 @@ pub(super) struct Engine<X: Executor> {
     matrices: Vec<(TensorId, View)>,
     /// Memory for the logits of a loss, in bytes.
     pub(super) logits_bytes: usize,
-    /// Batches that are under way, by the numbers they were given.
-    answering: BTreeMap<u64, Answering<X>>,
-    next: u64,
-}
-
-/// A batch that is under way, and where the answers will lie.
-struct Answering<X: Executor> {
-    running: X::Running,
-    answers: Vec<answers::Answers>,
+    pub(super) answering: Answering<X>,
 }
 
 /// The type of activations that is computed with.
@@ -116,8 +108,7 @@ impl<X: Executor> CardModel<X> {
             network,
             matrices: Vec::new(),
             logits_bytes: loss::LOGITS_BYTES,
-            answering: BTreeMap::new(),
-            next: 0,
+            answering: Answering::default(),
         };
         let (index, engine) = (Arc::clone(index), Mutex::new(engine));
         Ok(Self { config, index, precision, device, engine })
@@ -243,55 +234,6 @@ pub(super) struct Passed {
 }
 
 impl<X: Executor> Engine<X> {
-    /// Starts the program that answers; gives its number.
-    fn start_answer(
-        &mut self,
-        batch: &TokenBatch,
-        asked: &[Asking<'_>],
-    ) -> Result<u64, ModelError> {
-        let (making, answers) = self.asking(batch, asked)?;
-        let running = self.on.start(&making.program, &making.inputs).map_err(failed::<X>)?;
-        let number = self.next;
-        self.next += 1;
-        self.answering.insert(number, Answering { running, answers });
-        Ok(number)
-    }
-
-    fn has_ended(&mut self, number: u64) -> Result<bool, ModelError> {
-        let Some(Answering { running, .. }) = self.answering.get(&number) else { return Ok(true) };
-        self.on.has_ended(running).map_err(failed::<X>)
-    }
-
-    fn finish_answer(
-        &mut self,
-        number: u64,
-        asked: &[Asking<'_>],
-    ) -> Result<Vec<Answer>, ModelError> {
-        let Some(Answering { running, answers }) = self.answering.remove(&number) else {
-            return Err(ModelError::Device("a batch was asked for twice".to_owned()));
-        };
-        let outputs = self.on.finish(running).map_err(failed::<X>)?;
-        let each = answers.iter().zip(asked);
-        Ok(each.map(|(answers, (_, asked))| answers.read(*asked, &outputs)).collect())
-    }
-
-    /// The program that answers.
-    pub(super) fn asking(
-        &self,
-        batch: &TokenBatch,
-        asked: &[Asking<'_>],
-    ) -> Result<(Making, Vec<answers::Answers>), ModelError> {
-        let mut making = Making::default();
-        let shape = self.network.shape(&mut making, batch);
-        let tape = self.network.forward(&mut making, batch, &shape, Recompute::None);
-        let mut all = Vec::new();
-        for &(positions, asked) in asked {
-            let hidden = self.network.hidden(&mut making, &tape, positions, &shape).hidden;
-            all.push(answers::seek(&mut making, &self.network, hidden, asked)?);
-        }
-        Ok((making, all))
-    }
-
     /// Adds a forward pass and the losses of a batch's scored positions, with their gradient where there is something
     /// to add that of the output matrix to.
     pub(super) fn losses(

@@ -15,7 +15,7 @@ use kernels::head::{
 use kernels::program::{Kind, Matrix, Product, View};
 use kernels::round::round;
 
-use super::answers::{chunks, logits_width};
+use super::logits::{chunks, logits_width};
 use super::network::{Making, Network};
 use super::signals::{Teacher, listed, settings};
 use super::weight::Weight;

@@ -1,26 +1,80 @@
-//! One batch: scored, and each of its callers answered.
+//! One batch: started, read, and each of its callers answered.
 //!
 //! A batch that fails, panics or is too large for the device's memory is tried again in halves, so
-//! that one poisonous sequence fails alone and the server goes on.
+//! that one poisonous sequence fails alone and the server goes on. Where the device has failed for good
+//! it does not: who waits is told that the server ends, and may ask another one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distill::queue::pause;
+use model::started::Started;
 use proto::convert::ScoreJob;
 
 use super::{Answer, Errand, Shared, Work};
 use crate::error::{TeacherError, panic_text};
 use crate::metrics::Metrics;
-use crate::scorer::{NotFinite, Scorer, ScorerError, Scores};
+use crate::scorer::{JobScores, Scorer, ScorerError};
 
-/// Scores a batch and answers each of its callers.
-pub(super) fn score(scorer: &mut dyn Scorer, mut batch: Vec<Work>, shared: &Shared) {
-    let metrics = &shared.metrics;
+/// The device has failed for good, and how.
+#[derive(Debug)]
+pub(super) struct DeviceLost(pub(super) String);
+
+/// A batch that was started.
+pub(super) struct UnderWay {
+    batch: Vec<Work>,
+    began: Instant,
+    started: Result<Started<Vec<JobScores>>, Fault>,
+}
+
+/// Why a batch failed.
+enum Fault {
+    Lost(DeviceLost),
+    /// It may do in smaller ones.
+    Of(TeacherError),
+}
+
+impl UnderWay {
+    /// Whether a device computes it by itself.
+    pub(super) fn computes(&self) -> bool {
+        self.started.as_ref().is_ok_and(|started| !started.is_done())
+    }
+
+    /// Whether the device has computed it.
+    pub(super) fn has_ended(&self, scorer: &mut dyn Scorer) -> bool {
+        self.started.as_ref().map_or(true, |started| scorer.has_ended(started))
+    }
+}
+
+/// Starts a batch.
+pub(super) fn start(scorer: &mut dyn Scorer, batch: Vec<Work>, shared: &Shared) -> UnderWay {
     let began = Instant::now();
-    let outcome = attempt(scorer, &batch, shared);
+    let started = attempt(&batch, shared, |jobs| scorer.start(jobs));
+    UnderWay { batch, began, started }
+}
+
+/// Reads a batch and answers each of its callers. `idle_at` is when the device ended what was before it.
+pub(super) fn finish(
+    scorer: &mut dyn Scorer,
+    UnderWay { mut batch, began, started }: UnderWay,
+    idle_at: &mut Instant,
+    shared: &Shared,
+) -> Result<(), DeviceLost> {
+    let metrics = &shared.metrics;
+    let outcome = started.and_then(|started| {
+        let scores = attempt(&batch, shared, |jobs| scorer.finish(started, jobs))?;
+        match scores.len() == batch.len() {
+            true => Ok(scores),
+            false => {
+                let found = format!("{} answers to {} sequences", scores.len(), batch.len());
+                Err(Fault::Of(TeacherError::Scorer(found)))
+            }
+        }
+    });
+    let began = began.max(*idle_at);
     let computed = began.elapsed();
+    *idle_at = began + computed;
     match outcome {
         Ok(scores) => {
             shared.computed(batch.iter().map(|work| work.job.tokens.len()).sum(), computed);
@@ -29,36 +83,45 @@ pub(super) fn score(scorer: &mut dyn Scorer, mut batch: Vec<Work>, shared: &Shar
                 answer(work, scores, began, computed, metrics);
             }
             metrics.handover_seconds.inc_by(computed_at.elapsed().as_secs_f64());
+            Ok(())
         }
-        Err(error) => {
+        Err(Fault::Lost(lost)) => Err(lost),
+        Err(Fault::Of(error)) => {
             metrics.failed_batches.inc();
             if let [alone] = batch.as_slice() {
                 alone.span.in_scope(|| tracing::error!(%error, "a sequence failed"));
                 batch.into_iter().for_each(|work| drop(work.reply.send(Err(error.clone()))));
-                return;
+                return Ok(());
             }
             tracing::error!(%error, sequences = batch.len(), "a batch failed");
             let second = batch.split_off(batch.len() / 2);
-            score(scorer, batch, shared);
-            score(scorer, second, shared);
+            for half in [batch, second] {
+                let started = start(scorer, half, shared);
+                finish(scorer, started, idle_at, shared)?;
+            }
+            Ok(())
         }
     }
 }
 
 /// Answers who wants what hidden states are read with.
-pub(super) fn answer_errand(scorer: &mut dyn Scorer, errand: Errand, shared: &Shared) {
+pub(super) fn answer_errand(
+    scorer: &mut dyn Scorer,
+    errand: Errand,
+    shared: &Shared,
+) -> Result<(), DeviceLost> {
     let Errand { code, reply } = errand;
     // Who asked first had it made.
     let made = shared.lock().decoder.clone().filter(|decoder| decoder.has_code() || !code);
     let made = match made {
         Some(decoder) => Ok(decoder),
         None => match catch_unwind(AssertUnwindSafe(|| scorer.decoder(code))) {
-            Ok(made) => made.map_err(|error| match error {
-                ScorerError::NoCode(reason) => TeacherError::NoCode(reason),
-                ScorerError::OutOfMemory(_) | ScorerError::Failed(_) => {
-                    TeacherError::Scorer(error.to_string())
-                }
-            }),
+            Ok(Ok(made)) => Ok(made),
+            Ok(Err(ScorerError::DeviceLost(reason))) => return Err(DeviceLost(reason)),
+            Ok(Err(ScorerError::NoCode(reason))) => Err(TeacherError::NoCode(reason)),
+            Ok(Err(error @ (ScorerError::OutOfMemory(_) | ScorerError::Failed(_)))) => {
+                Err(TeacherError::Scorer(error.to_string()))
+            }
             Err(panic) => {
                 shared.metrics.panics.inc();
                 Err(TeacherError::Panicked(panic_text(panic.as_ref())))
@@ -75,46 +138,39 @@ pub(super) fn answer_errand(scorer: &mut dyn Scorer, errand: Errand, shared: &Sh
     }
     // The caller may have left meanwhile.
     let _ = reply.send(made);
+    Ok(())
 }
 
-/// Scores a batch once; whatever goes wrong is an error.
-fn attempt(
-    scorer: &mut dyn Scorer,
+/// What a scorer does with the jobs of a batch; whatever goes wrong is a fault.
+fn attempt<T>(
     batch: &[Work],
     shared: &Shared,
-) -> Result<Vec<Result<Scores, NotFinite>>, TeacherError> {
+    score: impl FnOnce(&[&ScoreJob]) -> Result<T, ScorerError>,
+) -> Result<T, Fault> {
     let jobs: Vec<&ScoreJob> = batch.iter().map(|work| &work.job).collect();
     // A scorer keeps nothing between batches but its weights, which a batch does not change.
-    match catch_unwind(AssertUnwindSafe(|| scorer.score(&jobs))) {
-        Ok(Ok(scores)) if scores.len() == jobs.len() => Ok(scores),
-        Ok(Ok(scores)) => {
-            let (found, wanted) = (scores.len(), jobs.len());
-            Err(TeacherError::Scorer(format!("{found} answers to {wanted} sequences")))
-        }
+    let error = match catch_unwind(AssertUnwindSafe(|| score(&jobs))) {
+        Ok(Ok(done)) => return Ok(done),
+        Ok(Err(ScorerError::DeviceLost(reason))) => return Err(Fault::Lost(DeviceLost(reason))),
         Ok(Err(ScorerError::OutOfMemory(reason))) => {
             shared.metrics.out_of_memory.inc();
             let tokens = jobs.iter().map(|job| job.tokens.len()).sum();
             let inner = shared.lock();
             let pause = pause(inner.queue.tokens() + tokens, inner.rate);
-            Err(TeacherError::OutOfMemory { tokens, reason, pause })
+            TeacherError::OutOfMemory { tokens, reason, pause }
         }
         Ok(Err(ScorerError::Failed(reason) | ScorerError::NoCode(reason))) => {
-            Err(TeacherError::Scorer(reason))
+            TeacherError::Scorer(reason)
         }
         Err(panic) => {
             shared.metrics.panics.inc();
-            Err(TeacherError::Panicked(panic_text(panic.as_ref())))
+            TeacherError::Panicked(panic_text(panic.as_ref()))
         }
-    }
+    };
+    Err(Fault::Of(error))
 }
 
-fn answer(
-    work: Work,
-    scores: Result<Scores, NotFinite>,
-    began: Instant,
-    computed: Duration,
-    metrics: &Metrics,
-) {
+fn answer(work: Work, scores: JobScores, began: Instant, computed: Duration, metrics: &Metrics) {
     let queued = began.saturating_duration_since(work.since);
     metrics.queue_seconds.observe(queued.as_secs_f64());
     metrics.tokens.inc_by(work.job.tokens.len() as u64);

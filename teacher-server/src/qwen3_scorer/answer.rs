@@ -8,15 +8,13 @@ use distill::batch::{Sequence, TokenBatch};
 use distill::fingerprint::token_checksum;
 use distill::signal::{CodedStates, Computed, DrawKey, Entries, HiddenStates};
 use model::coding::Encoder;
-use model::language_model::{Asked, LanguageModel, Said};
+use model::language_model::{Answer, Asked, Asking, LanguageModel, Said};
 use model::ops::draws::WantedDraws;
 use model::ops::topk::Wanted;
+use model::started::Started;
 use proto::convert::ScoreJob;
 
-use crate::scorer::{LoadError, NotFinite, Scores};
-
-/// What a job came to.
-pub(super) type JobScores = Result<Scores, NotFinite>;
+use crate::scorer::{JobScores, LoadError, NotFinite, Scores};
 
 /// What answers are made of.
 pub(super) struct Answering<'a> {
@@ -39,24 +37,31 @@ struct Group<'a> {
 }
 
 impl Answering<'_> {
-    /// Scores of jobs, in their order. Where a number of a group is not finite each of its jobs is tried alone, to find
-    /// whose it is.
-    pub(super) fn score(&self, jobs: &[&ScoreJob]) -> Result<Vec<JobScores>, LoadError> {
+    /// Starts a pass of the model over jobs.
+    pub(super) fn start(&self, jobs: &[&ScoreJob]) -> Result<Started<Vec<Answer>>, LoadError> {
         let rows = jobs.iter().map(|job| Sequence::all_scored(job.tokens.clone()));
         let rows: Vec<Sequence> = rows.collect::<Result<_, _>>()?;
-        let batch = TokenBatch::pack(&rows);
-        let starts: Vec<u32> = batch.rows().map(|row| row.start as u32).collect();
-        let groups: Vec<Group> =
-            groups(jobs).into_iter().map(|places| Group::of(places, jobs, &starts)).collect();
-        let asked: Vec<_> = groups.iter().map(|group| (&group.rows[..], group.asked())).collect();
-        let said = self.network.answer(&batch, &asked)?;
+        let (batch, groups) = (TokenBatch::pack(&rows), groups(jobs));
+        Ok(self.network.start_answer(&batch, &asked(&groups))?)
+    }
+
+    /// Scores of jobs, in their order. Where a number of a group is not finite each of its jobs is tried alone, to find
+    /// whose it is.
+    pub(super) fn finish(
+        &self,
+        started: Started<Vec<Answer>>,
+        jobs: &[&ScoreJob],
+    ) -> Result<Vec<JobScores>, LoadError> {
+        let groups = groups(jobs);
+        let said = self.network.finish_answer(started, &asked(&groups))?;
         let mut scores: Vec<Option<JobScores>> = vec![None; jobs.len()];
         for (group, said) in groups.iter().zip(said) {
             let of_group = match said {
                 Ok(said) => self.by_job(&group.jobs, said)?.into_iter().map(Ok).collect(),
                 Err(error) if group.jobs.len() == 1 => vec![Err(NotFinite(error.0))],
                 Err(_) => {
-                    let alone = |job: &&ScoreJob| Ok(self.score(&[job])?.remove(0));
+                    let alone =
+                        |job: &&ScoreJob| Ok(self.finish(self.start(&[job])?, &[job])?.remove(0));
                     group.jobs.iter().map(alone).collect::<Result<Vec<_>, LoadError>>()?
                 }
             };
@@ -105,8 +110,24 @@ impl Answering<'_> {
     }
 }
 
-/// The jobs in groups that ask for the same kind of signal with the same parameters, by their places.
-fn groups(jobs: &[&ScoreJob]) -> Vec<Vec<usize>> {
+/// The jobs of a batch in groups that ask for the same kind of signal with the same parameters.
+fn groups<'a>(jobs: &[&'a ScoreJob]) -> Vec<Group<'a>> {
+    let ends = jobs.iter().scan(0, |end, job| {
+        let start = *end;
+        *end += job.tokens.len() as u32;
+        Some(start)
+    });
+    let starts: Vec<u32> = ends.collect();
+    places(jobs).into_iter().map(|places| Group::of(places, jobs, &starts)).collect()
+}
+
+/// What is asked about each group.
+fn asked<'a>(groups: &'a [Group<'_>]) -> Vec<Asking<'a>> {
+    groups.iter().map(|group| (&group.rows[..], group.asked())).collect()
+}
+
+/// The places of the jobs of each group.
+fn places(jobs: &[&ScoreJob]) -> Vec<Vec<usize>> {
     let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (at, job) in jobs.iter().enumerate() {
         let kind = match job.entries {

@@ -1,5 +1,6 @@
 //! Which batches took how long, as `--profile` asks for it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -11,8 +12,9 @@ use proto::convert::ScoreJob;
 /// The profile of some batches. The first of all warms up and has number 0.
 pub(super) struct Timing {
     profiling: Profiling,
-    batch: u64,
-    began: Instant,
+    next: u64,
+    /// Those that have begun and not ended, in this order.
+    under_way: VecDeque<(u64, Instant)>,
     /// The end of the last one.
     ended: Option<Instant>,
 }
@@ -20,29 +22,32 @@ pub(super) struct Timing {
 impl Timing {
     pub(super) fn new((path, batches): (PathBuf, Turns)) -> Self {
         let profiling = Profiling::new(path, batches);
-        Self { profiling, batch: 0, began: Instant::now(), ended: None }
+        Self { profiling, next: 0, under_way: VecDeque::new(), ended: None }
     }
 
     /// A batch begins.
     pub(super) fn begins(&mut self, model: &dyn LanguageModel) {
         // Only what lies between two batches that are looked at.
-        if let Some(ended) = self.ended.take() {
+        if let Some(ended) = self.ended.take()
+            && self.under_way.is_empty()
+        {
             self.profiling.span("between batches", ended);
         }
-        self.profiling.begins(self.batch, model);
-        self.began = Instant::now();
+        self.profiling.begins(self.next, model);
+        self.under_way.push_back((self.next, Instant::now()));
+        self.next += 1;
     }
 
-    /// It has ended.
+    /// The one that began first of those under way has ended.
     pub(super) fn ends(&mut self, model: &dyn LanguageModel, jobs: &[&ScoreJob]) {
-        let (batch, sequences) = (self.batch, jobs.len());
+        let Some((batch, began)) = self.under_way.pop_front() else { return };
+        let sequences = jobs.len();
         let tokens: usize = jobs.iter().map(|job| job.tokens.len()).sum();
         let name = format!("batch {batch}: {sequences} sequences, {tokens} tokens");
-        self.profiling.span(name, self.began);
+        self.profiling.span(name, began);
         self.ended = Some(Instant::now());
         let written = self.profiling.ends(batch, model);
         self.tell(written);
-        self.batch += 1;
     }
 
     /// No more come.
