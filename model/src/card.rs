@@ -23,6 +23,8 @@ use kernels::program::{Kind, View};
 
 use crate::qwen3::ModelError;
 pub use engine::CardModel;
+#[cfg(feature = "emulation")]
+pub use kernels::emulation;
 pub use learner::CardLearner;
 
 /// What an executor says, as the engine says it.

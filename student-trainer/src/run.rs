@@ -23,7 +23,7 @@ use crate::needs::{self, Fit};
 use crate::observer::{EvalReport, Moment, Observer, RunFacts};
 use crate::outputs::{self, Claim, Reuse};
 use crate::plan::{Plan, PlannedStep};
-use crate::saving::{self, Saving, Snapshot, Written};
+use crate::saving::{self, Saving, Snapshot};
 use crate::setup::{self, Learning, Material};
 use crate::signals::{Signals, free_beside};
 use crate::state::{Identity, Progress};
@@ -56,7 +56,7 @@ pub(crate) struct Run {
     /// Step of the newest checkpoint written or resumed from.
     pub(crate) saved_step: u64,
     /// A checkpoint that is being written.
-    saving: Option<Saving>,
+    pub(crate) saving: Option<Saving>,
     config: Config,
     model_dir: PathBuf,
     model_id: String,
@@ -236,63 +236,12 @@ impl Run {
         self.config.save_steps > 0
     }
 
-    /// Begins to write a checkpoint, once the one before it is written.
-    pub(crate) fn begin_checkpoint(
-        &mut self,
-        observer: &mut dyn Observer,
-    ) -> Result<(), TrainError> {
-        self.finish_checkpoint(observer)?;
-        self.saving = Some(Saving::start(self.snapshot()?)?);
-        Ok(())
-    }
-
-    /// Waits for a checkpoint that is written from the student's own memory, which must stay as it is until then.
-    pub(crate) fn wait_to_change(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        let is_lent = self.saving.as_ref().is_some_and(|saving| saving.is_lent);
-        if is_lent { self.finish_checkpoint(observer) } else { Ok(()) }
-    }
-
-    /// Takes note of a checkpoint that has been written meanwhile.
-    pub(crate) fn notice_checkpoint(
-        &mut self,
-        observer: &mut dyn Observer,
-    ) -> Result<(), TrainError> {
-        let is_written = self.saving.as_ref().is_some_and(Saving::is_written);
-        if is_written { self.finish_checkpoint(observer) } else { Ok(()) }
-    }
-
-    /// Waits for a checkpoint that is being written, where there is one.
-    pub(crate) fn finish_checkpoint(
-        &mut self,
-        observer: &mut dyn Observer,
-    ) -> Result<(), TrainError> {
-        let Some(saving) = self.saving.take() else { return Ok(()) };
-        let step = saving.step;
-        let Written { dir, unpruned } = saving.finish()?;
-        self.saved_step = step;
-        observer.note(&format!("checkpoint {}", dir.display()));
-        // The steps are safe; what is left lying takes room only.
-        if let Some(error) = unpruned {
-            observer.note(&format!("older checkpoints stay: {error}"));
-        }
-        Ok(())
-    }
-
-    /// Writes a checkpoint and waits for it.
-    pub(crate) fn save_checkpoint(
-        &mut self,
-        observer: &mut dyn Observer,
-    ) -> Result<(), TrainError> {
-        self.begin_checkpoint(observer)?;
-        self.finish_checkpoint(observer)
-    }
-
     /// Writes the model as it stands to the root of the output directory.
     pub(crate) fn save_model(&self) -> Result<(), TrainError> {
         self.snapshot()?.write_model(&self.output_dir)
     }
 
-    fn snapshot(&self) -> Result<Snapshot, TrainError> {
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, TrainError> {
         Ok(Snapshot {
             student: self.student.snapshot()?,
             progress: self.progress.clone(),

@@ -13,7 +13,7 @@ use crate::config::{Config, SaveDtype};
 use crate::error::TrainError;
 use crate::observer::Observer;
 use crate::outputs::{self, OutputError};
-use crate::run::CHECKPOINTS;
+use crate::run::{CHECKPOINTS, Run};
 use crate::state::{self, Identity, Progress};
 
 /// The training state's file within a checkpoint.
@@ -67,6 +67,59 @@ pub(crate) struct Written {
     pub(crate) dir: PathBuf,
     /// Why older ones could not be removed, where they could not.
     pub(crate) unpruned: Option<CheckpointError>,
+}
+
+impl Run {
+    /// Begins to write a checkpoint, once the one before it is written.
+    pub(crate) fn begin_checkpoint(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        self.finish_checkpoint(observer)?;
+        self.saving = Some(Saving::start(self.snapshot()?)?);
+        Ok(())
+    }
+
+    /// Waits for a checkpoint that is written from the student's own memory, which must stay as it is until then.
+    pub(crate) fn wait_to_change(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let is_lent = self.saving.as_ref().is_some_and(|saving| saving.is_lent);
+        if is_lent { self.finish_checkpoint(observer) } else { Ok(()) }
+    }
+
+    /// Takes note of a checkpoint that has been written meanwhile.
+    pub(crate) fn notice_checkpoint(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let is_written = self.saving.as_ref().is_some_and(Saving::is_written);
+        if is_written { self.finish_checkpoint(observer) } else { Ok(()) }
+    }
+
+    /// Waits for a checkpoint that is being written, where there is one.
+    pub(crate) fn finish_checkpoint(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let Some(saving) = self.saving.take() else { return Ok(()) };
+        let step = saving.step;
+        let Written { dir, unpruned } = saving.finish()?;
+        self.saved_step = step;
+        observer.note(&format!("checkpoint {}", dir.display()));
+        // The steps are safe; what is left lying takes room only.
+        if let Some(error) = unpruned {
+            observer.note(&format!("older checkpoints stay: {error}"));
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint and waits for it.
+    pub(crate) fn save_checkpoint(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        self.begin_checkpoint(observer)?;
+        self.finish_checkpoint(observer)
+    }
 }
 
 impl Saving {

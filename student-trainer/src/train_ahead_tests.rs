@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Device;
 use distill::batch::TokenBatch;
-use kernels::emulation::{AVAILABLE, TestDevice};
 use model::card::CardLearner;
+use model::card::emulation::{AVAILABLE, TestDevice};
 use model::language_model::LanguageModel;
 use model::learner::Learner;
 use model::ops::head::{HeadLoss, LossSettings, Teaching};

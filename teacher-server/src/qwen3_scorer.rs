@@ -200,7 +200,7 @@ impl Qwen3Scorer {
     }
 
     fn end(
-        &mut self,
+        &self,
         started: Started<Vec<JobScores>>,
         jobs: &[&ScoreJob],
     ) -> Result<Vec<JobScores>, LoadError> {

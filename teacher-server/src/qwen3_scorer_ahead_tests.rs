@@ -1,8 +1,8 @@
 //! A model on a card that computes by itself, emulated.
 
 use distill::signal::Computed;
-use kernels::emulation::{AVAILABLE, TestDevice};
 use model::card::CardModel;
+use model::card::emulation::{AVAILABLE, TestDevice};
 
 use super::*;
 

@@ -224,9 +224,8 @@ impl<X: Executor + Send> CardLearner<X> {
 
     /// What is given, or what is wrong, once everything else is forgotten. Of two errors the first says more.
     fn or_forget<T>(&mut self, result: Result<T, StudentError>) -> Result<T, StudentError> {
-        result.map_err(|error| {
+        result.inspect_err(|_| {
             let _ = self.forget();
-            error
         })
     }
 
