@@ -1,9 +1,11 @@
 //! Figures of a card: its matrix rate and copy bandwidth, and what the engine makes of them at the shapes that matter.
 
+mod whole;
+
 use std::time::Instant;
 
 use distill::batch::{Sequence, TokenBatch};
-use distill::signal::{Entries, TopK};
+use distill::signal::TopK;
 use half::bf16;
 use kernels::Activations;
 use kernels::adamw::{Scalars, adamw};
@@ -12,21 +14,16 @@ use kernels::executor::Executor;
 use kernels::heads::Heads;
 use kernels::program::{Kind, Matrix, Places, Product, Step, View};
 
-use super::engine::{CardModel, LossOf};
 use super::failed;
-use super::learner::CardLearner;
 use super::loss::{self, Asked as LossAsked, LOGITS_BYTES};
 use super::network::{Making, Network, views, weights};
 use super::signals::Teacher;
 use crate::config::Qwen3Config;
-use crate::language_model::{Asked, LanguageModel as _};
-use crate::learner::Learner as _;
 use crate::ops::Precision;
-use crate::ops::head::{Divergence, LossSettings, Tail, Teaching};
-use crate::ops::topk::Wanted;
+use crate::ops::head::{Divergence, LossSettings, Tail};
 use crate::parameters::ParameterIndex;
 use crate::qwen3::ModelError;
-use crate::student::{Student, StudentError, Training};
+pub use whole::{student, teacher};
 
 /// One figure.
 #[derive(Clone, Debug, PartialEq)]
@@ -300,97 +297,4 @@ fn batch(sizes: Sizes, classes: usize) -> TokenBatch {
     };
     let rows: Vec<Sequence> = (0..rows).filter_map(|at| row(at).ok()).collect();
     TokenBatch::pack(&rows)
-}
-
-/// Operations of one forward pass over a batch, with the output layer at `scored` positions.
-fn forward_operations(config: &Qwen3Config, sizes: Sizes, scored: usize) -> f64 {
-    let [rows, length] = sizes.rows;
-    let (d, layers) = (config.hidden_size, config.num_hidden_layers);
-    let attended = config.num_attention_heads * config.head_dim;
-    let matrices = d * config.qkv_width() + attended * d + 3 * d * config.intermediate_size;
-    let blocks = 2.0 * (rows * length * layers) as f64 * matrices as f64;
-    let attention = 2.0 * (rows * length * length * layers) as f64 * attended as f64;
-    blocks + attention + 2.0 * (scored * d) as f64 * config.vocab_size as f64
-}
-
-/// A teacher's batch: hidden states, the k largest logits of every position and the mass of the rest, as a server
-/// answers, from tokens on the host to answers on the host.
-///
-/// # Errors
-/// As [`rate`].
-pub fn teacher<X: Executor + Send>(
-    mut on: X,
-    config: &Qwen3Config,
-    sizes: Sizes,
-) -> Result<Figure, ModelError> {
-    let index = std::sync::Arc::new(ParameterIndex::new(config));
-    let flat = kept(&mut on, Kind::Bf16, index.total(), 0.02)?;
-    let weights = weights(flat, &index, config.num_hidden_layers)?;
-    let model = CardModel::over(on, config.clone(), (&index, weights), Precision::Bf16)?;
-    let batch = batch(sizes, config.vocab_size);
-    let positions: Vec<u32> = (0..batch.ids().len() as u32).collect();
-    let next = vec![None; positions.len()];
-    let k = K.min(config.vocab_size);
-    let wanted = Wanted {
-        classes: config.vocab_size,
-        next: &next,
-        temperature: TEMPERATURE,
-        k,
-        entries: &Entries::Top,
-    };
-    let asked = [(&positions[..], Asked::Listed(wanted))];
-    let mut seconds = Vec::new();
-    for time in 0..sizes.times + 3 {
-        let begin = Instant::now();
-        model.answer(&batch, &asked)?;
-        if time >= 3 {
-            seconds.push(begin.elapsed().as_secs_f64());
-        }
-    }
-    let operations = forward_operations(config, sizes, positions.len());
-    let (making, _) = model.engine().asking(&batch, &asked)?;
-    let memory = (Places::of(&making.program).bytes + flat.bytes()) as u64;
-    Ok(Figure {
-        name: "teacher's batch",
-        seconds: median(seconds)?,
-        operations,
-        bytes: 0.0,
-        memory,
-    })
-}
-
-/// A student's step: forward, loss, backward, AdamW with clipping, as the trainer makes it.
-///
-/// # Errors
-/// As [`rate`].
-pub fn student<X: Executor + Send>(
-    on: X,
-    config: &Qwen3Config,
-    sizes: Sizes,
-) -> Result<Figure, StudentError> {
-    let training = Training { precision: Precision::Bf16, ..Training::default() };
-    let cpu = candle_core::Device::Cpu;
-    let host = Student::random(config.clone(), 1, training, &cpu)?;
-    let mut learner = CardLearner::new(on, &host)?;
-    drop(host);
-    let batch = batch(sizes, config.vocab_size);
-    let scored = batch.scored().len();
-    let (said, settings) = (signal(scored, config.vocab_size), settings());
-    let mut seconds = Vec::new();
-    for time in 0..sizes.times + 3 {
-        let begin = Instant::now();
-        let said = Some(Teaching::TopK(&said));
-        learner.backward(&batch, config.vocab_size, said, &settings, 1.0 / scored as f64)?;
-        learner.step(1e-5, Some(1.0))?;
-        if time >= 3 {
-            seconds.push(begin.elapsed().as_secs_f64());
-        }
-    }
-    let operations = 3.0 * forward_operations(config, sizes, scored);
-    let seconds = median(seconds)?;
-    let (classes, signal) = (config.vocab_size, Some(Teaching::TopK(&said)));
-    let of = LossOf { classes, signal, settings: &settings, scale: 1.0 };
-    let (making, _) = learner.learning(&batch, of)?;
-    let memory = (Places::of(&making.program).bytes + learner.kept_bytes()) as u64;
-    Ok(Figure { name: "student's step", seconds, operations, bytes: 0.0, memory })
 }
