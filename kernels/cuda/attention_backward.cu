@@ -234,4 +234,6 @@ ATTENTION_QUERIES(attention_queries_bf16_256, 1, 256)
     EXPORT(name)
 ATTENTION_KEYS(attention_keys_bf16_64, 2, 64, 64)
 ATTENTION_KEYS(attention_keys_bf16_128, 2, 64, 128)
+// For blocks of at most 99 KiB, as cards of capability 8.6 and 8.9 have them.
+ATTENTION_KEYS(attention_keys_bf16_128_lean, 2, 32, 128)
 ATTENTION_KEYS(attention_keys_bf16_256, 1, 32, 256)

@@ -15,6 +15,10 @@ const OWN: u32 = 8;
 /// Keys of a step of the forward pass, and of the queries' gradients, in bfloat16.
 const FORWARD_KEYS: u32 = 64;
 const DQ_KEYS: u32 = 32;
+/// The pass of the keys' gradients.
+const KEYS_PASS: usize = 2;
+/// Queries of a step over a block's keys where memory is scarce.
+const LEAN_STEP: u32 = 32;
 /// Heads of a block of the deltas, a warp each.
 const DELTAS: u32 = 8;
 
@@ -36,6 +40,16 @@ struct Plan {
 }
 
 impl Plan {
+    /// The same for a card that gives a block so many bytes.
+    fn within(self, room: u32) -> Self {
+        let mut plan = self;
+        if self.memory[KEYS_PASS] > room && self.kernels == BF16_128 {
+            plan.kernels[KEYS_PASS] = "attention_keys_bf16_128_lean";
+            plan.memory[KEYS_PASS] = keys_memory(128, self.keys, LEAN_STEP);
+        }
+        plan
+    }
+
     fn of(heads: Heads, activations: Activations) -> Self {
         match activations {
             Activations::F32 => Self::float(heads.head_dim),
@@ -77,8 +91,7 @@ impl Plan {
             memory: [
                 2 * e * (query_rows + 2 * FORWARD_KEYS),
                 2 * e * (2 * query_rows + 4 * DQ_KEYS),
-                // Keys and values; two stages of queries, gradients, lse and delta; weights.
-                2 * e * (2 * keys + 4 * step) + 4 * (4 * step + keys * step),
+                keys_memory(e, keys, step),
             ],
             kernels,
         }
@@ -97,6 +110,12 @@ impl Plan {
             arguments,
         }
     }
+}
+
+/// Bytes of a block of keys that goes over the queries so many at a time: keys and values; two stages of queries,
+/// gradients, lse and delta; weights.
+fn keys_memory(e: u32, keys: u32, step: u32) -> u32 {
+    2 * e * (2 * keys + 4 * step) + 4 * (4 * step + keys * step)
 }
 
 /// The names of a type's and size's kernels, as [`Plan::kernels`] has them.
@@ -205,7 +224,8 @@ pub struct Back<B> {
     pub d_raw: B,
 }
 
-/// The gradients of [`attention`] over `tokens` tokens: three launches.
+/// The gradients of [`attention`] over `tokens` tokens: three launches, on a card that gives a block at most `room`
+/// bytes of memory ([`crate::executor::Executor::block_memory`]).
 pub fn attention_backward<B: Copy>(
     reads: Reads<B>,
     back: Back<B>,
@@ -213,8 +233,9 @@ pub fn attention_backward<B: Copy>(
     tokens: u32,
     counts: [u32; 2],
     activations: Activations,
+    room: u32,
 ) -> [Call<B>; 3] {
-    let plan = Plan::of(heads, activations);
+    let plan = Plan::of(heads, activations).within(room);
     let Back { key_tiles, d_out, out, lse, delta, d_ready, d_raw } = back;
     let of_heads = tokens * heads.queries;
     let deltas = Call {
@@ -236,7 +257,7 @@ pub fn attention_backward<B: Copy>(
     [
         deltas,
         plan.call(1, counts[0] * heads.queries / plan.together, given(reads.query_tiles), heads),
-        plan.call(2, counts[1] * heads.keys, of_keys, heads),
+        plan.call(KEYS_PASS, counts[1] * heads.keys, of_keys, heads),
     ]
 }
 

@@ -43,4 +43,11 @@ fn blocks_fit_the_memory_they_are_to_fit() {
             assert!(memory.iter().all(|bytes| *bytes <= most << 10), "{head_dim}: {memory:?}");
         }
     }
+    // Cards of capability 8.6 and 8.9 have 99 KiB.
+    for head_dim in [2, 64, 66, 128] {
+        let lean = Plan::of(heads(16, 8, head_dim), Activations::Bf16).within(99 << 10);
+        assert!(lean.memory.iter().all(|bytes| *bytes <= 99 << 10), "{head_dim}: {lean:?}");
+    }
+    let roomy = Plan::of(heads(16, 8, 128), Activations::Bf16).within(u32::MAX);
+    assert_eq!(roomy.kernels, BF16_128);
 }

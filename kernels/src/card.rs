@@ -295,6 +295,10 @@ impl Executor for Card {
         format!("cuda:{} ({})", self.device.ordinal, self.device.name)
     }
 
+    fn block_memory(&self) -> u32 {
+        u32::try_from(self.device.block_memory).unwrap_or(0)
+    }
+
     fn is_out_of_memory(error: &CardError) -> bool {
         error.is_out_of_memory()
     }

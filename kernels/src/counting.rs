@@ -98,6 +98,10 @@ impl Executor for Counting {
         "counting".to_owned()
     }
 
+    fn block_memory(&self) -> u32 {
+        u32::MAX
+    }
+
     fn is_out_of_memory(_: &NoRoom) -> bool {
         true
     }

@@ -42,6 +42,9 @@ pub trait Executor {
     /// The device in the words of `--device`, and what it calls itself.
     fn name(&self) -> String;
 
+    /// Bytes of memory that a block of a launch may take.
+    fn block_memory(&self) -> u32;
+
     /// Whether memory did not suffice: then nothing was changed, and less may be tried.
     fn is_out_of_memory(error: &Self::Error) -> bool;
 

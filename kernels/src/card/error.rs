@@ -72,7 +72,7 @@ pub enum CardError {
     /// A kernel wants more memory of a block than the card has.
     #[error(
         "cuda:{ordinal}: the kernel {kernel} takes {wanted} bytes of a block's memory and the card has {found}: heads of this \
-         size are not trained on it; choose a card of compute capability 8.0 or 9.0, or --device cpu"
+         size are not computed on it; choose a card of compute capability 8.0 or 9.0, or --device cpu"
     )]
     BlockMemory {
         /// Which card it is.

@@ -68,6 +68,14 @@ impl Executor for TestDevice {
         }
     }
 
+    fn block_memory(&self) -> u32 {
+        match self {
+            Self::Emulated(on) => on.block_memory(),
+            #[cfg(feature = "cuda")]
+            Self::Card(on) => on.block_memory(),
+        }
+    }
+
     fn is_out_of_memory(_: &Found) -> bool {
         false
     }

@@ -48,6 +48,10 @@ impl Executor for Emulation {
         "emulated".to_owned()
     }
 
+    fn block_memory(&self) -> u32 {
+        u32::MAX
+    }
+
     fn is_out_of_memory(_: &Found) -> bool {
         false
     }

@@ -214,7 +214,8 @@ pub fn attention_both<X: Executor>(on: &mut X, sizes: Sizes) -> Result<Figure, M
     program.call(attention(reads, [out, lse], heads, tiles.counts(), activations));
     let back = Back { d_out, out, lse, delta, d_ready, d_raw, key_tiles };
     let counts = tiles.counts();
-    program.calls(attention_backward(reads, back, heads, tokens as u32, counts, activations));
+    let (tokens, room) = (tokens as u32, on.block_memory());
+    program.calls(attention_backward(reads, back, heads, tokens, counts, activations, room));
     let memory = Places::of(program).bytes as u64;
     repeated(&mut making, sizes.times);
     let seconds = timed(on, &making, sizes.times)? / sizes.times as f64;

@@ -150,7 +150,8 @@ fn backward_attention(
         key_tiles: shape.key_tiles,
     };
     let of = shape.attention(tape.raw, ready);
-    program.calls(attention_backward(of, back, heads, n as u32, shape.tiles, activations));
+    let (tiles, room) = (shape.tiles, shape.block_memory);
+    program.calls(attention_backward(of, back, heads, n as u32, tiles, activations, room));
     let shares = heads::shares(n as u32) as usize;
     let room = program.passing("shares", Kind::F32, shares * 2 * heads.head_dim as usize);
     let back = Back { d_ready, rstd, d_raw, room, dq_norm: grads.q_norm, dk_norm: grads.k_norm };

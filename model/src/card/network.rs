@@ -41,6 +41,8 @@ pub(super) struct Network {
     /// Cosines and sines of all positions, `[positions, E/2]` float32.
     cos: View,
     sin: View,
+    /// Bytes that a block of a launch may take.
+    block_memory: u32,
 }
 
 /// A model's weights.
@@ -65,6 +67,8 @@ pub(super) struct Shape {
     query_tiles: View,
     pub(super) key_tiles: View,
     pub(super) tiles: [u32; 2],
+    /// Bytes that a block of a launch may take.
+    pub(super) block_memory: u32,
 }
 
 impl Shape {
@@ -130,7 +134,8 @@ impl Network {
             Ok::<_, ModelError>(view)
         };
         let (cos, sin) = (table("cosines", tables.cos())?, table("sines", tables.sin())?);
-        Ok(Self { config, activations, views, cos, sin })
+        let block_memory = on.block_memory();
+        Ok(Self { config, activations, views, cos, sin, block_memory })
     }
 
     /// What the blocks of a batch share; its tables are sent with the program.
@@ -156,6 +161,7 @@ impl Network {
             query_tiles: making.send(&tiles.queries),
             key_tiles: making.send(&tiles.keys),
             tiles: tiles.counts(),
+            block_memory: self.block_memory,
         }
     }
 
