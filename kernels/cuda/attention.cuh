@@ -32,7 +32,11 @@ struct Heads {
 };
 
 // Two values that begin at a multiple of two.
-__device__ __forceinline__ float2 load2(const float* from, size_t at) { return {from[at], from[at + 1]}; }
+__device__ __forceinline__ float2 load2(const float* from, size_t at) {
+    float2 two;
+    copy_words<8>(&two, from + at);
+    return two;
+}
 __device__ __forceinline__ float2 load2(const __nv_bfloat16* from, size_t at) {
     unsigned two;
     copy_words<4>(&two, from + at);

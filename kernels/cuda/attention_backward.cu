@@ -133,11 +133,8 @@ struct KeysBackward {
             if (query >= tile.end) query = tile.first, head++;
             stage ^= 1;
             if (head < (key_head + 1) * group) load_stage(given, stages + stage * STAGE, heads, tile, query, head);
-            float s[M][N][4];
-            UNROLL for (unsigned m = 0; m < M; m++)
-                UNROLL for (unsigned n = 0; n < N; n++)
-                    UNROLL for (unsigned i = 0; i < 4; i++)
-                        s[m][n][i] = of_values ? 0.0f : -of_query[first_column() + column_of(n, i)];
+            float s[M][N][4] = {};
+            if (!of_values) take_from(s, of_query);
             add_scores<M, N, E>(s, own, of_values ? q : d_out);
             float4* mine = p_room + pair * M * N * WARP_LANES + lane;
             if (of_values) give_weights(s, of_query, mine, scale * LOG2_E, first < key + 16 * M, key, first);
@@ -169,21 +166,39 @@ struct KeysBackward {
         cp_async_commit();
     }
 
+    // Of every query's column its delta less.
+    __device__ static __forceinline__ void take_from(float (&s)[M][N][4], const float* delta) {
+        UNROLL for (unsigned n = 0; n < N; n++) {
+            const float2 two = load2(delta, first_column() + column_of(n, 0));
+            UNROLL for (unsigned m = 0; m < M; m++) s[m][n][0] = s[m][n][2] = -two.x, s[m][n][1] = s[m][n][3] = -two.y;
+        }
+    }
+
     // Scores [16 M keys, QUERIES] to weights, and those to the other warp: a lane of it has the same elements.
     __device__ static __forceinline__ void give_weights(float (&s)[M][N][4], const float* lse, float4* to,
                                                         float scale_log2, bool masked, unsigned key, unsigned query) {
         UNROLL for (unsigned n = 0; n < N; n++) {
-            const unsigned column = first_column() + column_of(n, 0);
-            const float off[2] = {lse[column] * LOG2_E, lse[column + 1] * LOG2_E};
-            UNROLL for (unsigned m = 0; m < M; m++) {
+            const float2 two = load2(lse, first_column() + column_of(n, 0));
+            const float off[2] = {two.x * LOG2_E, two.y * LOG2_E};
+            UNROLL for (unsigned m = 0; m < M; m++)
                 UNROLL for (unsigned i = 0; i < 4; i++)
                     s[m][n][i] = exp2_near(fmaf(s[m][n][i], scale_log2, -off[i % 2]));
-                if (masked)
-                    UNROLL for (unsigned i = 0; i < 4; i++)
-                        if (key + row_of(m, i / 2) > query + column + i % 2) s[m][n][i] = 0.0f;
-                to[(m * N + n) * WARP_LANES] = {s[m][n][0], s[m][n][1], s[m][n][2], s[m][n][3]};
-            }
         }
+        if (masked) mask_queries(s, key, query);
+        UNROLL for (unsigned m = 0; m < M; m++)
+            UNROLL for (unsigned n = 0; n < N; n++)
+                to[(m * N + n) * WARP_LANES] = {s[m][n][0], s[m][n][1], s[m][n][2], s[m][n][3]};
+    }
+
+    // Queries before a key give it no weight.
+    __device__ static __forceinline__ void mask_queries(float (&s)[M][N][4], unsigned key, unsigned query) {
+        UNROLL for (unsigned m = 0; m < M; m++)
+            UNROLL for (unsigned half = 0; half < 2; half++) {
+                const int before = int(key + row_of(m, half)) - int(query + first_column());
+                UNROLL for (unsigned n = 0; n < N; n++)
+                    UNROLL for (unsigned i = 2 * half; i < 2 * half + 2; i++)
+                        if (before > int(column_of(n, i))) s[m][n][i] = 0.0f;
+            }
     }
 
     // dp - delta to ds, with the other warp's weights.

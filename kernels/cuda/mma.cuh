@@ -61,12 +61,14 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const unsigned*>(&pair);
 }
-// 4 or 16 bytes from one place to another, both at multiples of their size.
+// 4, 8 or 16 bytes from one place to another, both at multiples of their size.
 template <unsigned BYTES>
 __device__ __forceinline__ void copy_words(void* to, const void* from) {
-    static_assert(BYTES == 16 || BYTES == 4);
+    static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4);
     if constexpr (BYTES == 16)
         *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+    else if constexpr (BYTES == 8)
+        *static_cast<uint2*>(to) = *static_cast<const uint2*>(from);
     else
         *static_cast<unsigned*>(to) = *static_cast<const unsigned*>(from);
 }
