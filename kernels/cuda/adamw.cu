@@ -17,9 +17,21 @@ KERNEL squares(const float* g, double* shares, unsigned* places, unsigned count)
     BLOCK_MEMORY(double, room);
     double sum = 0.0;
     unsigned place = NOWHERE;
-    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += size_t(gridDim.x) * blockDim.x) {
-        sum += double(g[i]) * double(g[i]);
-        if (!isfinite(g[i])) place = min(place, unsigned(i));
+    auto take = [&](float x, size_t at) {
+        sum += double(x) * double(x);
+        if (!isfinite(x)) place = min(place, unsigned(at));
+    };
+    const size_t stride = 4 * size_t(gridDim.x) * blockDim.x;
+    for (size_t at = 4 * (size_t(blockIdx.x) * blockDim.x + threadIdx.x); at < count; at += stride) {
+        if (at + 4 > count) {
+            for (size_t i = at; i < count; i++) take(g[i], i);
+            break;
+        }
+        const float4 four = load4(g, at);
+        take(four.x, at);
+        take(four.y, at + 1);
+        take(four.z, at + 2);
+        take(four.w, at + 3);
     }
     sum = block_sum(sum, room);
     unsigned* first = reinterpret_cast<unsigned*>(room);

@@ -28,15 +28,21 @@ __device__ __forceinline__ void narrow(float x, __nv_bfloat16& to) { to = __floa
 __device__ __forceinline__ float4 load4(const float* from, size_t at) {
     return *reinterpret_cast<const float4*>(from + at);
 }
+__device__ __forceinline__ float4 load4(const __nv_bfloat16* from, size_t at) {
+    const uint2 two = *reinterpret_cast<const uint2*>(from + at);
+    return {__uint_as_float(two.x << 16), __uint_as_float(two.x & 0xffff0000), __uint_as_float(two.y << 16),
+            __uint_as_float(two.y & 0xffff0000)};
+}
 __device__ __forceinline__ void store4(float* to, size_t at, float4 x) { *reinterpret_cast<float4*>(to + at) = x; }
 __device__ __forceinline__ void store4(__nv_bfloat16* to, size_t at, float4 x) {
     __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(x.x, x.y), __floats2bfloat162_rn(x.z, x.w)};
     *reinterpret_cast<uint2*>(to + at) = *reinterpret_cast<const uint2*>(pairs);
 }
 #else
-inline float4 load4(const float* from, size_t at) {
+template <class T>
+float4 load4(const T* from, size_t at) {
     EMULATED_CHECK(at % 4 == 0, "four values are read together at a place that is no multiple of four");
-    return {from[at], from[at + 1], from[at + 2], from[at + 3]};
+    return {wide(from[at]), wide(from[at + 1]), wide(from[at + 2]), wide(from[at + 3])};
 }
 template <class T>
 void store4(T* to, size_t at, float4 x) {

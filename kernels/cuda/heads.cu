@@ -37,6 +37,48 @@ __device__ __forceinline__ void turn(const Activation* raw, const Activation* q_
     }
 }
 
+// What lies where of a token: its angles, raw values, and gradients of what turn made of them and of them.
+template <class Activation>
+struct Token {
+    const float *cos, *sin, *rstd;
+    const Activation *raw, *d_ready;
+    Activation* d_raw;
+};
+
+// The gradients of turn of a token's heads first..end, a warp every so many of them: into d_raw, and added to of_w
+// those of the norm's weights at the pairs of this lane.
+template <class Activation>
+__device__ __forceinline__ void turn_heads_back(const Token<Activation>& token, const Activation* w,
+                                                float (&of_w)[2][MOST_PAIRS], unsigned head_dim, unsigned first,
+                                                unsigned end) {
+    const unsigned lane = threadIdx.x % WARP_LANES, half = head_dim / 2;
+    for (unsigned head = first + threadIdx.x / WARP_LANES; head < end; head += blockDim.x / WARP_LANES) {
+        const Activation *x = token.raw + head * head_dim, *dy = token.d_ready + head * head_dim;
+        Activation* dx = token.d_raw + head * head_dim;
+        const float scale = token.rstd[head];
+        // Turned back first, then through the norm.
+        float da[MOST_PAIRS] = {}, db[MOST_PAIRS] = {}, product = 0.0f;
+        UNROLL for (unsigned pair = 0; pair < MOST_PAIRS; pair++) {
+            const unsigned i = pair * WARP_LANES + lane;
+            if (i >= half) continue;
+            const float c = token.cos[i], s = token.sin[i], dy1 = wide(dy[i]), dy2 = wide(dy[half + i]);
+            da[pair] = dy1 * c + dy2 * s;
+            db[pair] = dy2 * c - dy1 * s;
+            product += da[pair] * wide(w[i]) * wide(x[i]) + db[pair] * wide(w[half + i]) * wide(x[half + i]);
+        }
+        const float mean = warp_sum(product) * scale / float(head_dim);
+        UNROLL for (unsigned pair = 0; pair < MOST_PAIRS; pair++) {
+            const unsigned i = pair * WARP_LANES + lane;
+            if (i >= half) continue;
+            const float a = wide(x[i]) * scale, b = wide(x[half + i]) * scale;
+            of_w[0][pair] += da[pair] * a;
+            of_w[1][pair] += db[pair] * b;
+            narrow(scale * (da[pair] * wide(w[i]) - a * mean), dx[i]);
+            narrow(scale * (db[pair] * wide(w[half + i]) - b * mean), dx[half + i]);
+        }
+    }
+}
+
 // The gradients of turn: into d_raw those of the heads' raw values, and into shares [blocks, 2 head_dim] those of the
 // two norms' weights over this block's tokens, every gridDim.x-th. Memory: [warps, 2 head_dim] floats.
 template <class Activation>
@@ -47,41 +89,17 @@ __device__ __forceinline__ void turn_back(const Activation* d_ready, const Activ
     BLOCK_MEMORY(float, room);
     const unsigned warp = threadIdx.x / WARP_LANES, warps = blockDim.x / WARP_LANES;
     const unsigned lane = threadIdx.x % WARP_LANES, half = at.head_dim / 2;
-    // Of the queries' norm and of the keys': the pairs of this lane.
+    // Of the queries' norm and of the keys'.
     float of_w[2][2][MOST_PAIRS] = {};
-    for (size_t token = blockIdx.x; token < tokens; token += gridDim.x) {
-        const size_t angles = size_t(positions[token]) * half;
-        for (unsigned head = warp; head < at.normed; head += warps) {
-            const unsigned kind = head < at.queries ? 0 : 1;
-            const Activation* w = kind == 0 ? q_norm : k_norm;
-            const Activation* x = raw + token * at.width + head * at.head_dim;
-            const Activation* dy = d_ready + (token * at.normed + head) * at.head_dim;
-            Activation* dx = d_raw + token * at.width + head * at.head_dim;
-            const float scale = rstd[token * at.normed + head];
-            // Turned back first, then through the norm.
-            float da[MOST_PAIRS] = {}, db[MOST_PAIRS] = {}, product = 0.0f;
-            UNROLL for (unsigned pair = 0; pair < MOST_PAIRS; pair++) {
-                const unsigned i = pair * WARP_LANES + lane;
-                if (i >= half) continue;
-                const float c = cos[angles + i], s = sin[angles + i], dy1 = wide(dy[i]), dy2 = wide(dy[half + i]);
-                da[pair] = dy1 * c + dy2 * s;
-                db[pair] = dy2 * c - dy1 * s;
-                product += da[pair] * wide(w[i]) * wide(x[i]) + db[pair] * wide(w[half + i]) * wide(x[half + i]);
-            }
-            const float mean = warp_sum(product) * scale / float(at.head_dim);
-            UNROLL for (unsigned pair = 0; pair < MOST_PAIRS; pair++) {
-                const unsigned i = pair * WARP_LANES + lane;
-                if (i >= half) continue;
-                const float a = wide(x[i]) * scale, b = wide(x[half + i]) * scale;
-                of_w[kind][0][pair] += da[pair] * a;
-                of_w[kind][1][pair] += db[pair] * b;
-                narrow(scale * (da[pair] * wide(w[i]) - a * mean), dx[i]);
-                narrow(scale * (db[pair] * wide(w[half + i]) - b * mean), dx[half + i]);
-            }
-        }
+    for (size_t number = blockIdx.x; number < tokens; number += gridDim.x) {
+        const size_t angles = size_t(positions[number]) * half, ready = number * at.normed;
+        const Token<Activation> token{cos + angles, sin + angles, rstd + ready, raw + number * at.width,
+                                      d_ready + ready * at.head_dim, d_raw + number * at.width};
+        turn_heads_back(token, q_norm, of_w[0], at.head_dim, 0, at.queries);
+        turn_heads_back(token, k_norm, of_w[1], at.head_dim, at.queries, at.normed);
     }
-    for (unsigned kind = 0; kind < 2; kind++)
-        for (unsigned pair = 0; pair < MOST_PAIRS; pair++) {
+    UNROLL for (unsigned kind = 0; kind < 2; kind++)
+        UNROLL for (unsigned pair = 0; pair < MOST_PAIRS; pair++) {
             const unsigned i = pair * WARP_LANES + lane;
             if (i >= half) continue;
             float* mine = room + (warp * 2 + kind) * at.head_dim;

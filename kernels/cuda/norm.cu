@@ -43,12 +43,19 @@ __device__ __forceinline__ void norm_rows_backward(const Activation* dy, const f
         shares[size_t(blockIdx.x) * width + i] = dw[i];
 }
 
-// sum [width] += the columns first..first + width of shares [count, stride], row after row. A thread a column.
+// sum [width] += the columns first..first + width of shares [count, stride]. A block 32 columns, each warp every so
+// many shares of them, whose sums are added warp after warp. Memory: a float for each thread.
 KERNEL add_shares(const float* shares, float* sum, unsigned count, unsigned stride, unsigned first, unsigned width) {
-    const unsigned column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= width) return;
+    BLOCK_MEMORY(float, room);
+    const unsigned warp = threadIdx.x / WARP_LANES, warps = blockDim.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
+    const unsigned column = blockIdx.x * WARP_LANES + lane;
     float total = 0.0f;
-    for (unsigned share = 0; share < count; share++) total += shares[size_t(share) * stride + first + column];
+    if (column < width)
+        for (unsigned share = warp; share < count; share += warps) total += shares[size_t(share) * stride + first + column];
+    room[threadIdx.x] = total;
+    __syncthreads();
+    if (warp > 0 || column >= width) return;
+    for (unsigned from = 1; from < warps; from++) total += room[from * WARP_LANES + lane];
     sum[column] += total;
 }
 EXPORT(add_shares)

@@ -3,27 +3,55 @@
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// a = silu(gate) · up with silu(x) = x · sigmoid(x): rows [gate, up] of gate_up [rows, 2 width], a [rows, width]. A
-// thread an element; the blocks of a row along y.
-template <class Activation>
-__device__ __forceinline__ void gate(const Activation* gate_up, Activation* a, unsigned width) {
-    const unsigned i = blockIdx.y * blockDim.x + threadIdx.x;
-    if (i >= width) return;
-    const size_t row = blockIdx.x;
-    const float x = wide(gate_up[2 * row * width + i]), up = wide(gate_up[(2 * row + 1) * width + i]);
-    narrow(x * sigmoid(x) * up, a[row * width + i]);
+// silu(x) · up with silu(x) = x · sigmoid(x).
+__device__ __forceinline__ float gated(float x, float up) { return x * sigmoid(x) * up; }
+
+// The gradients of gate and up in their place: silu'(x) = s · (1 + x · (1 - s)) with s = sigmoid(x).
+__device__ __forceinline__ void gated_backward(float da, float& x, float& up) {
+    const float s = sigmoid(x), of_gate = da * up * (s * (1.0f + x * (1.0f - s)));
+    up = da * (x * s);
+    x = of_gate;
 }
 
-// The gradient of gate_up in its place: silu'(x) = s · (1 + x · (1 - s)) with s = sigmoid(x).
+// a = gated(gate, up): rows [gate, up] of gate_up [rows, 2 width], a [rows, width]. A thread four elements, together
+// where rows begin at a multiple of four; the blocks of a row along y.
+template <class Activation>
+__device__ __forceinline__ void gate(const Activation* gate_up, Activation* a, unsigned width) {
+    const unsigned first = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
+    if (first >= width) return;
+    const size_t gates = size_t(blockIdx.x) * 2 * width, ups = gates + width, to = size_t(blockIdx.x) * width;
+    if (width % 4 == 0) {
+        const float4 x = load4(gate_up, gates + first), up = load4(gate_up, ups + first);
+        store4(a, to + first, {gated(x.x, up.x), gated(x.y, up.y), gated(x.z, up.z), gated(x.w, up.w)});
+        return;
+    }
+    for (unsigned i = first; i < min(first + 4, width); i++)
+        narrow(gated(wide(gate_up[gates + i]), wide(gate_up[ups + i])), a[to + i]);
+}
+
+// The gradient of gate_up in its place.
 template <class Activation>
 __device__ __forceinline__ void gate_backward(const Activation* da, Activation* gate_up, unsigned width) {
-    const unsigned i = blockIdx.y * blockDim.x + threadIdx.x;
-    if (i >= width) return;
-    const size_t row = blockIdx.x;
-    Activation &at_gate = gate_up[2 * row * width + i], &at_up = gate_up[(2 * row + 1) * width + i];
-    const float x = wide(at_gate), up = wide(at_up), of_a = wide(da[row * width + i]), s = sigmoid(x);
-    narrow(of_a * up * (s * (1.0f + x * (1.0f - s))), at_gate);
-    narrow(of_a * (x * s), at_up);
+    const unsigned first = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
+    if (first >= width) return;
+    const size_t gates = size_t(blockIdx.x) * 2 * width, ups = gates + width, from = size_t(blockIdx.x) * width;
+    if (width % 4 == 0) {
+        float4 x = load4(gate_up, gates + first), up = load4(gate_up, ups + first);
+        const float4 of_a = load4(da, from + first);
+        gated_backward(of_a.x, x.x, up.x);
+        gated_backward(of_a.y, x.y, up.y);
+        gated_backward(of_a.z, x.z, up.z);
+        gated_backward(of_a.w, x.w, up.w);
+        store4(gate_up, gates + first, x);
+        store4(gate_up, ups + first, up);
+        return;
+    }
+    for (unsigned i = first; i < min(first + 4, width); i++) {
+        float x = wide(gate_up[gates + i]), up = wide(gate_up[ups + i]);
+        gated_backward(wide(da[from + i]), x, up);
+        narrow(x, gate_up[gates + i]);
+        narrow(up, gate_up[ups + i]);
+    }
 }
 
 #define SWIGLU(name, Activation)                                                                           \

@@ -87,4 +87,13 @@ impl<B> Call<B> {
         let blocks = [rows, width.div_ceil(Self::THREADS)];
         Self { kernel, blocks, threads: Self::THREADS, memory: 0, arguments }
     }
+
+    /// A thread four elements of a row.
+    pub(crate) fn over_fours(
+        kernel: &'static str,
+        [rows, width]: [u32; 2],
+        arguments: Vec<Argument<B>>,
+    ) -> Self {
+        Self::over_rows(kernel, [rows, width.div_ceil(4)], arguments)
+    }
 }

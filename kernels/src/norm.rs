@@ -5,9 +5,11 @@ use crate::{Activations, Call, WARP};
 
 /// Threads of a block: one row at a time.
 const THREADS: u32 = 256;
+/// Threads that add the shares of a warp's columns.
+const ADDERS: u32 = 512;
 /// Blocks that share the rows of a backward pass, whatever the card: where the gradient of the weights is
-/// broken into partial sums is the same everywhere.
-pub(crate) const SHARES: u32 = 264;
+/// broken into partial sums is the same everywhere. Four for each of an H100's multiprocessors.
+pub(crate) const SHARES: u32 = 528;
 
 /// `y = x · rstd · w`: x `[rows, width]` float32, w `[width]` and y `[rows, width]` in `activations`, rstd
 /// `[rows]` float32.
@@ -78,16 +80,16 @@ pub fn norm_backward<B: Copy>(
     [first, second]
 }
 
-/// `sum` `[width]` += the columns `first..first + width` of `shares` `[count, stride]`, row after row.
+/// `sum` `[width]` += the columns `first..first + width` of `shares` `[count, stride]`, always in the same order.
 pub(crate) fn add_shares<B>(
     [shares, sum]: [B; 2],
     [count, stride, first, width]: [u32; 4],
 ) -> Call<B> {
     Call {
         kernel: "add_shares",
-        blocks: [width.div_ceil(THREADS), 1],
-        threads: THREADS,
-        memory: 0,
+        blocks: [width.div_ceil(WARP), 1],
+        threads: ADDERS,
+        memory: 4 * ADDERS,
         arguments: vec![
             Buffer(shares),
             Buffer(sum),

@@ -7,7 +7,7 @@ use crate::{Activations, Call};
 /// `activations`.
 pub fn swiglu<B>([gate_up, a]: [B; 2], size: [u32; 2], activations: Activations) -> Call<B> {
     let [_, width] = size;
-    Call::over_rows(
+    Call::over_fours(
         activations.of(["swiglu_f32", "swiglu_bf16"]),
         size,
         vec![Buffer(gate_up), Buffer(a), U32(width)],
@@ -21,7 +21,7 @@ pub fn swiglu_backward<B>(
     activations: Activations,
 ) -> Call<B> {
     let [_, width] = size;
-    Call::over_rows(
+    Call::over_fours(
         activations.of(["swiglu_backward_f32", "swiglu_backward_bf16"]),
         size,
         vec![Buffer(da), Buffer(gate_up), U32(width)],
