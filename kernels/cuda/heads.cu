@@ -125,8 +125,10 @@ __device__ __forceinline__ void turn_back(const Activation* d_ready, const Activ
 TURN(turn_f32, float)
 TURN(turn_bf16, __nv_bfloat16)
 
+// Four blocks of 256 threads a multiprocessor: all shares at once.
 #define TURN_BACK(name, Activation)                                                                             \
-    KERNEL name(const Activation* d_ready, const Activation* raw, const Activation* q_norm,                     \
+    KERNEL __launch_bounds__(256, 4)                                                                            \
+        name(const Activation* d_ready, const Activation* raw, const Activation* q_norm,                     \
                 const Activation* k_norm, const float* cos, const float* sin, const unsigned* positions,        \
                 const float* rstd, Activation* d_raw, float* shares, unsigned queries, unsigned normed,         \
                 unsigned head_dim, unsigned width, unsigned tokens) {                                           \
