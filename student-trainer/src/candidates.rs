@@ -75,9 +75,11 @@ impl Own<'_> {
         let mut questions = Vec::with_capacity(rows.len());
         for these in self.at_once.groups(rows.iter().map(|(_, row)| row.len())) {
             let (rows, answers) = (&rows[these.clone()], &answers[these]);
-            let batch = TokenBatch::pack(rows.iter().map(|(_, row)| *row));
-            let own = self.model.likeliest(&batch, self.classes, width)?;
-            let mut own = own.chunks_exact(width);
+            let own = self.at_once.in_parts(0..rows.len(), &mut |part| {
+                let batch = TokenBatch::pack(rows[part].iter().map(|(_, row)| *row));
+                Ok(self.model.likeliest(&batch, self.classes, width)?)
+            })?;
+            let mut own = own.iter().flat_map(|own| own.chunks_exact(width));
             for (&(row, _), answer) in rows.iter().zip(answers) {
                 let teacher = answer.signal.top_k().ok_or(ReadingError::Other)?;
                 let mut ids = Vec::with_capacity(teacher.rows() * width);

@@ -252,6 +252,16 @@ impl TrainError {
         )
     }
 
+    /// Whether the device's memory did not suffice: less may.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Model(ModelError::OutOfMemory(_)))
+    }
+
+    /// Whether an operation refused what it was given, as it does with numbers that are none: the device is sound.
+    pub(crate) fn is_of_an_operation(&self) -> bool {
+        matches!(self, Self::Model(ModelError::Operation(_)))
+    }
+
     /// Whether a teacher has no code of its hidden states, and makes none.
     pub(crate) fn is_without_code(&self) -> bool {
         let Self::Teacher(TeacherError::Client(client::Error::Refused { code, .. })) = self else {

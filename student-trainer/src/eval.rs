@@ -100,13 +100,21 @@ pub fn evaluate(
         let these = &all[these];
         let own = Own { model, classes: settings.classes, at_once: settings.at_once };
         let answers = take(signals.as_mut(), these, rows, own, stop)?;
-        let batch = TokenBatch::pack(these.iter().map(|&row| &rows.sequences[row]));
-        let said = signals.as_ref().map_or(Ok(None), |signals| signals.reading().said(&answers))?;
-        let teaching = said.as_ref().map(Said::teaching);
-        let loss = model.losses(&batch, settings.classes, teaching, &settings.loss)?;
-        let broken = rows_not_finite(batch.scored_per_row(), &loss);
-        bad.extend(broken.into_iter().map(|row| these[row]));
-        tally.add(&batch, &loss, &answers);
+        let parts = settings.at_once.in_parts(0..these.len(), &mut |part| {
+            let batch =
+                TokenBatch::pack(these[part.clone()].iter().map(|&row| &rows.sequences[row]));
+            // Without a teacher there are none.
+            let answers = answers.get(part.clone()).unwrap_or_default();
+            let said = signals.as_ref().map_or(Ok(None), |s| s.reading().said(answers))?;
+            let teaching = said.as_ref().map(Said::teaching);
+            let loss = model.losses(&batch, settings.classes, teaching, &settings.loss)?;
+            Ok((part, batch, loss))
+        })?;
+        for (part, batch, loss) in parts {
+            let broken = rows_not_finite(batch.scored_per_row(), &loss);
+            bad.extend(broken.into_iter().map(|row| these[part.start + row]));
+            tally.add(&batch, &loss, answers.get(part).unwrap_or_default());
+        }
     }
     if !bad.is_empty() {
         let (model, count, of) = (name.to_owned(), bad.len(), rows.len());

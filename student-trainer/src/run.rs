@@ -353,6 +353,7 @@ fn plan(config: &Config, rows: usize) -> Plan {
 /// What goes to the device as one.
 fn at_once(config: &Config, fit: Option<Fit>) -> AtOnce {
     let rows = AtOnce::rows(config.per_device_train_batch_size);
+    let rows = if config.on_memory == OnMemory::Split { rows } else { rows.whole() };
     match fit {
         Some(Fit::Parts { tokens }) => rows.at_most(tokens),
         Some(Fit::Whole | Fit::Tried) | None => rows,

@@ -271,8 +271,11 @@ pub(crate) fn take(
     let answers = answers.ok_or(TrainError::Stopped)?;
     let Some(wanted) = signals.candidates() else { return Ok(answers) };
     let sequences: Vec<_> = these.iter().map(|&row| (row, &rows.sequences[row])).collect();
-    // A student whose logits are no numbers holds nothing likely: the loss will name its rows.
-    let Ok(questions) = own.questions(&sequences, &answers, wanted) else { return Ok(answers) };
+    let questions = match own.questions(&sequences, &answers, wanted) {
+        // A student whose logits are no numbers holds nothing likely: the loss will name its rows.
+        Err(error) if error.is_of_an_operation() => return Ok(answers),
+        questions => questions?,
+    };
     let more = signals.ask(questions, stop).map_err(|error| at_row(error, rows))?;
     let more = more.ok_or(TrainError::Stopped)?.into_iter().zip(answers);
     Ok(more.map(|(more, first)| more.after(&first)).collect())

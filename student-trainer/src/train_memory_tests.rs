@@ -4,10 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use candle_core::Tensor;
 use distill::batch::TokenBatch;
-use model::language_model::LanguageModel;
+use model::config::Qwen3Config;
+use model::language_model::{Answer, Asking, LanguageModel};
 use model::learner::Learner;
+use model::ops::Precision;
 use model::ops::head::{HeadLoss, LossSettings, Teaching};
+use model::parameters::ParameterIndex;
 use model::qwen3::ModelError;
 use model::started::Started;
 use model::state_file::TrainingState;
@@ -17,16 +21,77 @@ use super::*;
 use crate::outputs::{self, Reuse};
 use crate::testing::{FakeTeacher, Recorder, config, material, tiny_source};
 
-/// A student whose device takes so many tokens at once.
+/// A student whose device takes so many tokens at once: to learn, and when it is asked.
 struct Scarce {
     student: Box<dyn Learner>,
     most: usize,
+    most_asked: usize,
     refused: Arc<AtomicUsize>,
+}
+
+impl Scarce {
+    fn has_room(&self, batch: &TokenBatch, most: usize) -> Result<(), ModelError> {
+        if batch.ids().len() <= most {
+            return Ok(());
+        }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        Err(ModelError::OutOfMemory("no room for it".to_owned()))
+    }
+}
+
+impl LanguageModel for Scarce {
+    fn config(&self) -> &Qwen3Config {
+        self.student.model().config()
+    }
+
+    fn precision(&self) -> Precision {
+        self.student.model().precision()
+    }
+
+    fn index(&self) -> &ParameterIndex {
+        self.student.model().index()
+    }
+
+    fn device(&self) -> String {
+        self.student.model().device()
+    }
+
+    fn start_answer(
+        &self,
+        batch: &TokenBatch,
+        asked: &[Asking<'_>],
+    ) -> Result<Started<Vec<Answer>>, ModelError> {
+        self.has_room(batch, self.most_asked)?;
+        self.student.model().start_answer(batch, asked)
+    }
+
+    fn finish_answer(
+        &self,
+        started: Started<Vec<Answer>>,
+        asked: &[Asking<'_>],
+    ) -> Result<Vec<Answer>, ModelError> {
+        self.student.model().finish_answer(started, asked)
+    }
+
+    fn losses(
+        &self,
+        batch: &TokenBatch,
+        classes: usize,
+        signal: Option<Teaching<'_>>,
+        settings: &LossSettings,
+    ) -> Result<HeadLoss, ModelError> {
+        self.has_room(batch, self.most_asked)?;
+        self.student.model().losses(batch, classes, signal, settings)
+    }
+
+    fn head(&self) -> Result<Tensor, ModelError> {
+        self.student.model().head()
+    }
 }
 
 impl Learner for Scarce {
     fn model(&self) -> &dyn LanguageModel {
-        self.student.model()
+        self
     }
 
     fn start_backward(
@@ -37,11 +102,10 @@ impl Learner for Scarce {
         settings: &LossSettings,
         scale: f64,
     ) -> Result<Started<HeadLoss>, StudentError> {
-        if batch.ids().len() > self.most {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self.has_room(batch, self.most) {
             // As the contract has it: half a gradient must not reach the next step.
             self.student.give_up()?;
-            return Err(ModelError::OutOfMemory("no room for it".to_owned()).into());
+            return Err(error.into());
         }
         self.student.start_backward(batch, classes, signal, settings, scale)
     }
@@ -91,6 +155,16 @@ fn run(
     most: usize,
     options: &[(&'static str, &str)],
 ) -> (Result<Summary, TrainError>, Recorder, usize) {
+    run_asked(root, out, [most, usize::MAX], options)
+}
+
+/// The same on one that takes so many when it is asked.
+fn run_asked(
+    root: &Path,
+    out: &str,
+    [most, most_asked]: [usize; 2],
+    options: &[(&'static str, &str)],
+) -> (Result<Summary, TrainError>, Recorder, usize) {
     let model = root.join("model");
     let served = FakeTeacher::of(&tiny_source(&model)).serve();
     let usual = [("teacher", served.url.as_str()), ("recompute", "none"), ("max-steps", "6")];
@@ -100,7 +174,7 @@ fn run(
     let mut run = Run::assemble(&config, claim, material(&model), &mut told, &stop).unwrap();
     let refused = Arc::new(AtomicUsize::new(0));
     let student = run.student;
-    run.student = Box::new(Scarce { student, most, refused: Arc::clone(&refused) });
+    run.student = Box::new(Scarce { student, most, most_asked, refused: Arc::clone(&refused) });
     let done = carry_out(run, &mut told, &stop);
     (done, told, refused.load(Ordering::Relaxed))
 }
@@ -126,6 +200,40 @@ fn what_does_not_fit_is_computed_in_parts_and_nothing_is_lost() {
     let said: Vec<_> = told.notes.iter().filter(|note| note.contains("did not fit")).collect();
     assert_eq!(said.len(), refused, "{said:?}");
     assert!(said[0].contains("step 1: 3 rows") && said[0].contains("made again"), "{said:?}");
+}
+
+#[test]
+fn what_is_asked_and_does_not_fit_is_asked_in_parts() {
+    let root = tempfile::tempdir().unwrap();
+    let candidates =
+        [("signal", "candidates"), ("top-k", "5"), ("eval-file", "-"), ("eval-steps", "2")];
+    let of = |out: &str, most: usize| {
+        let (done, told, refused) = run_asked(root.path(), out, [usize::MAX, most], &candidates);
+        (done.unwrap(), told, refused)
+    };
+    let (_, whole, none) = of("whole", usize::MAX);
+    let (_, parts, refused) = of("parts", 12);
+    // Before the first step, behind the second, fourth and last; and before each.
+    assert!(none == 0 && refused >= 4 + 6, "{refused}");
+    assert_eq!(whole.steps.len(), parts.steps.len());
+    for (found, wanted) in parts.steps.iter().zip(&whole.steps) {
+        assert_eq!((found.step, found.tokens), (wanted.step, wanted.tokens));
+        assert!((found.loss / wanted.loss - 1.0).abs() < 1e-5, "{found:?} {wanted:?}");
+        assert_eq!(found.teacher_mass.is_some(), wanted.teacher_mass.is_some());
+    }
+    assert_eq!(whole.evaluations.len(), parts.evaluations.len());
+    for (found, wanted) in parts.evaluations.iter().zip(&whole.evaluations) {
+        assert!((found.student.token / wanted.student.token - 1.0).abs() < 1e-5);
+        assert_eq!((found.positions, found.step), (wanted.positions, wanted.step));
+        assert!((found.kl.unwrap() / wanted.kl.unwrap() - 1.0).abs() < 1e-5);
+    }
+    // Who wants no parts is told, and no signal is taken for another one.
+    for (out, options) in [("eval", &candidates[2..]), ("candidates", &candidates[..2])] {
+        let options = [options, &[("on-memory", "refuse")]].concat();
+        let (done, _, _) = run_asked(root.path(), out, [usize::MAX, 12], &options);
+        let error = done.unwrap_err().to_string();
+        assert!(error.contains("no room for it"), "{error}");
+    }
 }
 
 #[test]
