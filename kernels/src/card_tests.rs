@@ -1,4 +1,7 @@
-//! Tests of a card; where there is none, of what is said then.
+//! Tests of a card, or of the driver without one that `cargo xtask emulated-card` builds; where there is neither, of
+//! what is said then.
+
+use std::process::Command;
 
 use half::bf16;
 
@@ -67,4 +70,138 @@ fn memory_that_is_not_there_is_said() {
     let Some(mut card) = card("memory_that_is_not_there_is_said") else { return };
     let error = card.keep("everything", Kind::F64, 1 << 50).unwrap_err();
     assert!(error.is_out_of_memory() && error.to_string().contains("everything takes"), "{error}");
+}
+
+/// A program with one output: the input's first four, rounded and widened by a product with one.
+fn small(scale: f32) -> (Program, View, View) {
+    let mut program = Program::default();
+    let x = program.input(Kind::F32, 16);
+    let y = program.output(Kind::F32, 16);
+    for _ in 0..20 {
+        program.copy(x, y);
+    }
+    let matrix = |view| Matrix::of(view, [4, 4]);
+    let ones = program.passing("ones", Kind::F32, 16);
+    program.copy(x, ones);
+    program.product(Product {
+        a: matrix(x),
+        b: matrix(ones).transpose(),
+        into: matrix(y),
+        plus: Some(y),
+        scale,
+    });
+    (program, x, y)
+}
+
+#[test]
+fn programs_may_be_started_before_those_before_them_are_read() {
+    let Some(mut card) = card("programs_may_be_started_before_those_before_them_are_read") else {
+        return;
+    };
+    let (program, x, y) = small(2.0);
+    let inputs = |size: f32| {
+        let mut inputs = Inputs::default();
+        inputs.set(x, &[size; 16]);
+        inputs
+    };
+    // Of 16 of them: x, and 2 x · xᵀ.
+    let exact = |size: f32| vec![size + 2.0 * 4.0 * size * size; 16];
+    // New, then recorded, then launched at once, in every place.
+    for round in 0..4 {
+        let sizes = [1.0, 2.0, 3.0, 4.0].map(|size| size + round as f32);
+        let running = sizes.map(|size| card.start(&program, &inputs(size)).unwrap());
+        let mut waits = 0;
+        while !card.has_ended(&running[3]).unwrap() {
+            waits += 1;
+        }
+        assert!(waits < 1_000_000_000);
+        for (running, size) in running.into_iter().zip(sizes).rev() {
+            assert_eq!(card.finish(running).unwrap().get::<f32>(y), exact(size));
+        }
+    }
+    // A larger one moves the buffers that graphs know of.
+    let mut large = Program::default();
+    let view = large.passing("much", Kind::F32, 1 << 20);
+    large.zero(view);
+    card.run(&large, &Inputs::default()).unwrap();
+    assert_eq!(card.run(&program, &inputs(5.0)).unwrap().get::<f32>(y), exact(5.0));
+}
+
+#[test]
+fn times_of_steps_follow_each_other() {
+    let Some(mut card) = card("times_of_steps_follow_each_other") else { return };
+    let (program, x, _) = small(1.0);
+    let mut inputs = Inputs::default();
+    inputs.set(x, &[1.0_f32; 16]);
+    card.note_times();
+    let [first, second] = [0, 1].map(|_| card.start(&program, &inputs).unwrap());
+    card.finish(first).unwrap();
+    // The second one runs still.
+    let times = card.take_times().unwrap();
+    card.finish(second).unwrap();
+    assert_eq!(times.steps.len(), 2 * program.steps.len());
+    assert!(times.steps.windows(2).all(|two| two[0].ends[1] <= two[1].ends[0]));
+    assert!(times.steps.iter().all(|step| step.ends[0] <= step.ends[1]));
+    assert!(card.take_times().is_none());
+}
+
+/// Opens a card and runs a program over and over, and prints what is said: for the test below.
+#[test]
+#[ignore = "run by another test, in a process of its own"]
+fn what_the_card_says() {
+    let said = || -> Result<(), CardError> {
+        let mut card = Card::open(0)?;
+        let room = card.block_memory();
+        let program = {
+            let mut program = Program::default();
+            let [x, y] = [Kind::F32, Kind::Bf16].map(|kind| program.passing("some", kind, 8));
+            program.zero(x);
+            program.call(round::round([x, y], 8));
+            program
+        };
+        for _ in 0..5 {
+            card.run(&program, &Inputs::default())?;
+        }
+        let what = format!("well, {room} bytes a block");
+        Err(CardError::Driver {
+            ordinal: 0,
+            what,
+            source: cudarc::driver::DriverError(cudarc::driver::sys::CUresult::CUDA_SUCCESS),
+        })
+    };
+    let error = said().unwrap_err();
+    let [full, lost] = [error.is_out_of_memory(), error.is_lost()];
+    eprintln!("SAID {error} (out of memory {full}, lost {lost})");
+}
+
+/// What a person is told of a driver, a card or memory that does not do, found and needed.
+#[test]
+fn a_card_that_does_not_do_is_named_with_what_is_found_and_needed() {
+    const NAME: &str = "a_card_that_does_not_do_is_named_with_what_is_found_and_needed";
+    if std::env::var_os("EMULATED_CARD").is_none() {
+        test_support::skip(NAME, "emulated-card", "cargo xtask emulated-card");
+        return;
+    }
+    let cases = [
+        ("count=1", "well, 232448 bytes a block"),
+        ("block=101376", "well, 101376 bytes a block"),
+        ("count=0", "there is no such card; the driver shows 0"),
+        ("version=12080", "it speaks CUDA 12.8 and 13.0 is needed"),
+        ("capability=75", "has compute capability 7.5, needed is 8.0"),
+        ("built=0", "has compute capability 9.0, which this program was not built for"),
+        ("built=0,capability=121", "KERNELS_ARCH=121"),
+        ("memory=9000000", "are free; other programs hold the rest"),
+        ("memory=9000000", "(out of memory true, lost false)"),
+        ("launches=3", "(out of memory false, lost true)"),
+        ("launches=0", "start the program again"),
+    ];
+    for (set, wanted) in cases {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["card::tests::what_the_card_says", "--exact", "--ignored", "--nocapture"])
+            .env("EMULATED_CARD", set)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(wanted), "{set}: no {wanted:?} in {said}");
+    }
 }

@@ -1,8 +1,10 @@
-//! The commands of the repository: `cargo xtask verify | fix | oracle DIR | load | bench | fuzz | gpu`.
+//! The commands of the repository: `cargo xtask verify | fix | oracle DIR | load | bench | fuzz |
+//! emulated-card | gpu`.
 //!
 //! `verify` is everything CI checks and writes nothing but build artefacts; `fix` rewrites.
 
 mod bench;
+mod emulated_card;
 mod fuzz;
 mod gpu;
 mod run;
@@ -32,6 +34,7 @@ usage: cargo xtask COMMAND
   fuzz [TARGET…] [--runs N] [--keep]
                 libFuzzer on the targets of fuzz/, all by default, 1,000,000 times each; --keep
                 puts the fewest inputs that reach every place into fuzz/corpus
+  emulated-card builds a driver without a card, and both programs to run on it (needs nvcc and c++)
   gpu --pack DIR
                 builds what a machine with a card needs, stripped, into DIR (needs nvcc of CUDA 13.0)
   gpu [--bin-dir DIR] [--python PROGRAM] [--device cuda:N] [--minutes M] [--out DIR]
@@ -52,6 +55,7 @@ fn main() -> Result<()> {
         ["load", rest @ ..] => verify::load(rest),
         ["bench", rest @ ..] => bench::bench(rest),
         ["fuzz", rest @ ..] => fuzz::fuzz(rest),
+        ["emulated-card"] => emulated_card::tell(),
         ["gpu", rest @ ..] => gpu::gpu(rest),
         ["help" | "--help" | "-h"] => {
             run::say(USAGE);
