@@ -8,6 +8,8 @@ pub use crate::ops::rope::RopeScaling;
 
 /// The largest value accepted for any size: far above every model, far below overflow.
 const MAX_SIZE: u64 = 1 << 26;
+/// The most positions accepted: tables of angles are made for all of them.
+const MAX_POSITIONS: usize = 1 << 22;
 /// The most parameters accepted.
 const MAX_PARAMETERS: u128 = 1 << 40;
 
@@ -141,8 +143,16 @@ impl Qwen3Config {
         fields.check_features()?;
         let hidden_size = fields.size("hidden_size")?;
         let num_attention_heads = fields.size("num_attention_heads")?;
-        let max_position_embeddings =
-            fields.size_or("max_position_embeddings", Some(32_768))?.unwrap_or(32_768);
+        const POSITIONS: &str = "max_position_embeddings";
+        let max_position_embeddings = fields.size_or(POSITIONS, Some(32_768))?.unwrap_or(32_768);
+        if max_position_embeddings > MAX_POSITIONS {
+            let found = Value::from(max_position_embeddings);
+            return Err(wrong(
+                POSITIONS,
+                &found,
+                &format!("a whole number from 1 to {MAX_POSITIONS}"),
+            ));
+        }
         let vocab_size = fields.size("vocab_size")?;
         let rope = fields.rope(max_position_embeddings)?;
         let config = Self {

@@ -82,6 +82,10 @@ fn every_refusal_names_the_field_what_it_holds_and_what_is_accepted() {
         (json!({"head_dim": 7}), ["`head_dim` is 7", "even"]),
         (json!({"rms_norm_eps": 0.0}), ["`rms_norm_eps` is 0.0", "above 0"]),
         (json!({"rope_theta": -1, "rope_parameters": null}), ["`rope_theta` is -1", "above 0"]),
+        (
+            json!({"max_position_embeddings": (1 << 22) + 1}),
+            ["`max_position_embeddings` is 4194305", "to 4194304"],
+        ),
         (json!({"attention_bias": 1}), ["`attention_bias` is 1", "true or false"]),
         (json!({"eos_token_id": 61}), ["`eos_token_id` is 61", "below 61"]),
         (json!({"rope_parameters": {"rope_type": "longrope"}}), ["\"longrope\"", "yarn"]),

@@ -201,7 +201,7 @@ impl StoredWeights {
 }
 
 /// Whether weights in this place are a GGUF file; if not they are a directory's.
-pub(crate) fn is_gguf(place: &Path) -> bool {
+pub fn is_gguf(place: &Path) -> bool {
     place.is_file()
 }
 

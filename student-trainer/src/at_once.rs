@@ -102,7 +102,7 @@ mod tests {
             })
         };
         let parts = AtOnce::rows(9);
-        assert_eq!(run(parts, 9, 0..7).unwrap(), [0..7]);
+        assert_eq!(run(parts, 4, 0..7).unwrap(), [0..3, 3..7]);
         assert_eq!(run(parts, 3, 3..10).unwrap(), [3..6, 6..8, 8..10]);
         assert!(run(parts, 0, 0..7).unwrap_err().is_out_of_memory());
         assert!(run(parts.whole(), 3, 0..7).unwrap_err().is_out_of_memory());

@@ -35,6 +35,7 @@ pub use kinds::{
 pub use layers::{CONFIG_VARIABLE, Layers, Origin, Written, unknown_variables};
 pub use options::{OPTIONS, options_of};
 pub use plan::PlanConfig;
+use plan::gradients_add_up;
 use reader::Reader;
 pub use signal::{DEFAULT_SIGNAL_ERROR, SignalConfig};
 use teachers::teachers;
@@ -366,13 +367,7 @@ fn contradictions(r: &mut Reader<'_>, c: &Config) {
              away what the other goes on from",
         );
     }
-    if c.recompute == RecomputeChoice::Gradients && c.gradient_accumulation_steps > 1 {
-        r.fault(format!(
-            "--recompute gradients keeps no gradients, so --gradient-accumulation-steps {} cannot add \
-             them up; use --recompute blocks",
-            c.gradient_accumulation_steps
-        ));
-    }
+    gradients_add_up(r, c.recompute, c.gradient_accumulation_steps);
     if c.output_dir.starts_with("~") {
         r.fault(format!(
             "--output-dir {} would make a directory named `~`: only a shell knows that it means the \

@@ -215,6 +215,16 @@ pub enum TrainError {
         /// What to do.
         remedy: String,
     },
+    /// A batch that is too large to be planned.
+    #[error("{what} is more than the {most} that are planned; take a smaller {smaller}")]
+    Unplanned {
+        /// What is.
+        what: String,
+        /// At most so much.
+        most: String,
+        /// Options.
+        smaller: &'static str,
+    },
     /// A batch for which the device's memory did not suffice although it was planned.
     #[error(
         "step {step}: a batch of {rows} rows, {tokens} tokens in all, did not fit into the device's memory ({source}); \

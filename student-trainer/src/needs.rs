@@ -106,6 +106,8 @@ pub enum Fit {
     Parts {
         /// Tokens of a part.
         tokens: usize,
+        /// What training takes with such parts, in bytes.
+        total: u64,
     },
     /// It is tried although it may be too large: what is known of the processor's memory is an estimate.
     Tried,
@@ -234,11 +236,12 @@ impl Subject<'_> {
     /// The largest parts of the largest batch that fit: between its longest row alone and all of it.
     fn parts(&self, recompute: Recompute, usable: u64) -> Result<Option<Fit>, TrainError> {
         let longest = self.rows.first().copied().unwrap_or(1).max(1);
-        let fits = |tokens: usize| {
+        let total = |tokens: usize| {
             let mut rows = vec![longest; tokens / longest];
             rows.extend(Some(tokens % longest).filter(|&rest| rest > 0));
-            Ok::<_, TrainError>(self.needs(recompute, &rows)?.total() <= usable)
+            Ok::<_, TrainError>(self.needs(recompute, &rows)?.total())
         };
+        let fits = |tokens: usize| Ok::<_, TrainError>(total(tokens)? <= usable);
         if !fits(longest)? {
             return Ok((self.device == Device::Cpu).then_some(Fit::Tried));
         }
@@ -247,7 +250,7 @@ impl Subject<'_> {
             let middle = most.midpoint(too_many);
             *(if fits(middle)? { &mut most } else { &mut too_many }) = middle;
         }
-        Ok(Some(Fit::Parts { tokens: most }))
+        Ok(Some(Fit::Parts { tokens: most, total: total(most)? }))
     }
 
     /// The plan of a run that is about to begin; says what is not as a person would expect it.
@@ -281,7 +284,7 @@ impl Subject<'_> {
                 amount(needed),
                 amount(usable)
             )),
-            Some(Fit::Parts { tokens }) => note(&format!(
+            Some(Fit::Parts { tokens, .. }) => note(&format!(
                 "the largest batch ({}) takes {}, more than the {} that are free: batches are computed in parts of at \
                  most {tokens} tokens, with the same loss and gradient (--on-memory split)",
                 self.batch(),

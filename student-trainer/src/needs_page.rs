@@ -60,9 +60,10 @@ fn verdict(plan: &Plan) -> String {
     let recompute = plan.recompute;
     let then = match plan.fit {
         Some(Fit::Whole) => format!("--recompute {recompute} is taken"),
-        Some(Fit::Parts { tokens }) => format!(
-            "--recompute {recompute} is taken, and batches are computed in parts of at most {} tokens",
-            grouped(tokens as i64)
+        Some(Fit::Parts { tokens, total }) => format!(
+            "--recompute {recompute} is taken, and batches are computed in parts of at most {} tokens, which takes {}",
+            grouped(tokens as i64),
+            amount(total)
         ),
         Some(Fit::Tried) => format!(
             "--recompute {recompute} is taken, and may be too much: a smaller --per-device-train-batch-size or \
@@ -98,8 +99,8 @@ mod tests {
             assert!(text.contains(wanted), "no {wanted:?} in\n{text}");
         }
         assert!(!text.contains("teacher's matrix"), "{text}");
-        let parts = Plan { fit: Some(Fit::Parts { tokens: 2048 }), ..memory() };
-        assert!(verdict(&parts).contains("parts of at most 2,048 tokens"));
+        let parts = Plan { fit: Some(Fit::Parts { tokens: 2048, total: 9 << 30 }), ..memory() };
+        assert!(verdict(&parts).contains("parts of at most 2,048 tokens, which takes 9.0 GiB"));
         let refusal = Some("a row takes it all".to_owned());
         let said = verdict(&Plan { fit: None, room: None, refusal, ..memory() });
         assert!(said.contains("not known") && said.contains("refused: a row takes"), "{said}");

@@ -65,13 +65,16 @@ fn a_batch_is_whole_where_it_fits_and_in_parts_that_fit_where_not() {
         // The tokens of a part are as many as fit, and no more.
         let usable = blocks - 1;
         let (plan, notes) = settled(&subject, usable);
-        let Some(Fit::Parts { tokens }) = plan.unwrap().fit else { panic!("{notes:?}") };
+        let Some(Fit::Parts { tokens, total: taken }) = plan.unwrap().fit else {
+            panic!("{notes:?}")
+        };
         let of = |tokens: usize| {
             let mut rows = vec![40; tokens / 40];
             rows.extend(Some(tokens % 40).filter(|&rest| rest > 0));
             total(Recompute::Blocks, &rows)
         };
         assert!((40..180).contains(&tokens) && of(tokens) <= usable && of(tokens + 1) > usable);
+        assert_eq!(taken, of(tokens));
         let said = notes.last().unwrap();
         assert!(
             said.contains("6 rows, 180 tokens") && said.contains(&tokens.to_string()),
@@ -127,7 +130,7 @@ fn parts_are_preferred_to_gradients_that_do_not_fit_either() {
     assert_eq!(settled(&subject, gradients).0.unwrap().recompute, Recompute::Gradients);
     let plan = settled(&subject, gradients - 1).0.unwrap();
     assert_eq!(plan.recompute, Recompute::Blocks);
-    assert!(matches!(plan.fit, Some(Fit::Parts { tokens: 40..120 })), "{plan:?}");
+    assert!(matches!(plan.fit, Some(Fit::Parts { tokens: 40..120, .. })), "{plan:?}");
     // Too little for a row alone: the leanest is tried.
     let little = total(Recompute::Blocks, &[40]) - 1;
     let plan = settled(&subject, little).0.unwrap();
@@ -145,7 +148,8 @@ fn a_signal_that_says_everything_brings_its_matrix() {
     let needs = subject.needs(Recompute::None, &subject.rows).unwrap();
     assert_eq!(needs.teacher, 4 * 16 * 24);
     let parameters = Student::state_bytes(&case.shape) / 12;
-    assert_eq!((needs.optimiser, needs.gradients), (12 * parameters, 4 * parameters));
+    // With what says whether steps are made.
+    assert_eq!((needs.optimiser, needs.gradients), (12 * parameters, 4 * parameters + 4));
 }
 
 #[test]
@@ -155,4 +159,15 @@ fn memory_that_is_said_leaves_something_alone() {
     assert_eq!(said.usable, (24 << 30) - (768 << 20));
     assert_eq!(Room::said(Device::Cpu, 3200).usable, 3100);
     assert_eq!(Room::said(CARD, 1).usable, 0);
+}
+
+#[test]
+fn what_is_too_large_to_be_written_down_is_refused_before_it_is() {
+    let listed = |k| Taught::Listed { k, own: 0 };
+    let many = command::check_size(&[100; 50_000], listed(1)).unwrap_err().to_string();
+    assert!(many.contains("50000 rows") && many.contains("--max-length"), "{many}");
+    let wide = command::check_size(&[1000; 100], listed(100_000)).unwrap_err().to_string();
+    assert!(wide.contains("10000000000 entries") && wide.contains("--top-k"), "{wide}");
+    assert!(command::check_size(&[1000; 100], listed(1000)).is_ok());
+    assert!(command::check_size(&[1000; 100], Taught::Nothing).is_ok());
 }

@@ -312,12 +312,13 @@ fn memory(plan: &Plan) -> String {
         .filter(|(_, bytes)| *bytes > 0)
         .map(|(name, bytes)| format!("{name} {}", amount(bytes)))
         .collect();
-    let (total, recompute) = (amount(chosen.total), plan.recompute);
-    let parted = match plan.fit {
-        Some(Fit::Parts { tokens }) => {
-            format!(", in parts of at most {} tokens", grouped(tokens as i64))
+    let recompute = plan.recompute;
+    let (total, parted) = match plan.fit {
+        Some(Fit::Parts { tokens, total }) => {
+            let parted = format!(", in parts of at most {} tokens", grouped(tokens as i64));
+            (format!("{} in parts, whole {}", amount(total), amount(chosen.total)), parted)
         }
-        Some(Fit::Whole | Fit::Tried) | None => String::new(),
+        Some(Fit::Whole | Fit::Tried) | None => (amount(chosen.total), String::new()),
     };
     let tokens = grouped(plan.tokens as i64);
     format!(

@@ -355,7 +355,7 @@ fn at_once(config: &Config, fit: Option<Fit>) -> AtOnce {
     let rows = AtOnce::rows(config.per_device_train_batch_size);
     let rows = if config.on_memory == OnMemory::Split { rows } else { rows.whole() };
     match fit {
-        Some(Fit::Parts { tokens }) => rows.at_most(tokens),
+        Some(Fit::Parts { tokens, .. }) => rows.at_most(tokens),
         Some(Fit::Whole | Fit::Tried) | None => rows,
     }
 }

@@ -73,6 +73,7 @@ pub(crate) fn gpu(arguments: &[&str]) -> Result<()> {
         return pack::pack(Path::new(dir));
     }
     let settings = Settings::read(arguments)?;
+    settings.has_pack()?;
     std::fs::create_dir_all(&settings.out)?;
     let deadline = Instant::now() + Duration::from_secs_f64(60.0 * settings.minutes);
     let mut run = Run { settings, deadline, lines: Vec::new(), figures: Vec::new() };
@@ -107,8 +108,28 @@ impl Settings {
                 ),
             }
         }
-        ensure!(settings.minutes > 0.0, "--minutes wants a number above 0");
+        let minutes = settings.minutes;
+        ensure!(minutes > 0.0 && minutes <= 1440.0, "--minutes is {minutes}: wanted up to 1440");
         Ok(settings)
+    }
+
+    /// Refuses to begin without what a pack holds.
+    fn has_pack(&self) -> Result<()> {
+        let tests = TESTS.iter().map(|(_, name)| name);
+        let missing: Vec<&str> = PROGRAMS
+            .iter()
+            .chain(tests)
+            .filter(|name| !self.programs.join(name).exists())
+            .copied()
+            .collect();
+        ensure!(
+            missing.is_empty(),
+            "{} lacks {}: `cargo xtask gpu --pack DIR` builds a pack (with nvcc, without a card), and DIR/xtask gpu runs \
+             it on a machine with one",
+            self.programs.display(),
+            missing.join(", ")
+        );
+        Ok(())
     }
 }
 
@@ -256,6 +277,7 @@ impl Run {
 
     pub(crate) fn note(&mut self, name: &str, outcome: Outcome, seconds: f64) {
         let (word, why) = outcome.words();
+        let why = if why.is_empty() { why } else { format!(": {why}") };
         say(format!("{word:<12} {seconds:>6.1} s  {name}{why}"));
         self.lines.push(Line { name: name.to_owned(), outcome, seconds });
         if let Err(error) = self.keep() {
@@ -306,8 +328,8 @@ impl Outcome {
     fn words(&self) -> (&'static str, String) {
         match self {
             Self::Passed => ("passed", String::new()),
-            Self::Failed(why) => ("FAILED", format!(": {why}")),
-            Self::Absent(why) => ("absent", format!(": {why}")),
+            Self::Failed(why) => ("FAILED", why.clone()),
+            Self::Absent(why) => ("absent", why.clone()),
             Self::NotReached => ("not reached", String::new()),
         }
     }

@@ -48,6 +48,10 @@ fn main() -> Result<()> {
         return compiled;
     }
     match words.as_slice() {
+        [.., "--help" | "-h"] | ["help"] => {
+            run::say(USAGE);
+            Ok(())
+        }
         ["verify"] => verify::verify(),
         ["fix"] => verify::fix(),
         ["tidy"] => tidy::check(),
@@ -57,10 +61,6 @@ fn main() -> Result<()> {
         ["fuzz", rest @ ..] => fuzz::fuzz(rest),
         ["emulated-card"] => emulated_card::tell(),
         ["gpu", rest @ ..] => gpu::gpu(rest),
-        ["help" | "--help" | "-h"] => {
-            run::say(USAGE);
-            Ok(())
-        }
         _ => {
             run::say(USAGE);
             bail!("unknown command: {}", words.join(" "))

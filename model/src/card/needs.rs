@@ -55,7 +55,7 @@ pub(super) fn make_step(
             if own > 0 {
                 ask(learner.card(), &batch, own.min(classes))?;
             }
-            listed = nothing_listed(positions, k.min(classes));
+            listed = nothing_listed(positions, k.min(classes), classes);
             Some(Teaching::TopK(&listed))
         }
         Taught::All { width, classes } => {
@@ -102,15 +102,16 @@ fn of_lengths(config: &Qwen3Config, rows: &[usize]) -> Result<TokenBatch, ModelE
     Ok(TokenBatch::pack(&rows.map_err(candle_core::Error::wrap)?))
 }
 
-/// A signal of so many tokens a position.
-fn nothing_listed(rows: usize, k: usize) -> TopK {
+/// A signal of so many tokens of all classes a position.
+fn nothing_listed(rows: usize, k: usize, classes: usize) -> TopK {
     let ids = (0..rows).flat_map(|_| 0..k as u32).collect();
     TopK {
         k,
         ids,
         scaled: vec![0.0; rows * k],
         log_z: vec![f32::MAX.ln(); rows],
-        log_rest: vec![0.0; rows],
+        // Beside all there is nothing.
+        log_rest: vec![if k < classes { 0.0 } else { f32::NEG_INFINITY }; rows],
     }
 }
 

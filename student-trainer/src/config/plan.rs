@@ -8,6 +8,9 @@ use super::reader::Reader;
 use super::signal::SignalConfig;
 use super::{count, length, optional_count};
 
+/// Wider than any model's hidden states.
+const MOST_WIDTH: usize = 1 << 20;
+
 /// Everything `plan` needs to know. Fields are named as the flags.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each field is the option of the same name in OPTIONS")]
@@ -67,7 +70,21 @@ impl PlanConfig {
         if config.teacher_width.is_some() && !all {
             r.fault("--teacher-width says nothing of tokens that are listed; it is for --signal coded and full");
         }
+        gradients_add_up(&mut r, config.recompute, config.gradient_accumulation_steps);
+        if let Some(width) = config.teacher_width.filter(|width| *width > MOST_WIDTH) {
+            r.fault(format!("--teacher-width {width}: a teacher's hidden states have at most {MOST_WIDTH} numbers"));
+        }
         r.finish(config)
+    }
+}
+
+/// What keeps no gradients cannot add them up.
+pub(super) fn gradients_add_up(r: &mut Reader<'_>, recompute: RecomputeChoice, batches: usize) {
+    if recompute == RecomputeChoice::Gradients && batches > 1 {
+        r.fault(format!(
+            "--recompute gradients keeps no gradients, so --gradient-accumulation-steps {batches} cannot add \
+             them up; use --recompute blocks"
+        ));
     }
 }
 
@@ -117,6 +134,10 @@ mod tests {
         assert!(faults[0].contains("--device tpu is refused"), "{faults:?}");
         #[cfg(not(feature = "cuda"))]
         assert!(read(&[("device", "cuda:1")]).unwrap_err()[0].contains("--device-memory"));
+        let twice = [("recompute", "gradients"), ("gradient-accumulation-steps", "2")];
+        assert!(read(&twice).unwrap_err()[0].contains("--recompute blocks"));
+        let wide = [("signal", "full"), ("teacher-width", "1048577")];
+        assert!(read(&wide).unwrap_err()[0].contains("at most 1048576"));
         let faults = read(&[("teacher-width", "9"), ("device-memory", "much")]).unwrap_err();
         assert!(faults[0].contains("as 24GiB") && faults[1].contains("--teacher-width"));
     }

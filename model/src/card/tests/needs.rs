@@ -49,6 +49,10 @@ fn what_stays_is_known_from_the_shapes() {
     assert_eq!(bf16.teacher, 0);
     let f32 = of(&how(Precision::F32, Recompute::None), &rows, listed);
     assert_eq!(f32.model, tables);
+    // All of the classes there are.
+    let k = config.vocab_size;
+    let every = of(&how(Precision::F32, Recompute::None), &rows, Taught::Listed { k, own: k });
+    assert!(every.loss > f32.loss);
     let all = Taught::All { width: 24, classes: 300 };
     let full = of(&how(Precision::Bf16, Recompute::None), &rows, all);
     assert_eq!(full.teacher, 2 * 24 * 300);
