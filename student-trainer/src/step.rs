@@ -3,7 +3,7 @@
 //! Letters: N scored positions of the step, T temperature, alpha the teacher's weight.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use distill::batch::{Sequence, TokenBatch};
 use model::ops::head::HeadLoss;
@@ -43,7 +43,6 @@ struct Asked {
     tokens: u64,
     /// Whether a teacher says something of them.
     taught: bool,
-    waited: Duration,
     wire_bytes: u64,
     wire_tokens: u64,
 }
@@ -87,7 +86,6 @@ pub(crate) fn start(
         taught: !answers.is_empty(),
         wire_bytes: answers.iter().map(|scored| scored.wire_bytes).sum(),
         wire_tokens: on_wire.map(|(row, _)| row.len() as u64).sum(),
-        waited: run.signals.as_mut().map(Signals::take_waited).unwrap_or_default(),
     };
     Ok(UnderWay { planned, begin, computed, asked })
 }
@@ -157,7 +155,7 @@ fn start_parts(
 /// What a step came to, and the seconds that it took.
 pub(crate) fn finish(run: &mut Run, started: UnderWay) -> Result<(StepReport, f64), TrainError> {
     let UnderWay { planned, begin, computed, asked } = started;
-    let Asked { positions, tokens, taught, waited, wire_bytes, wire_tokens } = asked;
+    let Asked { positions, tokens, taught, wire_bytes, wire_tokens } = asked;
     let mut sums = Sums::default();
     for (first, part) in computed.parts {
         let loss = run.student.finish_backward(part);
@@ -171,6 +169,8 @@ pub(crate) fn finish(run: &mut Run, started: UnderWay) -> Result<(StepReport, f6
     // NaN where the signal does not say.
     let known = |value: f64| Some(value).filter(|value| taught && value.is_finite());
     let seconds = begin.elapsed().as_secs_f64();
+    // Within those seconds, for whatever step it was.
+    let waited = run.signals.as_mut().map(Signals::take_waited).unwrap_or_default();
     let report = StepReport {
         step: planned.step,
         epoch: run.plan.epochs_after(planned.step),

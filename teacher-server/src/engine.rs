@@ -349,14 +349,17 @@ fn compute_until_closed(scorer: &mut dyn Scorer, shared: &Shared) -> Result<(), 
             Some(Next::Finish) => None,
         };
         // Whatever became of it, the one before it is read first.
-        if let Some(before) = under_way.take() {
-            compute::finish(scorer, before, &mut idle_at, shared)?;
-        }
+        let mut failed = match under_way.take() {
+            Some(before) => compute::finish(scorer, before, &mut idle_at, shared)?,
+            None => Vec::new(),
+        };
         match started {
-            Some(batch) if batch.computes() => under_way = Some(batch),
-            Some(batch) => compute::finish(scorer, batch, &mut idle_at, shared)?,
+            Some(batch) if batch.computes() && failed.is_empty() => under_way = Some(batch),
+            // What is tried again would run behind it: it is read first.
+            Some(batch) => failed.extend(compute::finish(scorer, batch, &mut idle_at, shared)?),
             None => {}
         }
+        compute::score(scorer, failed, &mut idle_at, shared)?;
     }
 }
 

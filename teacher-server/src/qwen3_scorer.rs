@@ -4,6 +4,7 @@
 mod answer;
 mod timing;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -161,12 +162,14 @@ pub struct Qwen3Scorer {
     network: Box<dyn LanguageModel>,
     calibration: Option<Calibration>,
     timing: Option<Timing>,
+    /// What the profile calls the batches that are under way.
+    turns: BTreeMap<u64, u64>,
 }
 
 impl Qwen3Scorer {
     /// Scores with this network, without coded hidden states.
     pub fn new(network: Box<dyn LanguageModel>) -> Self {
-        Self { network, calibration: None, timing: None }
+        Self { network, calibration: None, timing: None, turns: BTreeMap::new() }
     }
 
     /// The same with what hidden states are read with.
@@ -225,12 +228,11 @@ impl Scorer for Qwen3Scorer {
     }
 
     fn start(&mut self, jobs: &[&ScoreJob]) -> Result<Started<Vec<JobScores>>, ScorerError> {
-        if let Some(timing) = &mut self.timing {
-            timing.begins(&*self.network);
-        }
+        let turn = self.timing.as_mut().map(|timing| timing.begins(&*self.network));
         let started = self.begin(jobs);
-        if started.is_err() {
-            self.ends(jobs);
+        match started {
+            Ok(Started::Running(number)) => drop(turn.map(|turn| self.turns.insert(number, turn))),
+            Ok(Started::Done(_)) | Err(_) => self.ends(turn, jobs),
         }
         started.map_err(said)
     }
@@ -250,17 +252,21 @@ impl Scorer for Qwen3Scorer {
         started: Started<Vec<JobScores>>,
         jobs: &[&ScoreJob],
     ) -> Result<Vec<JobScores>, ScorerError> {
+        let turn = match &started {
+            Started::Done(_) => None,
+            Started::Running(number) => self.turns.remove(number),
+        };
         let scores = self.end(started, jobs);
-        self.ends(jobs);
+        self.ends(turn, jobs);
         scores.map_err(said)
     }
 }
 
 impl Qwen3Scorer {
-    /// The batch that was started first has ended.
-    fn ends(&mut self, jobs: &[&ScoreJob]) {
-        if let Some(timing) = &mut self.timing {
-            timing.ends(&*self.network, jobs);
+    /// A batch has ended.
+    fn ends(&mut self, turn: Option<u64>, jobs: &[&ScoreJob]) {
+        if let Some((timing, turn)) = self.timing.as_mut().zip(turn) {
+            timing.ends(turn, &*self.network, jobs);
         }
     }
 }

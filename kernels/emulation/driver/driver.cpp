@@ -40,6 +40,8 @@ std::map<uint64_t, Piece> pieces;
 size_t taken = 0;
 bool started = false;
 long long launches = 0;
+// While a thread records a graph, what would wait or take memory is forbidden to it (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).
+thread_local bool records = false;
 std::vector<Stream*> streams;
 
 size_t memory_of_card() { return setting("memory", 8LL << 30); }
@@ -161,6 +163,7 @@ DRIVER(cuDevicePrimaryCtxRelease_v2, int) { return SUCCESS; }
 DRIVER(cuCtxSetCurrent, void*) { return SUCCESS; }
 DRIVER(cuCtxSynchronize) {
     HOLD;
+    if (records) return CAPTURE_UNSUPPORTED;
     for (Stream* stream : streams)
         if (int result = carry_out(*stream, stream->given)) return result;
     return SUCCESS;
@@ -174,6 +177,7 @@ DRIVER(cuMemGetInfo_v2, size_t* free, size_t* total) {
 }
 DRIVER(cuMemAlloc_v2, uint64_t* to, size_t bytes) {
     HOLD;
+    if (records) return CAPTURE_UNSUPPORTED;
     if (!bytes) return INVALID_VALUE;
     if (taken + (bytes + 255) / 256 * 256 > memory_of_card()) return OUT_OF_MEMORY;
     // It begins at a multiple of 256 bytes and ends where a page does that nobody may touch.
@@ -185,7 +189,7 @@ DRIVER(cuMemAlloc_v2, uint64_t* to, size_t bytes) {
     if (mprotect(pages + page, inner, PROT_READ | PROT_WRITE)) return OUT_OF_MEMORY;
     unsigned char* start = pages + page + inner - whole;
     // What was never written is no number.
-    if (whole <= 64 << 20) std::memset(start, 0xff, whole);
+    if (whole <= 1 << 30) std::memset(start, 0xff, whole);
     *to = reinterpret_cast<uint64_t>(start);
     pieces[*to] = {pages, all, whole};
     taken += whole;
@@ -213,12 +217,14 @@ DRIVER(cuMemFreeHost, void* at) {
 
 DRIVER(cuMemcpyHtoD_v2, uint64_t to, const void* from, size_t bytes) {
     HOLD;
+    if (records) return CAPTURE_UNSUPPORTED;
     if (!is_on_card(to, bytes)) return INVALID_VALUE;
     std::memcpy(reinterpret_cast<void*>(to), from, bytes);
     return SUCCESS;
 }
 DRIVER(cuMemcpyDtoH_v2, void* to, uint64_t from, size_t bytes) {
     HOLD;
+    if (records) return CAPTURE_UNSUPPORTED;
     if (!is_on_card(from, bytes)) return INVALID_VALUE;
     std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
     return SUCCESS;
@@ -271,6 +277,7 @@ DRIVER(cuStreamBeginCapture_v2, Stream* stream, int) {
     HOLD;
     if (stream->recorded) return CAPTURE_UNSUPPORTED;
     stream->recorded = std::make_shared<std::vector<Work>>();
+    records = true;
     return SUCCESS;
 }
 DRIVER(cuStreamEndCapture, Stream* stream, Graph** to) {
@@ -278,6 +285,7 @@ DRIVER(cuStreamEndCapture, Stream* stream, Graph** to) {
     if (!stream->recorded) return CAPTURE_UNSUPPORTED;
     *to = new Graph{*stream->recorded};
     stream->recorded = nullptr;
+    records = false;
     return SUCCESS;
 }
 DRIVER(cuGraphInstantiateWithFlags, Graph** to, Graph* graph, unsigned long long) {
@@ -317,6 +325,7 @@ DRIVER(cuEventRecord, Event* event, Stream* stream) {
 }
 DRIVER(cuEventSynchronize, Event* event) {
     HOLD;
+    if (records) return CAPTURE_UNSUPPORTED;
     return event->stream ? carry_out(*event->stream, event->at) : SUCCESS;
 }
 DRIVER(cuEventQuery, Event* event) {
@@ -367,7 +376,8 @@ DRIVER(cuLaunchKernel, Function* function, unsigned x, unsigned y, unsigned z, u
     const bool has_shape = x && y && z && threads && x < 1u << 31 && y < 1u << 16 && z < 1u << 16 && threads <= 1024;
     if (!has_shape || memory > function->memory) return INVALID_VALUE;
     const long long last = setting("launches", -1);
-    if (last >= 0 && launches >= last) return lost = ILLEGAL_ADDRESS;
+    // The launch is accepted; that it fails is said by who waits for it.
+    if (last >= 0 && launches >= last) return put(stream, [] { return int(ILLEGAL_ADDRESS); });
     const uint64_t order = launches++ % 4;
     std::vector<uint64_t> words(function->parameters);
     for (size_t at = 0; at < words.size(); at++) std::memcpy(&words[at], parameters[at], sizeof words[at]);

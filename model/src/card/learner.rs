@@ -310,10 +310,14 @@ impl<X: Executor + Send> Learner for CardLearner<X> {
     fn give_up(&mut self) -> Result<(), StudentError> {
         let Self { model, waiting, .. } = self;
         self.stale = true;
-        let on = &mut model.engine().on;
-        if waiting.give_up(on).map_err(failed::<X>)? {
+        let mut engine = model.engine();
+        let sound = waiting.give_up(&mut engine.on).map_err(failed::<X>);
+        if sound.is_err() {
+            drop(engine);
+            self.or_forget(sound.map_err(StudentError::from))?;
+        } else if sound? {
             // What halted was given up.
-            on.write(self.halted, &[0_u32]).map_err(failed::<X>)?;
+            engine.on.write(self.halted, &[0_u32]).map_err(failed::<X>)?;
         }
         Ok(())
     }
@@ -335,7 +339,10 @@ impl<X: Executor + Send> Learner for CardLearner<X> {
     }
 
     fn snapshot(&self) -> Result<TrainingState, StudentError> {
-        assert!(self.waiting.is_empty(), "a state is that behind the steps that were finished");
+        if !self.waiting.is_empty() {
+            let why = "a state is that behind steps that were finished, and some were not";
+            return Err(ModelError::Device(why.to_owned()).into());
+        }
         let index = Arc::new(self.model.index().clone());
         let total = index.total();
         let mut engine = self.model.engine();

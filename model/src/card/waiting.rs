@@ -97,9 +97,16 @@ impl<X: Executor> Waiting<X> {
     }
 
     /// Waits for all of them and forgets those behind the last step. Gives whether all steps that stay were made.
+    ///
+    /// # Errors
+    /// When the device fails: what ran then is lost.
     pub(super) fn give_up(&mut self, on: &mut X) -> Result<bool, X::Error> {
+        let mut failed = None;
         while self.programs.iter().any(|waits| waits.state.is_running()) {
-            self.end_next(on)?;
+            failed = failed.or(self.end_next(on).err());
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         while self.programs.pop_back_if(|waits| matches!(waits.of, Of::Losses(..))).is_some() {}
         let is_sound = |waits: &Waits<X>| match &waits.state {

@@ -4,6 +4,7 @@
 //! that one poisonous sequence fails alone and the server goes on. Where the device has failed for good
 //! it does not: who waits is told that the server ends, and may ask another one.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,13 +55,14 @@ pub(super) fn start(scorer: &mut dyn Scorer, batch: Vec<Work>, shared: &Shared) 
     UnderWay { batch, began, started }
 }
 
-/// Reads a batch and answers each of its callers. `idle_at` is when the device ended what was before it.
+/// Reads a batch and answers each of its callers; gives the halves of one that failed. `idle_at` is when the device ended
+/// what was before it.
 pub(super) fn finish(
     scorer: &mut dyn Scorer,
     UnderWay { mut batch, began, started }: UnderWay,
     idle_at: &mut Instant,
     shared: &Shared,
-) -> Result<(), DeviceLost> {
+) -> Result<Vec<Vec<Work>>, DeviceLost> {
     let metrics = &shared.metrics;
     let outcome = started.and_then(|started| {
         let scores = attempt(&batch, shared, |jobs| scorer.finish(started, jobs))?;
@@ -83,7 +85,7 @@ pub(super) fn finish(
                 answer(work, scores, began, computed, metrics);
             }
             metrics.handover_seconds.inc_by(computed_at.elapsed().as_secs_f64());
-            Ok(())
+            Ok(Vec::new())
         }
         Err(Fault::Lost(lost)) => Err(lost),
         Err(Fault::Of(error)) => {
@@ -91,17 +93,29 @@ pub(super) fn finish(
             if let [alone] = batch.as_slice() {
                 alone.span.in_scope(|| tracing::error!(%error, "a sequence failed"));
                 batch.into_iter().for_each(|work| drop(work.reply.send(Err(error.clone()))));
-                return Ok(());
+                return Ok(Vec::new());
             }
             tracing::error!(%error, sequences = batch.len(), "a batch failed");
             let second = batch.split_off(batch.len() / 2);
-            for half in [batch, second] {
-                let started = start(scorer, half, shared);
-                finish(scorer, started, idle_at, shared)?;
-            }
-            Ok(())
+            Ok(vec![batch, second])
         }
     }
+}
+
+/// Scores batches one after another, and halves of those that fail.
+pub(super) fn score(
+    scorer: &mut dyn Scorer,
+    batches: Vec<Vec<Work>>,
+    idle_at: &mut Instant,
+    shared: &Shared,
+) -> Result<(), DeviceLost> {
+    let mut left = VecDeque::from(batches);
+    while let Some(batch) = left.pop_front() {
+        let started = start(scorer, batch, shared);
+        let halves = finish(scorer, started, idle_at, shared)?;
+        halves.into_iter().rev().for_each(|half| left.push_front(half));
+    }
+    Ok(())
 }
 
 /// Answers who wants what hidden states are read with.

@@ -1,6 +1,6 @@
 //! Which batches took how long, as `--profile` asks for it.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -13,8 +13,8 @@ use proto::convert::ScoreJob;
 pub(super) struct Timing {
     profiling: Profiling,
     next: u64,
-    /// Those that have begun and not ended, in this order.
-    under_way: VecDeque<(u64, Instant)>,
+    /// When those began that have not ended.
+    under_way: BTreeMap<u64, Instant>,
     /// The end of the last one.
     ended: Option<Instant>,
 }
@@ -22,25 +22,27 @@ pub(super) struct Timing {
 impl Timing {
     pub(super) fn new((path, batches): (PathBuf, Turns)) -> Self {
         let profiling = Profiling::new(path, batches);
-        Self { profiling, next: 0, under_way: VecDeque::new(), ended: None }
+        Self { profiling, next: 0, under_way: BTreeMap::new(), ended: None }
     }
 
-    /// A batch begins.
-    pub(super) fn begins(&mut self, model: &dyn LanguageModel) {
+    /// A batch begins; gives its number.
+    pub(super) fn begins(&mut self, model: &dyn LanguageModel) -> u64 {
         // Only what lies between two batches that are looked at.
         if let Some(ended) = self.ended.take()
             && self.under_way.is_empty()
         {
             self.profiling.span("between batches", ended);
         }
-        self.profiling.begins(self.next, model);
-        self.under_way.push_back((self.next, Instant::now()));
+        let batch = self.next;
         self.next += 1;
+        self.profiling.begins(batch, model);
+        self.under_way.insert(batch, Instant::now());
+        batch
     }
 
-    /// The one that began first of those under way has ended.
-    pub(super) fn ends(&mut self, model: &dyn LanguageModel, jobs: &[&ScoreJob]) {
-        let Some((batch, began)) = self.under_way.pop_front() else { return };
+    /// The batch of this number has ended.
+    pub(super) fn ends(&mut self, batch: u64, model: &dyn LanguageModel, jobs: &[&ScoreJob]) {
+        let Some(began) = self.under_way.remove(&batch) else { return };
         let sequences = jobs.len();
         let tokens: usize = jobs.iter().map(|job| job.tokens.len()).sum();
         let name = format!("batch {batch}: {sequences} sequences, {tokens} tokens");
