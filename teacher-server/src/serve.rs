@@ -90,8 +90,8 @@ pub enum ServeError {
     /// The thread for the device was refused.
     #[error("the system gave no thread for the device")]
     Thread(#[source] io::Error),
-    /// The model could not be loaded.
-    #[error("the model could not be loaded")]
+    /// The model could not be loaded, or gives nothing to serve.
+    #[error("the model cannot be served")]
     Load(#[source] LoadError),
     /// Loading panicked.
     #[error("loading the model met a bug (the panic is in the log)")]
