@@ -127,7 +127,8 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, IMPORT, ("teacher-model", "NAME", ""),
         "A name for the teacher whose answers a file holds that does not say so itself"),
     option(MODELS, EVAL, ("model", "MODEL", ""),
-        "The model to measure: a local directory in Hugging Face form, a .gguf file or a hub id"),
+        "The model to measure: a local directory in Hugging Face form, a hub id, or a .gguf file with config.json, \
+         tokenizer.json and, for questions and answers, the chat template beside it"),
     option(MODELS, EVAL, ("revision", "REVISION", ""),
         "Branch, tag or commit of a hub model; the hub's main when absent"),
 
