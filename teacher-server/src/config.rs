@@ -88,7 +88,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_THREADS", value_parser = at_least_1)]
     pub threads: Option<u32>,
     /// Write a Chrome trace of some batches (chrome://tracing, Perfetto): each batch and what lies between,
-    /// and on a card every kernel. These batches are slower.
+    /// and on a card every kernel. These batches are slower. FILE is new, or an older trace.
     #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_PROFILE")]
     pub profile: Option<PathBuf>,
     /// The batches that --profile looks at, the first one of a client being number 1.

@@ -348,7 +348,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "A line in metrics.jsonl and a point in TensorBoard every STEPS steps"),
     option(OUTPUT, TRAIN, ("profile", "FILE", ""),
         "Write a Chrome trace of some steps (chrome://tracing, Perfetto): waiting for the teacher, forward and \
-         backward, optimiser, evaluation, checkpoint, and on a card every kernel; these steps are slower"),
+         backward, optimiser, evaluation, checkpoint, and on a card every kernel; these steps are slower. FILE is \
+         new, or an older trace, and outside --output-dir"),
     option(OUTPUT, TRAIN, ("profile-steps", "FIRST..LAST", "3..8"),
         "The steps that --profile looks at"),
     option(OUTPUT, TRAIN, ("progress", "auto|bar|plain|none", "auto"),
