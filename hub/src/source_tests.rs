@@ -113,6 +113,11 @@ fn a_gguf_file_is_used_with_what_lies_beside_it() {
     std::fs::write(file("b.gguf"), "x").unwrap();
     assert_says(&error_of(spec, None, &settings), &["name the one", "a.gguf, b.gguf"]);
     assert_eq!(resolve_model(named, None, &settings).unwrap().weights, path);
+    std::fs::rename(file("b.gguf"), file("B.GGUF")).unwrap();
+    assert_says(&error_of(spec, None, &settings), &["name the one", "B.GGUF, a.gguf"]);
+    let capitals = file("B.GGUF");
+    let found = resolve_model(capitals.to_str().unwrap(), None, &settings).unwrap();
+    assert_eq!(found.weights, capitals);
     // Safetensors beside them are what a directory means.
     std::fs::write(file("model.safetensors"), "x").unwrap();
     assert_eq!(resolve_model(spec, None, &settings).unwrap().weights, dir.path());

@@ -18,7 +18,7 @@ use crate::weights::{Weights, WeightsError};
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// Not one of the names below.
-    #[error("unknown device `{found}`; accepted: auto, cpu, cuda:N (N from 0)")]
+    #[error("unknown device `{found}`; accepted: auto, cpu, cuda:N (N from 0; cuda is cuda:0)")]
     Unknown {
         /// What was asked for.
         found: String,
@@ -313,7 +313,9 @@ mod tests {
         for wrong in ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999"] {
             let message = check(wrong).unwrap_err().to_string();
             assert!(message.contains("accepted: auto, cpu, cuda:N"), "{message}");
+            assert!(message.contains("cuda is cuda:0"), "{message}");
         }
+        assert_eq!(parse("cuda").unwrap(), Some(Device::Cuda(0)));
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -121,11 +121,18 @@ pub fn open(path: &Path, config: &Qwen3Config) -> Result<TensorFile, GgufError> 
     let failed = |source| GgufError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
-    let header = Header::read(&file, length)
-        .map_err(|reason| GgufError::Header { path: path.to_owned(), reason })?;
+    let invalid = |reason| GgufError::Header { path: path.to_owned(), reason };
+    let header = Header::read(&file, length).map_err(invalid)?;
     check(path, &header.metadata, config)?;
-    let tensors = header.tensors.into_iter();
-    let tensors = tensors.map(|(name, entry)| (to_hugging_face(&name), entry)).collect();
+    let mut tensors = BTreeMap::new();
+    for (name, entry) in header.tensors {
+        let theirs = to_hugging_face(&name);
+        if tensors.insert(theirs.clone(), entry).is_some() {
+            return Err(invalid(format!(
+                "it holds tensor `{theirs}` twice, once as llama.cpp names it"
+            )));
+        }
+    }
     Ok(TensorFile::of(path, file, tensors))
 }
 

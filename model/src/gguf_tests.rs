@@ -279,18 +279,27 @@ fn a_file_cut_short_is_refused_wherever_it_is_cut() {
 }
 
 #[test]
-fn an_alignment_of_nothing_and_names_said_twice_are_refused() {
+fn alignments_that_are_none_and_names_said_twice_are_refused() {
     let config = config(json!({}));
     let (dir, path) = written(&config, Mixture::Pure(GgmlDType::F16));
     let other = dir.path().join("other.gguf");
-    let mut parts = Parts::of(&path);
-    parts.say("general.alignment", Some(Said::U32(0)));
-    parts.write(&other);
-    assert!(refusal(&other, &config).contains("general.alignment"));
+    for alignment in [0, 3, 31, 96, 1 << 21] {
+        let mut parts = Parts::of(&path);
+        parts.say("general.alignment", Some(Said::U32(alignment)));
+        parts.write(&other);
+        assert!(refusal(&other, &config).contains("general.alignment"), "{alignment}");
+    }
     let mut parts = Parts::of(&path);
     parts.metadata.push(("qwen3.block_count".to_owned(), Said::U32(2)));
     parts.write(&other);
     assert!(refusal(&other, &config).contains("twice"));
+    let mut parts = Parts::of(&path);
+    let another =
+        QTensor::quantize(&Tensor::ones(24, DType::F32, &Device::Cpu).unwrap(), GgmlDType::F32);
+    parts.tensors.push(("model.norm.weight".to_owned(), another.unwrap()));
+    parts.write(&other);
+    let said = refusal(&other, &config);
+    assert!(said.contains("`model.norm.weight` twice"), "{said}");
 }
 
 /// What real files hold beside: the vocabulary, lists of numbers, numbers of every kind.

@@ -38,5 +38,6 @@ pub mod weights;
 
 mod block;
 mod config_rope;
+mod files;
 #[cfg(test)]
 mod test_support;

@@ -4,6 +4,8 @@
 //! Of many turns, steps of a run or batches of a server, some are looked at: noting times makes a card slower, and the
 //! first turns are not like the others.
 
+mod place;
+
 use std::fmt;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,7 +16,13 @@ use kernels::executor::{Timed, Times};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
+pub use place::{PlaceError, check};
+
+use crate::files;
 use crate::language_model::LanguageModel;
+
+/// How every trace begins.
+const OPENING: &str = "{\"displayTimeUnit\"";
 
 /// The first and the last turn that are looked at, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +64,17 @@ impl fmt::Display for Turns {
     }
 }
 
+/// What a turn did to the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trace {
+    /// Nothing.
+    Unchanged,
+    /// It is there.
+    Written,
+    /// There is none, since none of its turns came, and none will.
+    Missed,
+}
+
 /// What is to be noted of which turns, and where it goes.
 #[derive(Debug)]
 pub struct Profiling {
@@ -76,6 +95,11 @@ impl Profiling {
         &self.path
     }
 
+    /// Of which turns it is.
+    pub fn turns(&self) -> Turns {
+        self.turns
+    }
+
     /// A turn begins.
     pub fn begins(&mut self, turn: u64, model: &dyn LanguageModel) {
         let wanted = (self.turns.first..=self.turns.last).contains(&turn);
@@ -92,26 +116,28 @@ impl Profiling {
         }
     }
 
-    /// A turn has ended; after the last one the file is written, and true given.
+    /// A turn has ended; after the last one the file is written.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn ends(&mut self, turn: u64, model: &dyn LanguageModel) -> io::Result<bool> {
-        if turn < self.turns.last { Ok(false) } else { self.close(model) }
+    pub fn ends(&mut self, turn: u64, model: &dyn LanguageModel) -> io::Result<Trace> {
+        if turn < self.turns.last { Ok(Trace::Unchanged) } else { self.close(model) }
     }
 
-    /// No more turns come: what was noted is written, and true given where that is anything.
+    /// No more turns come: what was noted is written, where that is anything. What has become of the file is said once.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn close(&mut self, model: &dyn LanguageModel) -> io::Result<bool> {
-        let Some(mut profile) = self.running.take() else { return Ok(false) };
-        self.done = true;
+    pub fn close(&mut self, model: &dyn LanguageModel) -> io::Result<Trace> {
+        let was_done = std::mem::replace(&mut self.done, true);
+        let Some(mut profile) = self.running.take() else {
+            return Ok(if was_done { Trace::Unchanged } else { Trace::Missed });
+        };
         if let Some(times) = model.take_times() {
             profile.steps(&times);
         }
         profile.write(&self.path)?;
-        Ok(true)
+        Ok(Trace::Written)
     }
 }
 
@@ -169,7 +195,8 @@ impl Profile {
         1e6 * at.saturating_duration_since(self.began).as_secs_f64()
     }
 
-    /// Writes them as a Chrome trace, what holds others before these.
+    /// Writes them as a Chrome trace, what holds others before these. A file that is there is replaced once this one
+    /// is whole.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -192,13 +219,13 @@ impl Profile {
             })
         });
         let events: Vec<Value> = named.chain(timed).collect();
-        let mut file = io::BufWriter::new(std::fs::File::create(path)?);
-        write!(file, "{{\"displayTimeUnit\":\"ms\",\"traceEvents\":[")?;
-        for (at, event) in events.iter().enumerate() {
-            write!(file, "{}\n{event}", if at == 0 { "" } else { "," })?;
-        }
-        writeln!(file, "\n]}}")?;
-        file.flush()
+        files::write(path, |file| {
+            write!(file, "{OPENING}:\"ms\",\"traceEvents\":[")?;
+            for (at, event) in events.iter().enumerate() {
+                write!(file, "{}\n{event}", if at == 0 { "" } else { "," })?;
+            }
+            writeln!(file, "\n]}}")
+        })
     }
 }
 

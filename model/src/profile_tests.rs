@@ -78,17 +78,32 @@ fn the_turns_that_were_asked_for_are_noted_and_written_once() {
     for turn in 1..=5 {
         profiling.begins(turn, model);
         profiling.span(format!("turn {turn}"), Instant::now());
-        assert_eq!(profiling.ends(turn, model).unwrap(), turn == 3);
+        let wanted = if turn == 3 { Trace::Written } else { Trace::Unchanged };
+        assert_eq!(profiling.ends(turn, model).unwrap(), wanted);
     }
     let names: Vec<String> = spans(&read(&path)).into_iter().map(|(_, name, ..)| name).collect();
     assert_eq!(names, ["turn 2", "turn 3"]);
-    assert!(!profiling.close(model).unwrap());
+    assert_eq!(profiling.close(model).unwrap(), Trace::Unchanged);
     // A run that ends before the last of them.
     let mut profiling = Profiling::new(path.clone(), "1..9".parse().unwrap());
     profiling.begins(1, model);
     profiling.span("turn 1", Instant::now());
-    assert!(profiling.close(model).unwrap());
+    assert_eq!(profiling.close(model).unwrap(), Trace::Written);
     assert_eq!(spans(&read(&path)).len(), 1);
+    // One that ends before the first of them, and one that begins after the last.
+    let mut short = Profiling::new(path.clone(), "2..3".parse().unwrap());
+    short.begins(1, model);
+    assert_eq!(short.ends(1, model).unwrap(), Trace::Unchanged);
+    assert_eq!(
+        [short.close(model).unwrap(), short.close(model).unwrap()],
+        [Trace::Missed, Trace::Unchanged]
+    );
+    let mut late = Profiling::new(path.clone(), "2..3".parse().unwrap());
+    late.begins(7, model);
+    assert_eq!(
+        [late.ends(7, model).unwrap(), late.close(model).unwrap()],
+        [Trace::Missed, Trace::Unchanged]
+    );
     let mut nowhere = Profiling::new(dir.path().join("no/dir"), "1..1".parse().unwrap());
     nowhere.begins(1, model);
     assert!(nowhere.ends(1, model).is_err());

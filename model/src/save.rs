@@ -10,6 +10,7 @@ use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::config::Qwen3Config;
+use crate::files;
 use crate::weights::Weights;
 
 /// Bytes of weights in one file before they are cut into shards, as `transformers` 4 cuts them.
@@ -217,21 +218,11 @@ impl From<candle_core::Error> for Fault {
     }
 }
 
-/// Writes beside the file, brings it to the disk, then gives it its name.
 fn write_file(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), Fault>,
 ) -> Result<(), SaveError> {
-    let temporary = path.with_added_extension("tmp");
-    let whole = || -> Result<(), Fault> {
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-        fill(&mut file)?;
-        file.flush()?;
-        file.get_ref().sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        Ok(())
-    };
-    whole().map_err(|fault| match fault {
+    files::write(path, fill).map_err(|fault| match fault {
         Fault::Io(source) => SaveError::Write { path: path.to_owned(), source },
         Fault::Device(error) => SaveError::Device(error),
     })

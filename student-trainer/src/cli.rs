@@ -296,7 +296,8 @@ Every option is a flag (--learning-rate), an environment variable (STUDENT_TRAIN
 and a key of the TOML file given with --config (learning_rate). Flags beat the environment, the
 environment beats the file, the file beats the default.
 
-Exit status: 0 done, 1 failed, 2 bad usage or configuration. RUST_LOG=debug shows more.
+Exit status: 0 done, 1 failed, 2 bad usage or configuration, 128 + the signal when it was stopped before
+it was done. RUST_LOG=debug shows more.
 Start with: student-trainer demo";
 
 const TRAIN_ABOUT: &str = "Train a student on a teacher's signals";

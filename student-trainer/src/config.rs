@@ -11,6 +11,7 @@ mod kinds;
 mod layers;
 mod options;
 mod plan;
+mod profile;
 mod reader;
 mod signal;
 mod teachers;
@@ -155,6 +156,7 @@ impl Config {
     pub fn from_layers(layers: &Layers) -> Result<Self, Vec<String>> {
         let mut r = Reader::new(layers);
         let (teacher, access) = teachers(&mut r);
+        let (profile, profile_steps) = profile::profile(&mut r);
         let config = Self {
             teacher,
             access,
@@ -208,10 +210,8 @@ impl Config {
             save_total_limit: count(&mut r, "save-total-limit"),
             resume_from_checkpoint: resume(&r),
             logging_steps: count(&mut r, "logging-steps"),
-            profile: r.text("profile").map(PathBuf::from),
-            profile_steps: r
-                .parse("profile-steps", "FIRST..LAST, from 1", |text| text.parse().ok())
-                .unwrap_or_default(),
+            profile,
+            profile_steps,
             progress: r.choice("progress"),
         };
         let config = Self { max_steps: steps_or_epochs(&mut r, config.max_steps), ..config };

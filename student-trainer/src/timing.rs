@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use model::language_model::LanguageModel;
-use model::profile::Profiling;
+use model::profile::{Profiling, Trace};
 
 use crate::config::Config;
 use crate::observer::Observer;
@@ -52,14 +52,20 @@ impl Timing {
     fn write(
         &mut self,
         observer: &mut dyn Observer,
-        write: impl FnOnce(&mut Profiling) -> std::io::Result<bool>,
+        write: impl FnOnce(&mut Profiling) -> std::io::Result<Trace>,
     ) {
         let Some(profiling) = &mut self.0 else { return };
         let written = write(profiling);
         let path = profiling.path().display();
         match written {
-            Ok(false) => {}
-            Ok(true) => observer.note(&format!("profile {path} (chrome://tracing, Perfetto)")),
+            Ok(Trace::Unchanged) => {}
+            Ok(Trace::Written) => {
+                observer.note(&format!("profile {path} (chrome://tracing, Perfetto)"))
+            }
+            Ok(Trace::Missed) => observer.note(&format!(
+                "no profile {path}: this run made none of --profile-steps {}",
+                profiling.turns()
+            )),
             Err(error) => observer.note(&format!("the profile {path} is not written: {error}")),
         }
     }

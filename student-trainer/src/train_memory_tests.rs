@@ -308,3 +308,15 @@ fn the_profile_holds_every_span_of_the_steps_that_were_asked_for() {
     // All spans are within a step.
     assert!(spans[0].0 == "step 2" && spans.iter().all(|span| span.1 >= spans[0].1 - 2e-3));
 }
+
+#[test]
+fn a_profile_of_steps_that_never_come_is_said_to_be_none() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("trace.json");
+    let options = [("profile", path.to_str().unwrap()), ("profile-steps", "100..200")];
+    let (done, told, _) = run(root.path(), "out", usize::MAX, &options);
+    done.unwrap();
+    let said: Vec<_> = told.notes.iter().filter(|note| note.contains("trace.json")).collect();
+    assert!(said.len() == 1 && said[0].contains("none of --profile-steps 100..200"), "{said:?}");
+    assert!(!path.exists());
+}

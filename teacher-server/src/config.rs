@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use hub::settings::own_cache;
-use model::profile::Turns;
+use model::profile::{self, PlaceError, Turns};
 
 mod bounds;
 
@@ -88,12 +88,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_THREADS", value_parser = at_least_1)]
     pub threads: Option<u32>,
     /// Write a Chrome trace of some batches (chrome://tracing, Perfetto): each batch and what lies between,
-    /// and on a card every kernel. These batches are slower.
+    /// and on a card every kernel. These batches are slower. FILE is new, or an older trace.
     #[arg(long, value_name = "FILE", env = "TEACHER_SERVER_PROFILE")]
     pub profile: Option<PathBuf>,
     /// The batches that --profile looks at, the first one of a client being number 1.
     #[arg(long, value_name = "FIRST..LAST", env = "TEACHER_SERVER_PROFILE_BATCHES")]
-    #[arg(default_value = "3..8")]
+    #[arg(default_value = "3..8", requires = "profile")]
     pub profile_batches: Turns,
     /// Export a span of every call to this OpenTelemetry collector, by OTLP over gRPC. Without the
     /// flag OTEL_EXPORTER_OTLP_ENDPOINT says where. For builds with the feature `otel`.
@@ -303,6 +303,14 @@ impl ServeArgs {
             Tls::new(TlsFiles { cert, key, client_ca: self.tls_client_ca.clone() })
         });
         Ok(Guard { access, tls: tls.transpose()? })
+    }
+
+    /// Refuses a place for the profile where it would destroy something, or cannot be written.
+    ///
+    /// # Errors
+    /// The place, and what is there.
+    pub fn check_profile(&self) -> Result<(), PlaceError> {
+        self.profile.as_deref().map_or(Ok(()), profile::check)
     }
 
     /// Refuses plaintext addresses other machines reach unless that was asked for by name.

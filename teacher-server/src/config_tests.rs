@@ -101,10 +101,25 @@ fn bad_values_are_usage_errors() {
         "teacher-server --model m --device cuda:0",
         "teacher-server --model m --max-reply-bytes 4096MiB",
         "teacher-server --model m --no-such-flag",
+        "teacher-server --model m --profile-batches 1..2",
         "teacher-server health --timeout soon",
     ] {
         assert_eq!(read(line).unwrap_err().exit_code(), 2, "{line}");
     }
+}
+
+#[test]
+fn a_profile_that_would_destroy_something_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = dir.path().join("model.safetensors");
+    std::fs::write(&weights, "weights").unwrap();
+    let checked = |path: &std::path::Path| {
+        serve(&format!("teacher-server --model m --profile {}", path.display())).check_profile()
+    };
+    let error = checked(&weights).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors would replace"), "{error}");
+    checked(&dir.path().join("trace.json")).unwrap();
+    serve("teacher-server --model m").check_profile().unwrap();
 }
 
 #[test]

@@ -28,20 +28,21 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Health(args) => end(probe(&args)),
         Command::Calibrate(args) => end(make_code(*args)),
-        Command::Serve(args) => {
-            if let Err(error) = args.check_exposure() {
+        Command::Serve(args) => match usable(&args) {
+            Ok(guard) => end(run(*args, guard)),
+            Err(error) => {
                 output::complain(&format!("error: {error}"));
-                return ExitCode::from(BAD_USAGE);
+                ExitCode::from(BAD_USAGE)
             }
-            match args.guard() {
-                Ok(guard) => end(run(*args, guard)),
-                Err(error) => {
-                    output::complain(&format!("error: {error}"));
-                    ExitCode::from(BAD_USAGE)
-                }
-            }
-        }
+        },
     }
+}
+
+/// Refuses flags that cannot be followed, before anything is loaded.
+fn usable(args: &ServeArgs) -> anyhow::Result<Guard> {
+    args.check_exposure()?;
+    args.check_profile()?;
+    Ok(args.guard()?)
 }
 
 fn end(result: anyhow::Result<()>) -> ExitCode {

@@ -192,10 +192,16 @@ pub trait Scorer {
             classes,
             priority: Priority::Normal,
         };
-        let failed = |reason: String| format!("the model was loaded and cannot score: {reason}");
-        let scores = self.score(&[&job]).map_err(|error| failed(error.to_string()))?;
+        let scores = self.score(&[&job]).map_err(|error| format!("it cannot score: {error}"))?;
+        let unsound = |NotFinite(place): NotFinite| {
+            let dtype = &facts.dtype;
+            format!(
+                "it gives numbers that are not finite (tried in {dtype}, {place}); its file is damaged: fetch or \
+                 convert it again, or, if it is sound, choose a wider --dtype"
+            )
+        };
         for scores in scores {
-            scores.and_then(|scores| scores.checked(&job)).map_err(|e| failed(e.to_string()))?;
+            scores.and_then(|scores| scores.checked(&job)).map_err(unsound)?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Puts the parts together and runs them from the first connection to the last.
 
+use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use proto::v1::teacher_server::TeacherServer;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -88,8 +90,8 @@ pub enum ServeError {
     /// The thread for the device was refused.
     #[error("the system gave no thread for the device")]
     Thread(#[source] io::Error),
-    /// The model could not be loaded.
-    #[error("the model could not be loaded")]
+    /// The model could not be loaded, or gives nothing to serve.
+    #[error("the model cannot be served")]
     Load(#[source] LoadError),
     /// Loading panicked.
     #[error("loading the model met a bug (the panic is in the log)")]
@@ -151,27 +153,33 @@ pub async fn serve(
     let batching =
         Batching { max_tokens: settings.limits.max_batch_tokens, wait: settings.limits.batch_wait };
     let started = Engine::start(load, bounds, batching, metrics.clone());
-    let Started { engine, ready: loaded, mut ended } = started.map_err(ServeError::Thread)?;
-    // However this function ends, the thread must not go on for nobody.
-    let _abort = AbortOnDrop(engine.clone());
+    let Started { engine, ready: loaded, ended } = started.map_err(ServeError::Thread)?;
+    let mut device = DeviceThread { engine: engine.clone(), ended };
     let mut servers = JoinSet::new();
     let house = House::open(listeners, engine, settings, guard, metrics, &mut servers).await?;
 
     tokio::pin!(shutdown);
-    tokio::select! {
-        facts = house.begin(loaded) => ready(&facts?),
+    let is_loaded = tokio::select! {
+        facts = house.begin(loaded) => {
+            ready(&facts?);
+            true
+        }
         ended = servers.join_next() => return Err(listener_ended(ended)),
-        () = &mut shutdown => {
-            house.drain(&mut servers).await;
-            return Ok(());
+        () = &mut shutdown => false,
+    };
+    if is_loaded {
+        tokio::select! {
+            () = &mut shutdown => {}
+            ended = servers.join_next() => return Err(listener_ended(ended)),
+            _ = &mut device.ended => return Err(ServeError::DeviceLost),
         }
     }
-    tokio::select! {
-        () = &mut shutdown => {}
-        ended = servers.join_next() => return Err(listener_ended(ended)),
-        _ = &mut ended => return Err(ServeError::DeviceLost),
+    let deadline = house.drain(&mut servers).await;
+    // Loading knows no end but its own, and leaves nothing to be done.
+    if is_loaded {
+        device.end(deadline).await;
     }
-    house.drain(&mut servers).await;
+    tracing::info!("stopped");
     Ok(())
 }
 
@@ -325,9 +333,9 @@ impl House {
         Ok(facts)
     }
 
-    /// Finishes what was admitted and closes everything, within the drain timeout.
-    async fn drain(self, servers: &mut Servers) {
-        let deadline = tokio::time::Instant::now() + self.settings.limits.drain_timeout;
+    /// Finishes what was admitted and closes everything, within the drain timeout; gives the end of that.
+    async fn drain(self, servers: &mut Servers) -> Instant {
+        let deadline = Instant::now() + self.settings.limits.drain_timeout;
         self.state.send_replace(State::Draining);
         self.metrics.serving.set(0);
         self.report(ServingStatus::NotServing).await;
@@ -337,10 +345,10 @@ impl House {
         }
         // The HTTP server never ends by itself; the gRPC server does once its clients have left.
         drop(self.leave);
-        let leave = deadline.min(tokio::time::Instant::now() + LEAVE_TIME);
-        let _ = tokio::time::timeout_at(leave, servers.join_next()).await;
+        let leave = deadline.min(Instant::now() + LEAVE_TIME);
+        let _ = timeout_at(leave, servers.join_next()).await;
         self.cut.draw();
-        tracing::info!("stopped");
+        deadline
     }
 
     async fn report(&self, status: ServingStatus) {
@@ -349,11 +357,25 @@ impl House {
     }
 }
 
-struct AbortOnDrop(Engine);
+/// The thread that owns the model. However it is let go of, it must not go on for nobody.
+struct DeviceThread {
+    engine: Engine,
+    ended: oneshot::Receiver<Infallible>,
+}
 
-impl Drop for AbortOnDrop {
+impl DeviceThread {
+    /// Waits until the deadline for its last batch, and for what the model does when it goes.
+    async fn end(mut self, deadline: Instant) {
+        self.engine.abort();
+        if timeout_at(deadline, &mut self.ended).await.is_err() {
+            tracing::warn!("the device is still at work at the end of the drain timeout");
+        }
+    }
+}
+
+impl Drop for DeviceThread {
     fn drop(&mut self) {
-        self.0.abort();
+        self.engine.abort();
     }
 }
 

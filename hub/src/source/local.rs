@@ -41,7 +41,7 @@ fn refuse_revision(spec: &str, revision: Option<&str>) -> Result<(), HubError> {
 
 /// Whether this is the name of a GGUF file.
 pub(super) fn is_gguf(name: &str) -> bool {
-    name.ends_with(".gguf")
+    Path::new(name).extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
 }
 
 fn has_safetensors(names: &[String]) -> bool {

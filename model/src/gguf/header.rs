@@ -62,8 +62,10 @@ impl Header {
         }
         let alignment = match metadata.get("general.alignment") {
             None => ALIGNMENT,
-            Some(&Value::Integer(found)) if (1..=1 << 20).contains(&found) => found as u64,
-            Some(other) => return Err(format!("its general.alignment is {other:?}")),
+            Some(&Value::Integer(found)) if is_alignment(found) => found as u64,
+            Some(other) => {
+                return Err(format!("its general.alignment is {other:?}; accepted: powers of two"));
+            }
         };
         let mut described = Vec::new();
         for _ in 0..tensors {
@@ -80,6 +82,11 @@ impl Header {
         }
         Ok(Self { metadata, tensors: all })
     }
+}
+
+/// Whether this is a power of two, and none without reason.
+fn is_alignment(found: i128) -> bool {
+    (1..=1 << 20).contains(&found) && found.count_ones() == 1
 }
 
 /// A tensor as the header has it.

@@ -127,7 +127,8 @@ pub const OPTIONS: &[OptionSpec] = &[
     option(MODELS, IMPORT, ("teacher-model", "NAME", ""),
         "A name for the teacher whose answers a file holds that does not say so itself"),
     option(MODELS, EVAL, ("model", "MODEL", ""),
-        "The model to measure: a local directory in Hugging Face form, a .gguf file or a hub id"),
+        "The model to measure: a local directory in Hugging Face form, a hub id, or a .gguf file with config.json, \
+         tokenizer.json and, for questions and answers, the chat template beside it"),
     option(MODELS, EVAL, ("revision", "REVISION", ""),
         "Branch, tag or commit of a hub model; the hub's main when absent"),
 
@@ -347,7 +348,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "A line in metrics.jsonl and a point in TensorBoard every STEPS steps"),
     option(OUTPUT, TRAIN, ("profile", "FILE", ""),
         "Write a Chrome trace of some steps (chrome://tracing, Perfetto): waiting for the teacher, forward and \
-         backward, optimiser, evaluation, checkpoint, and on a card every kernel; these steps are slower"),
+         backward, optimiser, evaluation, checkpoint, and on a card every kernel; these steps are slower. FILE is \
+         new, or an older trace, and outside --output-dir"),
     option(OUTPUT, TRAIN, ("profile-steps", "FIRST..LAST", "3..8"),
         "The steps that --profile looks at"),
     option(OUTPUT, TRAIN, ("progress", "auto|bar|plain|none", "auto"),

@@ -1,6 +1,6 @@
 //! The settings of `student-trainer plan`: those of a run that say what it takes of memory.
 
-use model::device::{self, Device};
+use model::device::{self, Device, DeviceError};
 
 use super::kinds::{ChatTemplateUse, DtypeChoice, LossOn, OnMemory, RecomputeChoice, SignalKind};
 use super::layers::Layers;
@@ -45,7 +45,6 @@ impl PlanConfig {
     pub fn from_layers(layers: &Layers) -> Result<Self, Vec<String>> {
         let mut r = Reader::new(layers);
         let wanted = "a number of bytes, as 24GiB, 80GB or 25769803776";
-        let device_memory = r.parse("device-memory", wanted, bytes);
         let config = Self {
             student: r.required("student", "a local directory or a hub id"),
             student_revision: r.text("student-revision"),
@@ -59,8 +58,8 @@ impl PlanConfig {
             teacher_width: optional_count(&mut r, "teacher-width"),
             per_device_train_batch_size: count(&mut r, "per-device-train-batch-size"),
             gradient_accumulation_steps: count(&mut r, "gradient-accumulation-steps"),
-            device: planned_device(&mut r, device_memory.is_some()),
-            device_memory,
+            device: planned_device(&mut r),
+            device_memory: r.parse("device-memory", wanted, bytes),
             dtype: r.choice("dtype"),
             recompute: r.choice("recompute"),
             on_memory: r.choice("on-memory"),
@@ -88,27 +87,30 @@ pub(super) fn gradients_add_up(r: &mut Reader<'_>, recompute: RecomputeChoice, b
     }
 }
 
-/// Any device where its memory is said, else one this build can ask.
-fn planned_device(r: &mut Reader<'_>, memory_is_said: bool) -> Option<Device> {
+/// Any device where its memory is said, rightly or not, else one this build can ask.
+fn planned_device(r: &mut Reader<'_>) -> Option<Device> {
     let name = r.text("device").unwrap_or_default();
-    let found = device::parse(&name);
-    let refused = match memory_is_said {
-        true => found.as_ref().err().map(ToString::to_string),
-        false => device::check(&name).err().map(|error| {
-            format!("{error}; or say with --device-memory how much it has, then it is not asked")
-        }),
+    let advice = "or say with --device-memory how much it has, then it is not asked";
+    let refused = match device::check(&name) {
+        Ok(()) => None,
+        Err(DeviceError::NotBuilt { .. }) if r.layers().given("device-memory").is_some() => None,
+        Err(error @ DeviceError::NotBuilt { .. }) => Some(format!("{error}; {advice}")),
+        Err(error @ DeviceError::Unknown { .. }) => Some(error.to_string()),
     };
     if let Some(error) = refused {
         r.fault(format!("--device {name} is refused: {error}"));
     }
-    found.ok().flatten()
+    device::parse(&name).ok().flatten()
 }
 
-/// Bytes of a text, `KiB`, `MiB`, `GiB` and `GB` understood.
+/// Bytes of a text, with a unit from `KiB` to `TiB` or `KB` to `TB`, in whatever letters, or without.
 fn bytes(text: &str) -> Option<u64> {
-    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("GB", 1_000_000_000)];
-    let unit = |(suffix, unit): (&str, u64)| Some((text.strip_suffix(suffix)?, unit));
-    let (number, unit) = units.into_iter().find_map(unit).unwrap_or((text, 1));
+    let text = text.to_ascii_lowercase();
+    let binary = [("kib", 1_u64 << 10), ("mib", 1 << 20), ("gib", 1 << 30), ("tib", 1 << 40)];
+    let decimal =
+        [("kb", 1000_u64), ("mb", 1_000_000), ("gb", 1_000_000_000), ("tb", 1_000_000_000_000)];
+    let unit = |(suffix, unit)| Some((text.strip_suffix(suffix)?, unit));
+    let (number, unit) = binary.into_iter().chain(decimal).find_map(unit).unwrap_or((&text, 1));
     let bytes = number.trim().parse::<f64>().ok()? * unit as f64;
     (1.0..1e18).contains(&bytes).then_some(bytes as u64)
 }
@@ -140,6 +142,12 @@ mod tests {
         assert!(read(&wide).unwrap_err()[0].contains("at most 1048576"));
         let faults = read(&[("teacher-width", "9"), ("device-memory", "much")]).unwrap_err();
         assert!(faults[0].contains("as 24GiB") && faults[1].contains("--teacher-width"));
+        // Who has said what a card has, be it wrongly, is not told to say it.
+        let faults = read(&[("device", "cuda:0"), ("device-memory", "24G")]).unwrap_err();
+        assert!(faults.len() == 1 && faults[0].contains("`24G`; wanted"), "{faults:?}");
+        // What is no device has no memory either.
+        let faults = read(&[("device", "gpu")]).unwrap_err();
+        assert!(faults.len() == 1 && faults[0].ends_with("cuda is cuda:0)"), "{faults:?}");
     }
 
     #[test]
@@ -147,8 +155,11 @@ mod tests {
         assert_eq!(bytes("24GiB"), Some(24 << 30));
         assert_eq!(bytes("1.5 MiB"), Some(3 << 19));
         assert_eq!(bytes("80GB"), Some(80_000_000_000));
+        assert_eq!(bytes("24gib"), Some(24 << 30));
+        assert_eq!(bytes("2TiB"), Some(2 << 40));
+        assert_eq!(bytes("10MB"), Some(10_000_000));
         assert_eq!(bytes("4096"), Some(4096));
-        for wrong in ["", "GiB", "0", "-1GiB", "12TB", "nan"] {
+        for wrong in ["", "GiB", "0", "-1GiB", "12PB", "24G", "nan"] {
             assert_eq!(bytes(wrong), None, "{wrong}");
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use model::language_model::LanguageModel;
-use model::profile::{Profiling, Turns};
+use model::profile::{Profiling, Trace, Turns};
 use proto::convert::ScoreJob;
 
 /// The profile of some batches. The first of all warms up and has number 0.
@@ -58,11 +58,15 @@ impl Timing {
         self.tell(written);
     }
 
-    fn tell(&self, written: io::Result<bool>) {
+    fn tell(&self, written: io::Result<Trace>) {
         let path = self.profiling.path().display();
         match written {
-            Ok(false) => {}
-            Ok(true) => tracing::info!("profile {path} (chrome://tracing, Perfetto)"),
+            Ok(Trace::Unchanged) => {}
+            Ok(Trace::Written) => tracing::info!("profile {path} (chrome://tracing, Perfetto)"),
+            Ok(Trace::Missed) => {
+                let batches = self.profiling.turns();
+                tracing::warn!("no profile {path}: none of --profile-batches {batches} came");
+            }
             Err(error) => tracing::error!(%error, "the profile {path} is not written"),
         }
     }

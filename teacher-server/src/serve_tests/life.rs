@@ -1,9 +1,12 @@
 //! From the first connection to the last: loading, health, reflection, drain.
 
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use distill::handshake::Limits;
+use model::started::Started;
+use proto::convert::ScoreJob;
 use proto::v1::{GetInfoRequest, ScoreTextRequest};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -17,7 +20,7 @@ use tonic_reflection::pb::v1::{ListServiceResponse, ServerReflectionRequest};
 
 use super::harness::{CLASSES, PATIENCE, Server, assembler, assert_right, job};
 use crate::health::{ProbeError, probe};
-use crate::scorer::Facts;
+use crate::scorer::{Facts, JobScores, Loaded, Scorer, ScorerError};
 use crate::settings::Settings;
 use crate::testing::{FakeScorer, facts};
 use crate::{Listeners, ServeError};
@@ -143,7 +146,7 @@ async fn a_model_that_cannot_be_loaded_or_served_ends_the_server() {
 
     let load = || {
         let loaded = FakeScorer::new(CLASSES).loaded();
-        Ok(crate::scorer::Loaded { facts: Facts { tokenizer_size: 99, ..facts(32) }, ..loaded })
+        Ok(Loaded { facts: Facts { tokenizer_size: 99, ..facts(32) }, ..loaded })
     };
     let failed = Server::start_loading(load, Settings::DEFAULT).await.end().await.unwrap_err();
     assert!(matches!(failed, ServeError::Settings(_)), "{failed}");
@@ -235,6 +238,53 @@ async fn silent_connections_and_idle_streams_do_not_delay_the_end() {
         assert!(tokio::time::timeout(PATIENCE, read).await.is_ok(), "the connection is open");
     }
     drop(idle);
+}
+
+/// A scorer that has something to do when it goes, as writing a profile.
+struct Leaving {
+    scorer: FakeScorer,
+    takes: Duration,
+    gone: Arc<AtomicBool>,
+}
+
+impl Scorer for Leaving {
+    fn start(&mut self, jobs: &[&ScoreJob]) -> Result<Started<Vec<JobScores>>, ScorerError> {
+        self.scorer.start(jobs)
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        std::thread::sleep(self.takes);
+        self.gone.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Whether the scorer had time to go, and how long the server took to stop.
+async fn stopped_while_leaving(takes: Duration, drain_timeout: Duration) -> (bool, Duration) {
+    let gone = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&gone);
+    let load = move || {
+        let Loaded { text, facts, .. } = FakeScorer::new(CLASSES).loaded();
+        let scorer = Leaving { scorer: FakeScorer::new(CLASSES), takes, gone: told };
+        Ok(Loaded { scorer: Box::new(scorer), text, facts })
+    };
+    let settings = Settings::with(|limits| limits.drain_timeout = drain_timeout);
+    let mut server = Server::start_loading(load, settings).await;
+    server.ready().await;
+    let began = Instant::now();
+    server.stop();
+    server.end().await.unwrap();
+    (gone.load(Ordering::SeqCst), began.elapsed())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_model_does_when_it_goes_is_done_within_the_drain_timeout() {
+    let [short, long] = [Duration::from_millis(300), Duration::from_secs(10)];
+    let (gone, took) = stopped_while_leaving(short, long).await;
+    assert!(gone && took < Duration::from_secs(5), "{took:?}");
+    let (gone, took) = stopped_while_leaving(long, short).await;
+    assert!(!gone && took < Duration::from_secs(5), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
