@@ -267,6 +267,14 @@ impl TrainError {
         matches!(self, Self::Model(ModelError::OutOfMemory(_)))
     }
 
+    /// Whether the device failed.
+    pub(crate) fn is_of_the_device(&self) -> bool {
+        let (Self::Model(error) | Self::Student(StudentError::Model(error))) = self else {
+            return false;
+        };
+        matches!(error, ModelError::Device(_) | ModelError::DeviceLost(_))
+    }
+
     /// Whether an operation refused what it was given, as it does with numbers that are none: the device is sound.
     pub(crate) fn is_of_an_operation(&self) -> bool {
         matches!(self, Self::Model(ModelError::Operation(_)))

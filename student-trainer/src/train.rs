@@ -89,10 +89,14 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
         let started = start_next(run, planned, observer, stop);
         // Whatever became of it, the one before it is done and counts.
         let waited = under_way.is_some();
-        if let Some(before) = under_way.take() {
-            complete(run, before, observer, stop)?;
-        }
-        let Some(mut started) = started? else { return Ok(()) };
+        let before = under_way.take();
+        let done = before.map_or(Ok(()), |before| complete(run, before, observer, stop));
+        let started = match (done, started) {
+            // What the device said first says more than what was lost with it.
+            (Err(_), Err(first)) if first.is_of_the_device() => return Err(first),
+            (done, started) => done.and(started)?,
+        };
+        let Some(mut started) = started else { return Ok(()) };
         if waited {
             started.begin = Instant::now();
         }
