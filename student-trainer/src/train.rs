@@ -1,6 +1,6 @@
 //! The training loop. Read this file first.
 //!
-//! The loop is a plain thread that owns the student and its device; what a step is stands in [`step`]. The network
+//! The loop is a plain thread that owns the student and its device; what a step is stands in `step`. The network
 //! lives in tasks of its own and hands over answers through the feed.
 
 use std::time::Instant;

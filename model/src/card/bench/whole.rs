@@ -56,7 +56,7 @@ fn forward_operations(config: &Qwen3Config, sizes: Sizes, scored: usize) -> f64 
 /// answers, from tokens on the host to answers on the host.
 ///
 /// # Errors
-/// As [`rate`].
+/// As [`rate`](super::rate).
 pub fn teacher<X: Executor + Send>(
     mut on: X,
     config: &Qwen3Config,
@@ -95,7 +95,7 @@ pub fn teacher<X: Executor + Send>(
 /// A student's step: forward, loss, backward, AdamW with clipping, as the trainer makes it.
 ///
 /// # Errors
-/// As [`rate`].
+/// As [`rate`](super::rate).
 pub fn student<X: Executor + Send>(
     on: X,
     config: &Qwen3Config,
