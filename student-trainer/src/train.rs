@@ -210,6 +210,10 @@ fn finish(mut run: Run, observer: &mut dyn Observer) -> Result<Summary, TrainErr
 mod tests;
 
 #[cfg(test)]
+#[path = "train_scarce.rs"]
+mod scarce;
+
+#[cfg(test)]
 #[path = "train_memory_tests.rs"]
 mod memory_tests;
 

@@ -2,93 +2,19 @@
 //! leaves or tells depends on it.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use candle_core::Device;
-use distill::batch::TokenBatch;
 use model::card::CardLearner;
 use model::card::emulation::{AVAILABLE, TestDevice};
-use model::language_model::LanguageModel;
 use model::learner::Learner;
-use model::ops::head::{HeadLoss, LossSettings, Teaching};
-use model::qwen3::ModelError;
-use model::started::Started;
-use model::state_file::TrainingState;
-use model::student::{Student, StudentError, Training};
+use model::student::{Student, Training};
 
+use super::scarce::Scarce;
 use super::*;
 use crate::observer::{RunFacts, StepReport};
 use crate::outputs::{self, Reuse};
 use crate::testing::{FakeTeacher, Recorder, Served, config, material, tiny_source};
-
-/// A student on an emulated card with room for so many tokens at once, and how many of its steps were under way at a
-/// time.
-struct Watched {
-    student: CardLearner<TestDevice>,
-    room: usize,
-    steps: usize,
-    most_steps: Arc<AtomicUsize>,
-}
-
-impl Learner for Watched {
-    fn model(&self) -> &dyn LanguageModel {
-        self.student.model()
-    }
-
-    fn start_backward(
-        &mut self,
-        batch: &TokenBatch,
-        classes: usize,
-        signal: Option<Teaching<'_>>,
-        settings: &LossSettings,
-        scale: f64,
-    ) -> Result<Started<HeadLoss>, StudentError> {
-        if batch.ids().len() > self.room {
-            return Err(ModelError::OutOfMemory("no room for it".to_owned()).into());
-        }
-        self.student.start_backward(batch, classes, signal, settings, scale)
-    }
-
-    fn finish_backward(&mut self, started: Started<HeadLoss>) -> Result<HeadLoss, StudentError> {
-        self.student.finish_backward(started)
-    }
-
-    fn start_step(
-        &mut self,
-        lr: f64,
-        max_grad_norm: Option<f64>,
-    ) -> Result<Started<f64>, StudentError> {
-        self.steps += 1;
-        self.most_steps.fetch_max(self.steps, Ordering::Relaxed);
-        self.student.start_step(lr, max_grad_norm)
-    }
-
-    fn give_up(&mut self) -> Result<(), StudentError> {
-        self.student.give_up()
-    }
-
-    fn finish_step(&mut self, started: Started<f64>) -> Result<f64, StudentError> {
-        self.steps -= 1;
-        self.student.finish_step(started)
-    }
-
-    fn steps(&self) -> u64 {
-        self.student.steps()
-    }
-
-    fn is_half_updated(&self) -> bool {
-        self.student.is_half_updated()
-    }
-
-    fn snapshot(&self) -> Result<TrainingState, StudentError> {
-        self.student.snapshot()
-    }
-
-    fn take_gradients(&mut self) -> Result<Vec<f32>, StudentError> {
-        self.student.take_gradients()
-    }
-}
 
 /// Where a run of these tests computes.
 #[derive(Clone, Copy, PartialEq)]
@@ -118,15 +44,18 @@ fn run(
     let material = material(&root.join("model"));
     let of = material.source.config.clone();
     let mut run = Run::assemble(&config, claim, material, told, stop).unwrap();
-    let most_steps = Arc::new(AtomicUsize::new(0));
-    if let On::Card(room) = on {
-        let student = Student::random(of, config.seed, Training::default(), &Device::Cpu).unwrap();
-        let student = CardLearner::new(TestDevice::default(), &student).unwrap();
-        let most_steps = Arc::clone(&most_steps);
-        run.student = Box::new(Watched { student, room, steps: 0, most_steps });
-    }
+    let (student, room) = match on {
+        On::Processor => (run.student, usize::MAX),
+        On::Card(room) => {
+            let random = Student::random(of, config.seed, Training::default(), &Device::Cpu);
+            let card = CardLearner::new(TestDevice::default(), &random.unwrap()).unwrap();
+            (Box::new(card) as Box<dyn Learner>, room)
+        }
+    };
+    let (student, seen) = Scarce::new(student, [room, usize::MAX]);
+    run.student = Box::new(student);
     let done = carry_out(run, told, stop);
-    Ran { done, most_steps: most_steps.load(Ordering::Relaxed) }
+    Ran { done, most_steps: seen.most_steps.load(Ordering::Relaxed) }
 }
 
 fn serve(root: &Path) -> Served {

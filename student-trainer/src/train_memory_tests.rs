@@ -1,151 +1,12 @@
 //! A device with little memory, and where the time of a step goes.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use candle_core::Tensor;
-use distill::batch::TokenBatch;
-use model::config::Qwen3Config;
-use model::language_model::{Answer, Asking, LanguageModel};
-use model::learner::Learner;
-use model::ops::Precision;
-use model::ops::head::{HeadLoss, LossSettings, Teaching};
-use model::parameters::ParameterIndex;
-use model::qwen3::ModelError;
-use model::started::Started;
-use model::state_file::TrainingState;
-use model::student::StudentError;
-
+use super::scarce::Scarce;
 use super::*;
 use crate::outputs::{self, Reuse};
 use crate::testing::{FakeTeacher, Recorder, config, material, tiny_source};
-
-/// A student whose device takes so many tokens at once: to learn, and when it is asked.
-struct Scarce {
-    student: Box<dyn Learner>,
-    most: usize,
-    most_asked: usize,
-    refused: Arc<AtomicUsize>,
-}
-
-impl Scarce {
-    fn has_room(&self, batch: &TokenBatch, most: usize) -> Result<(), ModelError> {
-        if batch.ids().len() <= most {
-            return Ok(());
-        }
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        Err(ModelError::OutOfMemory("no room for it".to_owned()))
-    }
-}
-
-impl LanguageModel for Scarce {
-    fn config(&self) -> &Qwen3Config {
-        self.student.model().config()
-    }
-
-    fn precision(&self) -> Precision {
-        self.student.model().precision()
-    }
-
-    fn index(&self) -> &ParameterIndex {
-        self.student.model().index()
-    }
-
-    fn device(&self) -> String {
-        self.student.model().device()
-    }
-
-    fn start_answer(
-        &self,
-        batch: &TokenBatch,
-        asked: &[Asking<'_>],
-    ) -> Result<Started<Vec<Answer>>, ModelError> {
-        self.has_room(batch, self.most_asked)?;
-        self.student.model().start_answer(batch, asked)
-    }
-
-    fn finish_answer(
-        &self,
-        started: Started<Vec<Answer>>,
-        asked: &[Asking<'_>],
-    ) -> Result<Vec<Answer>, ModelError> {
-        self.student.model().finish_answer(started, asked)
-    }
-
-    fn losses(
-        &self,
-        batch: &TokenBatch,
-        classes: usize,
-        signal: Option<Teaching<'_>>,
-        settings: &LossSettings,
-    ) -> Result<HeadLoss, ModelError> {
-        self.has_room(batch, self.most_asked)?;
-        self.student.model().losses(batch, classes, signal, settings)
-    }
-
-    fn head(&self) -> Result<Tensor, ModelError> {
-        self.student.model().head()
-    }
-}
-
-impl Learner for Scarce {
-    fn model(&self) -> &dyn LanguageModel {
-        self
-    }
-
-    fn start_backward(
-        &mut self,
-        batch: &TokenBatch,
-        classes: usize,
-        signal: Option<Teaching<'_>>,
-        settings: &LossSettings,
-        scale: f64,
-    ) -> Result<Started<HeadLoss>, StudentError> {
-        if let Err(error) = self.has_room(batch, self.most) {
-            // As the contract has it: half a gradient must not reach the next step.
-            self.student.give_up()?;
-            return Err(error.into());
-        }
-        self.student.start_backward(batch, classes, signal, settings, scale)
-    }
-
-    fn finish_backward(&mut self, started: Started<HeadLoss>) -> Result<HeadLoss, StudentError> {
-        self.student.finish_backward(started)
-    }
-
-    fn start_step(
-        &mut self,
-        lr: f64,
-        max_grad_norm: Option<f64>,
-    ) -> Result<Started<f64>, StudentError> {
-        self.student.start_step(lr, max_grad_norm)
-    }
-
-    fn give_up(&mut self) -> Result<(), StudentError> {
-        self.student.give_up()
-    }
-
-    fn finish_step(&mut self, started: Started<f64>) -> Result<f64, StudentError> {
-        self.student.finish_step(started)
-    }
-
-    fn steps(&self) -> u64 {
-        self.student.steps()
-    }
-
-    fn is_half_updated(&self) -> bool {
-        self.student.is_half_updated()
-    }
-
-    fn snapshot(&self) -> Result<TrainingState, StudentError> {
-        self.student.snapshot()
-    }
-
-    fn take_gradients(&mut self) -> Result<Vec<f32>, StudentError> {
-        self.student.take_gradients()
-    }
-}
 
 /// A run in `root/out` with a teacher, on a device that takes `most` tokens; what was told, and how often memory did not
 /// suffice.
@@ -172,11 +33,10 @@ fn run_asked(
     let (mut told, stop) = (Recorder::default(), Stop::default());
     let claim = outputs::claim(&config.output_dir, Reuse::Anything).unwrap();
     let mut run = Run::assemble(&config, claim, material(&model), &mut told, &stop).unwrap();
-    let refused = Arc::new(AtomicUsize::new(0));
-    let student = run.student;
-    run.student = Box::new(Scarce { student, most, most_asked, refused: Arc::clone(&refused) });
+    let (student, seen) = Scarce::new(run.student, [most, most_asked]);
+    run.student = Box::new(student);
     let done = carry_out(run, &mut told, &stop);
-    (done, told, refused.load(Ordering::Relaxed))
+    (done, told, seen.refused.load(Ordering::Relaxed))
 }
 
 /// At a rate of 0 the weights stay: what a step computes differs by the order of sums alone (as in `train_tests`).

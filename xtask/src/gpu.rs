@@ -7,10 +7,11 @@
 mod figures;
 mod job;
 mod pack;
+mod settings;
 
 use std::fmt::Write as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::run::say;
+use settings::Settings;
 
 /// Programs of a pack, and what they are called there.
 pub(crate) const PROGRAMS: [&str; 4] =
@@ -27,20 +29,6 @@ pub(crate) const TESTS: [(&str, &str); 2] =
     [("model", "model-tests"), ("kernels", "kernels-tests")];
 /// The peer's script in a pack.
 pub(crate) const PEER: &str = "gpu_peer.py";
-
-/// What it is called with.
-struct Settings {
-    /// Where the prebuilt programs lie.
-    programs: PathBuf,
-    python: String,
-    /// `cuda:N`; `cpu` rehearses what does not need a card.
-    device: String,
-    minutes: f64,
-    /// Receives the table and the JSON.
-    out: PathBuf,
-    /// Golden values lie below it.
-    shared: PathBuf,
-}
 
 /// What became of a line.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,55 +70,6 @@ pub(crate) fn gpu(arguments: &[&str]) -> Result<()> {
     run.real_job();
     run.sanitise();
     run.report()
-}
-
-impl Settings {
-    fn read(options: &[&str]) -> Result<Self> {
-        let beside = std::env::current_exe()?.parent().map(Path::to_owned).unwrap_or_default();
-        let mut settings = Self {
-            programs: beside,
-            python: std::env::var("LIMBECK_PYTHON").unwrap_or_else(|_| "python3".to_owned()),
-            device: "cuda:0".to_owned(),
-            minutes: 8.0,
-            out: PathBuf::from("gpu-report"),
-            shared: PathBuf::from(std::env::var_os("DISTILL_SHARED").unwrap_or("../shared".into())),
-        };
-        for pair in options.chunks(2) {
-            let [name, value] = pair else { bail!("{} needs a value", pair[0]) };
-            match *name {
-                "--bin-dir" => settings.programs = PathBuf::from(value),
-                "--python" => settings.python = (*value).to_owned(),
-                "--device" => settings.device = (*value).to_owned(),
-                "--minutes" => settings.minutes = value.parse().context("--minutes")?,
-                "--out" => settings.out = PathBuf::from(value),
-                other => bail!(
-                    "unknown option {other}: gpu takes --bin-dir, --python, --device, --minutes, --out, or --pack DIR"
-                ),
-            }
-        }
-        let minutes = settings.minutes;
-        ensure!(minutes > 0.0 && minutes <= 1440.0, "--minutes is {minutes}: wanted up to 1440");
-        Ok(settings)
-    }
-
-    /// Refuses to begin without what a pack holds.
-    fn has_pack(&self) -> Result<()> {
-        let tests = TESTS.iter().map(|(_, name)| name);
-        let missing: Vec<&str> = PROGRAMS
-            .iter()
-            .chain(tests)
-            .filter(|name| !self.programs.join(name).exists())
-            .copied()
-            .collect();
-        ensure!(
-            missing.is_empty(),
-            "{} lacks {}: `cargo xtask gpu --pack DIR` builds a pack (with nvcc, without a card), and DIR/xtask gpu runs \
-             it on a machine with one",
-            self.programs.display(),
-            missing.join(", ")
-        );
-        Ok(())
-    }
 }
 
 impl Run {
