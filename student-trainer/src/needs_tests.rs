@@ -168,6 +168,10 @@ fn what_is_too_large_to_be_written_down_is_refused_before_it_is() {
     assert!(many.contains("50000 rows") && many.contains("--max-length"), "{many}");
     let wide = command::check_size(&[1000; 100], listed(100_000)).unwrap_err().to_string();
     assert!(wide.contains("10000000000 entries") && wide.contains("--top-k"), "{wide}");
-    assert!(command::check_size(&[1000; 100], listed(1000)).is_ok());
+    // So much, and one more.
+    let tokens = 1 << 22;
+    assert!(command::check_size(&[tokens], listed(64)).is_ok());
+    assert!(command::check_size(&[tokens, 1], listed(1)).is_err());
+    assert!(command::check_size(&[tokens], listed(65)).is_err());
     assert!(command::check_size(&[1000; 100], Taught::Nothing).is_ok());
 }

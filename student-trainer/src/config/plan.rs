@@ -140,6 +140,7 @@ mod tests {
         assert!(read(&twice).unwrap_err()[0].contains("--recompute blocks"));
         let wide = [("signal", "full"), ("teacher-width", "1048577")];
         assert!(read(&wide).unwrap_err()[0].contains("at most 1048576"));
+        assert!(read(&[("signal", "full"), ("teacher-width", "1048576")]).is_ok());
         let faults = read(&[("teacher-width", "9"), ("device-memory", "much")]).unwrap_err();
         assert!(faults[0].contains("as 24GiB") && faults[1].contains("--teacher-width"));
         // Who has said what a card has, be it wrongly, is not told to say it.
