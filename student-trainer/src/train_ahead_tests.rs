@@ -10,18 +10,17 @@ use model::card::emulation::{AVAILABLE, TestDevice};
 use model::learner::Learner;
 use model::student::{Student, Training};
 
-use super::scarce::Scarce;
+use super::scarce::{Room, Scarce};
 use super::*;
 use crate::observer::{RunFacts, StepReport};
 use crate::outputs::{self, Reuse};
 use crate::testing::{FakeTeacher, Recorder, Served, config, material, tiny_source};
 
 /// Where a run of these tests computes.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum On {
     Processor,
-    /// With room for so many tokens at once.
-    Card(usize),
+    Card(Room),
 }
 
 /// What a run came to, and how many of its steps were under way at a time.
@@ -45,14 +44,14 @@ fn run(
     let of = material.source.config.clone();
     let mut run = Run::assemble(&config, claim, material, told, stop).unwrap();
     let (student, room) = match on {
-        On::Processor => (run.student, usize::MAX),
+        On::Processor => (run.student, Room::ALL),
         On::Card(room) => {
             let random = Student::random(of, config.seed, Training::default(), &Device::Cpu);
             let card = CardLearner::new(TestDevice::default(), &random.unwrap()).unwrap();
             (Box::new(card) as Box<dyn Learner>, room)
         }
     };
-    let (student, seen) = Scarce::new(student, [room, usize::MAX]);
+    let (student, seen) = Scarce::new(student, room);
     run.student = Box::new(student);
     let done = carry_out(run, told, stop);
     Ran { done, most_steps: seen.most_steps.load(Ordering::Relaxed) }
@@ -94,7 +93,7 @@ fn a_run_tells_and_leaves_what_it_would_without_being_ahead() {
         (ran, told)
     };
     let (wanted, wanted_told) = of("processor", On::Processor);
-    let (found, told) = of("card", On::Card(usize::MAX));
+    let (found, told) = of("card", On::Card(Room::ALL));
     assert_eq!(found.most_steps, 2);
     let (found, wanted) = (found.done.unwrap(), wanted.done.unwrap());
     assert_eq!((found.steps, found.tokens), (wanted.steps, wanted.tokens));
@@ -126,7 +125,8 @@ fn what_does_not_fit_behind_a_step_under_way_is_computed_in_parts() {
     let of = |out: &str, room: usize| {
         let mut told = Recorder::default();
         let (place, options) = ((root.path(), out), [("max-steps", "6"), ("shuffle", "false")]);
-        let ran = run(place, On::Card(room), &served.url, &options, (&mut told, &Stop::default()));
+        let on = On::Card(Room { learning: room, ..Room::ALL });
+        let ran = run(place, on, &served.url, &options, (&mut told, &Stop::default()));
         (ran.done.unwrap(), told)
     };
     let (whole, whole_told) = of("whole", usize::MAX);
@@ -156,7 +156,7 @@ fn of_a_step_that_is_no_number_and_those_behind_it_nothing_is_kept() {
     // A rate at which the weights overflow.
     let options = [("learning-rate", "1e37"), ("max-steps", "20"), ("shuffle", "false")];
     let place = (root.path(), "out");
-    let card = On::Card(usize::MAX);
+    let card = On::Card(Room::ALL);
     let ran = run(place, card, &served.url, &options, (&mut told, &Stop::default()));
     let error = ran.done.unwrap_err();
     let TrainError::NotFinite { step, rows, .. } = &error else { panic!("{error}") };
@@ -206,7 +206,7 @@ fn a_teacher_that_is_lost_and_a_wish_to_stop_lose_no_step_under_way() {
     let mut killer = Killer(Some(served), 0);
     let options = [("max-steps", "40"), ("teacher-timeout", "1.5"), ("teacher-memory", "0")];
     let place = (root.path(), "lost");
-    let card = On::Card(usize::MAX);
+    let card = On::Card(Room::ALL);
     let ran = run(place, card, &url, &options, (&mut killer, &Stop::default()));
     assert!(ran.done.is_err() && killer.1 > 3);
     assert_eq!(checkpoints(root.path(), "lost"), [format!("step-{:06}", killer.1)]);
@@ -220,4 +220,21 @@ fn a_teacher_that_is_lost_and_a_wish_to_stop_lose_no_step_under_way() {
     // The one that was under way is done and kept.
     assert!(done == told.steps.len() as u64 && (5..=6).contains(&done), "{done}");
     assert_eq!(checkpoints(root.path(), "stopped"), [format!("step-{done:06}")]);
+}
+
+#[test]
+fn of_a_device_that_fails_its_own_words_are_told() {
+    if !emulated("of_a_device_that_fails_its_own_words_are_told") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let served = serve(root.path());
+    let mut told = Recorder::default();
+    let on = On::Card(Room { passes: 2, ..Room::ALL });
+    let place = (root.path(), "out");
+    let ran = run(place, on, &served.url, &[("max-steps", "9")], (&mut told, &Stop::default()));
+    let error = ran.done.unwrap_err().to_string();
+    assert!(error.contains("the device has failed"), "{error}");
+    // The step before it was under way, and cannot be read any more.
+    assert_eq!(told.steps.len(), 1);
 }

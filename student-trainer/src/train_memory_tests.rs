@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::scarce::Scarce;
+use super::scarce::{Room, Scarce};
 use super::*;
 use crate::outputs::{self, Reuse};
 use crate::testing::{FakeTeacher, Recorder, config, material, tiny_source};
@@ -16,14 +16,14 @@ fn run(
     most: usize,
     options: &[(&'static str, &str)],
 ) -> (Result<Summary, TrainError>, Recorder, usize) {
-    run_asked(root, out, [most, usize::MAX], options)
+    run_in(root, out, Room { learning: most, ..Room::ALL }, options)
 }
 
-/// The same on one that takes so many when it is asked.
-fn run_asked(
+/// The same on one with so much room.
+fn run_in(
     root: &Path,
     out: &str,
-    [most, most_asked]: [usize; 2],
+    room: Room,
     options: &[(&'static str, &str)],
 ) -> (Result<Summary, TrainError>, Recorder, usize) {
     let model = root.join("model");
@@ -33,7 +33,7 @@ fn run_asked(
     let (mut told, stop) = (Recorder::default(), Stop::default());
     let claim = outputs::claim(&config.output_dir, Reuse::Anything).unwrap();
     let mut run = Run::assemble(&config, claim, material(&model), &mut told, &stop).unwrap();
-    let (student, seen) = Scarce::new(run.student, [most, most_asked]);
+    let (student, seen) = Scarce::new(run.student, room);
     run.student = Box::new(student);
     let done = carry_out(run, &mut told, &stop);
     (done, told, seen.refused.load(Ordering::Relaxed))
@@ -68,7 +68,8 @@ fn what_is_asked_and_does_not_fit_is_asked_in_parts() {
     let candidates =
         [("signal", "candidates"), ("top-k", "5"), ("eval-file", "-"), ("eval-steps", "2")];
     let of = |out: &str, most: usize| {
-        let (done, told, refused) = run_asked(root.path(), out, [usize::MAX, most], &candidates);
+        let room = Room { losses: most, answers: most, ..Room::ALL };
+        let (done, told, refused) = run_in(root.path(), out, room, &candidates);
         (done.unwrap(), told, refused)
     };
     let (_, whole, none) = of("whole", usize::MAX);
@@ -88,9 +89,11 @@ fn what_is_asked_and_does_not_fit_is_asked_in_parts() {
         assert!((found.kl.unwrap() / wanted.kl.unwrap() - 1.0).abs() < 1e-5);
     }
     // Who wants no parts is told, and no signal is taken for another one.
-    for (out, options) in [("eval", &candidates[2..]), ("candidates", &candidates[..2])] {
-        let options = [options, &[("on-memory", "refuse")]].concat();
-        let (done, _, _) = run_asked(root.path(), out, [usize::MAX, 12], &options);
+    let losses = Room { losses: 12, ..Room::ALL };
+    let answers = Room { answers: 12, ..Room::ALL };
+    for (out, room) in [("losses", losses), ("answers", answers)] {
+        let options = [&candidates[..], &[("on-memory", "refuse")]].concat();
+        let (done, _, _) = run_in(root.path(), out, room, &options);
         let error = done.unwrap_err().to_string();
         assert!(error.contains("no room for it"), "{error}");
     }

@@ -16,11 +16,31 @@ use model::started::Started;
 use model::state_file::TrainingState;
 use model::student::StudentError;
 
-/// A student whose device takes so many tokens at once: to learn, and when it is asked.
+/// Tokens that a device takes at once, and how long it lasts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// To learn.
+    pub(super) learning: usize,
+    /// For losses alone.
+    pub(super) losses: usize,
+    /// For what it is asked.
+    pub(super) answers: usize,
+    /// Backward passes before it fails.
+    pub(super) passes: usize,
+}
+
+impl Room {
+    /// For everything, for ever.
+    pub(super) const ALL: Self =
+        Self { learning: usize::MAX, losses: usize::MAX, answers: usize::MAX, passes: usize::MAX };
+}
+
+/// A student on a device with so much room.
 pub(super) struct Scarce {
     student: Box<dyn Learner>,
-    most: usize,
-    most_asked: usize,
+    room: Room,
+    /// Backward passes so far.
+    passes: usize,
     /// Steps that are under way.
     steps: usize,
     seen: Arc<Seen>,
@@ -36,13 +56,18 @@ pub(super) struct Seen {
 }
 
 impl Scarce {
-    /// This student with room for so many tokens, and what will be seen of it.
-    pub(super) fn new(
-        student: Box<dyn Learner>,
-        [most, most_asked]: [usize; 2],
-    ) -> (Self, Arc<Seen>) {
+    /// This student with so much room, and what will be seen of it.
+    pub(super) fn new(student: Box<dyn Learner>, room: Room) -> (Self, Arc<Seen>) {
         let seen = Arc::new(Seen::default());
-        (Self { student, most, most_asked, steps: 0, seen: Arc::clone(&seen) }, seen)
+        (Self { student, room, passes: 0, steps: 0, seen: Arc::clone(&seen) }, seen)
+    }
+
+    /// Refuses once the device has failed.
+    fn lasts(&self, what: &str) -> Result<(), ModelError> {
+        match self.passes > self.room.passes {
+            true => Err(ModelError::Device(what.to_owned())),
+            false => Ok(()),
+        }
     }
 
     fn has_room(&self, batch: &TokenBatch, most: usize) -> Result<(), ModelError> {
@@ -76,7 +101,7 @@ impl LanguageModel for Scarce {
         batch: &TokenBatch,
         asked: &[Asking<'_>],
     ) -> Result<Started<Vec<Answer>>, ModelError> {
-        self.has_room(batch, self.most_asked)?;
+        self.has_room(batch, self.room.answers)?;
         self.student.model().start_answer(batch, asked)
     }
 
@@ -95,7 +120,7 @@ impl LanguageModel for Scarce {
         signal: Option<Teaching<'_>>,
         settings: &LossSettings,
     ) -> Result<HeadLoss, ModelError> {
-        self.has_room(batch, self.most_asked)?;
+        self.has_room(batch, self.room.losses)?;
         self.student.model().losses(batch, classes, signal, settings)
     }
 
@@ -117,7 +142,9 @@ impl Learner for Scarce {
         settings: &LossSettings,
         scale: f64,
     ) -> Result<Started<HeadLoss>, StudentError> {
-        if let Err(error) = self.has_room(batch, self.most) {
+        self.passes += 1;
+        self.lasts("the device has failed")?;
+        if let Err(error) = self.has_room(batch, self.room.learning) {
             // As the contract has it: half a gradient must not reach the next step.
             self.student.give_up()?;
             return Err(error.into());
@@ -126,6 +153,7 @@ impl Learner for Scarce {
     }
 
     fn finish_backward(&mut self, started: Started<HeadLoss>) -> Result<HeadLoss, StudentError> {
+        self.lasts("what was started is lost")?;
         self.student.finish_backward(started)
     }
 
