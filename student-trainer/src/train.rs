@@ -88,8 +88,8 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
     for planned in run.plan.steps_after(run.progress.step) {
         let started = start_next(run, planned, observer, stop);
         // Whatever became of it, the one before it is done and counts.
-        let waited = under_way.is_some();
         let before = under_way.take();
+        let is_behind = before.is_some();
         let done = before.map_or(Ok(()), |before| complete(run, before, observer, stop));
         let started = match (done, started) {
             // What the device said first says more than what was lost with it.
@@ -97,7 +97,7 @@ fn steps(run: &mut Run, observer: &mut dyn Observer, stop: &Stop) -> Result<(), 
             (done, started) => done.and(started)?,
         };
         let Some(mut started) = started else { return Ok(()) };
-        if waited {
+        if is_behind {
             started.begin = Instant::now();
         }
         if started.is_done() || run.something_is_due(&started.planned) {

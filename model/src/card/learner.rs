@@ -179,7 +179,9 @@ impl<X: Executor + Send> CardLearner<X> {
         let Self { model, waiting, .. } = self;
         let ended = waiting.finish(&mut model.engine().on, number).map_err(failed::<X>)?;
         ended.ok_or_else(|| {
-            ModelError::Device("what was started was lost when it failed".to_owned())
+            let why =
+                "what was started is lost with the card, which failed: start the program again";
+            ModelError::Device(why.to_owned())
         })
     }
 
