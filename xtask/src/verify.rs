@@ -1,6 +1,5 @@
 //! The gate: the same checks for a person and for CI, cheap ones first.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
@@ -32,7 +31,7 @@ pub(crate) fn verify() -> Result<()> {
 /// The side of NVIDIA cards, where nvcc is at hand: the kernels compile for each capability, the programs build without a
 /// card, and what drives one does so with a driver that has none.
 fn cuda() -> Result<()> {
-    let nvcc = run(Command::new(nvcc()).arg("--version"));
+    let nvcc = run(Command::new(emulated_card::nvcc()).arg("--version"));
     if let Err(error) = nvcc {
         let required = std::env::var("LIMBECK_REQUIRE").unwrap_or_default();
         ensure!(!required.split(',').any(|word| word == "nvcc"), "nvcc is required: {error}");
@@ -51,14 +50,6 @@ fn cuda() -> Result<()> {
     let deny = ["--all-targets", "--", "-D", "warnings"];
     run(cargo().arg("clippy").args(features).args(packages).args(deny))?;
     emulated_card::test(cargo)
-}
-
-/// Where it is, as the kernels' build looks for it.
-fn nvcc() -> PathBuf {
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
-    let homes = homes.map(PathBuf::from).chain([PathBuf::from("/usr/local/cuda")]);
-    let installed = homes.map(|home| home.join("bin/nvcc")).find(|path| path.exists());
-    installed.unwrap_or_else(|| PathBuf::from("nvcc"))
 }
 
 /// Formats, and applies what clippy can apply by itself.
