@@ -39,6 +39,12 @@ std::tuple<V...> all(V&&... operands) {
     return {std::forward<V>(operands)...};
 }
 
+// Numbers of an instruction's type, and of none other: what is meant for others is not written here.
+template <class T>
+concept Float = std::is_floating_point_v<T>;
+template <class T>
+concept Integer = std::is_integral_v<T>;
+
 // An operand as a value of the instruction's type: the same bits, or the lower ones.
 template <class T, class V>
 T as(V value) {
@@ -77,7 +83,7 @@ void op_mov(std::tuple<u32&, u32&> to, A a) {
 }
 template <class T, class D, class L, class H>
 void op_mov(D& to, std::tuple<L, H> halves) {
-    const u64 low = as<u32>(std::get<0>(halves) + 0), high = as<u32>(std::get<1>(halves) + 0);
+    const u64 low = as<u32, std::decay_t<L>>(std::get<0>(halves)), high = as<u32, std::decay_t<H>>(std::get<1>(halves));
     set(to, low | high << 32);
 }
 template <class T, class D, class A, class B>
@@ -114,18 +120,30 @@ BINARY(div_rn, a / b)
 BINARY(and, a & b)
 BINARY(or, a | b)
 BINARY(xor, a ^ b)
-// Of a number and none it is the number.
-BINARY(min, a < b || b != b ? a : b)
-BINARY(max, a > b || b != b ? a : b)
-UNARY(abs, std::fabs(a))
+// Of a number and none it is the number; -0 is less than +0.
+BINARY(min, a < b || b != b || (a == b && std::signbit(a)) ? a : b)
+BINARY(max, a > b || b != b || (a == b && !std::signbit(a)) ? a : b)
 UNARY(neg, -a)
 UNARY(not, a ^ T(-1))
 UNARY(rcp_rn, 1 / a)
 UNARY(sqrt_rn, std::sqrt(a))
 UNARY(rsqrt_approx, 1 / std::sqrt(a))
 UNARY(ex2_approx_ftz, flushed(std::exp2(flushed(a))))
-// Good to the upper half of its bits.
-UNARY(rcp_approx_ftz, std::bit_cast<T>(std::bit_cast<u64>(1 / a) >> 32 << 32))
+
+template <Float T, class D, class A>
+void op_abs(D& to, A a) {
+    set(to, std::fabs(as<T>(a)));
+}
+// The upper half of the reciprocal of a float64's upper half; what is not normal is 0.
+template <class T, class D, class A>
+void op_rcp_approx_ftz(D& to, A a) {
+    static_assert(std::is_same_v<T, f64>);
+    auto upper = [](f64 x) {
+        const f64 half = std::bit_cast<f64>(std::bit_cast<u64>(x) >> 32 << 32);
+        return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0, x) : half;
+    };
+    set(to, upper(1 / upper(as<f64>(a))));
+}
 
 template <class T, class D, class A, class B>
 void op_div(D& to, A a, B b, HERE) {
@@ -178,9 +196,10 @@ void op_shr(D& to, A a, B by) {
 // The lower bits of a, so many, in place of b's at a position.
 template <class T, class D, class A, class B, class P, class L>
 void op_bfi(D& to, A a, B b, P position, L length) {
-    const T ones = as<u32>(length) < 8 * sizeof(T) ? (T(1) << as<u32>(length)) - 1 : ~T(0);
-    const T mask = ones << as<u32>(position);
-    set(to, T((as<T>(a) << as<u32>(position) & mask) | (as<T>(b) & ~mask)));
+    const u32 from = as<u32>(position) & 255, bits = as<u32>(length) & 255, width = 8 * sizeof(T);
+    const T ones = bits < width ? (T(1) << bits) - 1 : ~T(0), mask = from < width ? ones << from : 0;
+    const T placed = from < width ? as<T>(a) << from : 0;
+    set(to, T((placed & mask) | (as<T>(b) & ~mask)));
 }
 
 // ---- comparisons: of no number all but those ending in u (and neu) are false ----
@@ -209,10 +228,15 @@ COMPARISON(geu, !(a < b))
 template <class To, class From, class D, class A>
 void op_cvt(D& to, A a) {
     if constexpr (std::is_same_v<From, bf16>) set(to, __bfloat162float(as<bf16>(a)));
-    else set(to, static_cast<To>(as<From>(a)));
+    else {
+        // From a number with a fraction to one without, the instruction says how it is rounded.
+        static_assert(Float<To> || Integer<From>);
+        set(to, static_cast<To>(as<From>(a)));
+    }
 }
 template <class To, class From, class D, class A>
 void op_cvt_rn(D& to, A a) {
+    static_assert(std::is_same_v<To, bf16> || Float<To>);
     if constexpr (std::is_same_v<To, bf16>) set(to, __float2bfloat16_rn(as<f32>(a)).bits);
     else set(to, static_cast<To>(as<From>(a)));
 }
@@ -225,6 +249,7 @@ void op_cvt_rn(D& to, A high, B low) {
 // Between 0 and 1; no number is 0.
 template <class To, class From, class D, class A>
 void op_cvt_sat(D& to, A a) {
+    static_assert(std::is_same_v<To, f32> && std::is_same_v<From, f32>);
     const f32 x = as<f32>(a);
     set(to, x > 0 ? std::fmin(x, 1.0f) : 0.0f);
 }
@@ -308,7 +333,10 @@ inline void at_most(unsigned x, unsigned y, unsigned z, HERE) {
     const emulate::Dim& are = blockDim;
     if (are.x * are.y * are.z > x * y * z) emulate::fail(file, line, "was compiled for fewer threads (.maxntid)");
 }
-inline void op_bar_sync(Written, HERE) { emulate::barrier(file, line); }
+inline void op_bar_sync(Written which, HERE) {
+    if (which) emulate::fail(file, line, "barriers but the first are not emulated");
+    emulate::barrier(file, line);
+}
 inline void op_bar_warp_sync(Written mask, HERE) { emulate::exchange(static_cast<u32>(mask), "", 0, file, line); }
 
 // A value of another lane, and whether that one is within the limits `within` sets (PTX ISA, "shfl.sync").

@@ -151,7 +151,7 @@ pub struct Product {
     pub a: Matrix,
     /// `[k, n]`
     pub b: Matrix,
-    /// `[m, n]`, bfloat16 or float32.
+    /// `[m, n]`, float32, or bfloat16 of bfloat16 (no library has bfloat16 of float32).
     pub into: Matrix,
     /// As `into` in kind and rows, and may be the same.
     pub plus: Option<View>,

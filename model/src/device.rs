@@ -318,6 +318,21 @@ mod tests {
         assert_eq!(parse("cuda").unwrap(), Some(Device::Cuda(0)));
     }
 
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn where_no_card_can_be_used_auto_is_the_processor_and_says_why() {
+        let mut said = String::new();
+        let found = choose("auto", |why| why.clone_into(&mut said)).unwrap();
+        let why = kernels::card::Card::open(0).err().map(|error| error.to_string());
+        match why {
+            None => assert_eq!((found, &said[..]), (Device::Cuda(0), "")),
+            Some(why) => {
+                assert_eq!(found, Device::Cpu);
+                assert!(said.contains("--device auto is the processor") && said.contains(&why));
+            }
+        }
+    }
+
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn without_kernels_for_cards_the_processor_is_the_best_there_is() {

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 pub use checks::run;
 
+use crate::device::Device;
+
 /// Why a folder cannot be checked at all.
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {
@@ -68,8 +70,16 @@ impl Kind {
         Self::Parameters,
     ];
 
-    /// The largest error a float32 engine may have.
-    pub fn tolerance(self) -> f64 {
+    /// The largest error a float32 engine may have. AdamW divides a gradient by its own size, which magnifies the last
+    /// digits of small ones: on twelve further cases PyTorch in float32 strays by up to 2.4e-5 from its own float64 in
+    /// the steps' losses (docs/log.md). A card, whose exponentials are approximate, is given as much; its losses and gradients
+    /// are held as closely as the processor's.
+    pub fn tolerance(self, device: Device) -> f64 {
+        let on_card = matches!(device, Device::Cuda(_));
+        if on_card && self == Self::StepLosses { 2.4e-5 } else { self.on_the_processor() }
+    }
+
+    fn on_the_processor(self) -> f64 {
         match self {
             Self::Logits | Self::Signal | Self::Gradients => 1e-5,
             Self::Losses | Self::StepLosses => 2e-6,
@@ -101,6 +111,8 @@ pub struct Worst {
     pub count: usize,
     /// The largest error; infinite when one of ours was no number.
     pub error: f64,
+    /// The largest error it may have.
+    pub tolerance: f64,
     /// Where it was.
     pub place: String,
 }
@@ -108,7 +120,7 @@ pub struct Worst {
 impl Worst {
     /// Whether every error is within the tolerance, and something was compared.
     pub fn passes(&self) -> bool {
-        self.count > 0 && self.error <= self.kind.tolerance()
+        self.count > 0 && self.error <= self.tolerance
     }
 }
 
@@ -120,8 +132,14 @@ pub struct Report {
 }
 
 impl Report {
-    fn new() -> Self {
-        let nothing = |kind| Worst { kind, count: 0, error: 0.0, place: "nothing".to_owned() };
+    fn new(device: Device) -> Self {
+        let nothing = |kind: Kind| Worst {
+            kind,
+            count: 0,
+            error: 0.0,
+            tolerance: kind.tolerance(device),
+            place: "nothing".to_owned(),
+        };
         Self { worst: Kind::ALL.map(nothing).to_vec() }
     }
 

@@ -2,14 +2,14 @@
 
 use super::files::Mode;
 use super::*;
+use crate::device::Device;
 use crate::ops::Precision;
 use crate::recompute::Recompute;
 use crate::test_support::golden;
 
 fn passes(name: &str, test: &str) {
     let Some(folder) = golden(name, test) else { return };
-    let reports = Recompute::ALL
-        .map(|recompute| run(&folder, crate::device::Device::Cpu, recompute).unwrap());
+    let reports = Recompute::ALL.map(|recompute| run(&folder, Device::Cpu, recompute).unwrap());
     let [report, ..] = &reports;
     assert!(report.passes(), "{report:#?}");
     let counts = |kind| report.worst.iter().find(|worst| worst.kind == kind).unwrap().count;
@@ -33,6 +33,29 @@ fn golden_b_untied_wide_heads() {
 #[test]
 fn golden_c_tied_with_biases() {
     passes("c", "golden_c_tied_with_biases");
+}
+
+/// Of a card only the losses of AdamW's steps may be further off.
+#[test]
+fn a_card_is_held_to_the_same_but_for_what_steps_magnify() {
+    for kind in Kind::ALL {
+        let [cpu, card] = [Device::Cpu, Device::Cuda(0)].map(|device| kind.tolerance(device));
+        assert_eq!(cpu == card, kind != Kind::StepLosses, "{}", kind.label());
+    }
+}
+
+/// The same on the card that tests are to run on, as the services open it.
+#[cfg(feature = "cuda")]
+#[test]
+fn golden_c_on_a_card() {
+    let test = "golden_c_on_a_card";
+    let Ok(name) = std::env::var("LIMBECK_TEST_DEVICE") else {
+        return test_support::skip(test, "cuda", "LIMBECK_TEST_DEVICE=cuda:0");
+    };
+    let Some(folder) = golden("c", test) else { return };
+    let device = crate::device::choose(&name, |_| {}).unwrap();
+    let report = run(&folder, device, Recompute::None).unwrap();
+    assert!(report.passes() && device != Device::Cpu, "{report:#?}");
 }
 
 /// Every gradient with the operands of the products rounded to bf16, against float64.
@@ -64,12 +87,12 @@ fn gradients_in_bf16_are_as_near_to_float64_as_eight_bits_allow() {
 
 #[test]
 fn a_wrong_number_or_none_at_all_does_not_pass() {
-    let mut report = Report::new();
+    let mut report = Report::new(Device::Cpu);
     assert!(!report.passes(), "nothing was compared");
-    Kind::ALL.iter().for_each(|&kind| report.add(kind, kind.tolerance(), String::new));
+    Kind::ALL.iter().for_each(|&kind| report.add(kind, kind.tolerance(Device::Cpu), String::new));
     assert!(report.passes());
     let mut wrong = report.clone();
-    wrong.add(Kind::Losses, Kind::Losses.tolerance() * 1.01, || "here".to_owned());
+    wrong.add(Kind::Losses, Kind::Losses.tolerance(Device::Cpu) * 1.01, || "here".to_owned());
     assert!(!wrong.passes());
     assert_eq!(wrong.worst[2].place, "here");
     report.add(Kind::Gradients, f64::NAN, String::new);

@@ -1,15 +1,17 @@
 //! What training and answering take of a device's memory, said before anything is taken: on a card to the byte, as the
 //! programs of the step say it ([`crate::card`]), on the processor about ([`crate::recompute`]).
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use crate::card;
 use crate::config::Qwen3Config;
 use crate::device::Device;
 use crate::ops::Precision;
-use crate::qwen3::ModelError;
 use crate::recompute::Recompute;
 use crate::student::{Student, StudentError, Training};
+use crate::weights::WeightsError;
 
 /// Memory, by what it is for, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -107,21 +109,21 @@ pub fn training(
     }
 }
 
-/// What answering about batches of such rows takes of a card: all positions are asked for the `k` likeliest classes. None
-/// on the processor.
+/// What a model of a directory or a GGUF file takes of a card to answer about batches of such rows, all positions asked for
+/// the `k` likeliest classes. None on the processor.
 ///
 /// # Errors
-/// When the card cannot do what is asked.
+/// When the card cannot do what is asked, or a GGUF file cannot be read.
 pub fn answering(
     device: Device,
+    place: &Path,
     config: &Qwen3Config,
     precision: Precision,
-    rows: &[usize],
-    k: usize,
-) -> Result<Option<Needs>, ModelError> {
+    batch: (&[usize], usize),
+) -> Result<Option<Needs>, WeightsError> {
     match device {
         Device::Cpu => Ok(None),
-        Device::Cuda(_) => card::needs::answering(config, precision, rows, k).map(Some),
+        Device::Cuda(_) => card::needs::answering(place, config, precision, batch).map(Some),
     }
 }
 

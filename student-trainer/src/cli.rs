@@ -331,7 +331,8 @@ Examples:
   student-trainer plan --config run.toml
 
 Needs no teacher and no weights, and with --device-memory no card; the student's config.json and tokenizer.json
-are read. On a card the figures are exact, those of the step's own programs; on the CPU they are an estimate.
+are read. On a card the figures are those of the step's own programs and an allowance for the driver; on the CPU they
+are an estimate.
 The status is 0 also where training would be refused: --json says so as `refusal`.";
 
 const SIGNALS_ABOUT: &str = "Measure what each signal of a teacher is worth, on your own rows";

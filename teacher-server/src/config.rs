@@ -81,7 +81,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DEVICE", env = "TEACHER_SERVER_DEVICE", default_value = "auto")]
     #[arg(value_parser = device)]
     pub device: String,
-    /// Arithmetic of the matrix products; `auto` is f32 on a CPU and bf16 on a GPU.
+    /// Arithmetic of the matrix products; `auto` is f32 on a CPU and bf16 on a GPU; f16 on a CPU alone.
     #[arg(long, env = "TEACHER_SERVER_DTYPE", default_value = "auto")]
     pub dtype: Dtype,
     /// Threads for computing [default: one a processor].
@@ -140,7 +140,7 @@ pub struct CalibrateArgs {
     #[arg(long, value_name = "DEVICE", env = "TEACHER_SERVER_DEVICE", default_value = "auto")]
     #[arg(value_parser = device)]
     pub device: String,
-    /// Arithmetic of the matrix products; `auto` is f32 on a CPU and bf16 on a GPU.
+    /// Arithmetic of the matrix products; `auto` is f32 on a CPU and bf16 on a GPU; f16 on a CPU alone.
     #[arg(long, env = "TEACHER_SERVER_DTYPE", default_value = "auto")]
     pub dtype: Dtype,
     /// Threads for computing [default: one a processor].

@@ -5,7 +5,7 @@ mod answer;
 mod timing;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -104,7 +104,7 @@ impl ModelSource {
         let tokenizer = Tokenizer::load(&resolved.dir)?;
         let model_fingerprint = model::fingerprint::of_place(&resolved.weights, &config)?;
         if let Some(batches) = &self.batches {
-            tell_memory(device, &config, precision, batches)?;
+            tell_memory(device, (&resolved.weights, &config), precision, batches)?;
         }
         let network = device.load(&resolved.weights, config.clone(), precision)?;
         tracing::debug!(seconds = began.elapsed().as_secs_f64(), "weights are loaded");
@@ -128,7 +128,7 @@ impl ModelSource {
 /// Says what the model and its largest batch take of a card, before they take it.
 fn tell_memory(
     device: Device,
-    config: &Qwen3Config,
+    (place, config): (&Path, &Qwen3Config),
     precision: Precision,
     batches: &Batches,
 ) -> Result<(), LoadError> {
@@ -136,7 +136,7 @@ fn tell_memory(
     let longest = config.max_position_embeddings.min(batches.tokens).max(1);
     let mut rows = vec![longest; batches.tokens / longest];
     rows.extend(Some(batches.tokens % longest).filter(|&rest| rest > 0));
-    let Some(needs) = answering(device, config, precision, &rows, batches.k)? else {
+    let Some(needs) = answering(device, place, config, precision, (&rows, batches.k))? else {
         return Ok(());
     };
     let (model, tokens) = (needs.model, batches.tokens);

@@ -122,12 +122,25 @@ pub(crate) fn test(cargo_with: impl Fn() -> Command) -> Result<()> {
             .args(["test", "--release", "--features", "cuda", "--package", package, "--lib", "--"])
             .args(tests)
             .env("LD_LIBRARY_PATH", &folder)
-            // What usual numbers are set anew: a test of the driver itself knows it by this.
+            // Its usual number of cards: that something is set tells a test of messages that this driver can be set.
             .env("EMULATED_CARD", "count=1")
             .env("LIMBECK_TEST_DEVICE", "cuda:0"))
     };
+    // Without it: what is said, and what is done instead.
+    run(cargo_with()
+        .args([
+            "test",
+            "--release",
+            "--features",
+            "cuda",
+            "--package",
+            "kernels",
+            "--package",
+            "model",
+        ])
+        .args(["--lib", "--", "a_card_that_is_not_there", "where_no_card_can_be_used"]))?;
     on_it("kernels", &["card::"])?;
-    on_it("model", &["card::", "emulated_tests::"])
+    on_it("model", &["card::", "emulated_tests::", "golden_c_on_a_card", "where_no_card"])
 }
 
 /// Builds it and says how it is used.

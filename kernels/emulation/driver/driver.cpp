@@ -21,15 +21,14 @@ namespace driver {
 std::recursive_mutex lock;
 int lost = SUCCESS;
 
-namespace {
-
-// What EMULATED_CARD sets: NAME=NUMBER, with commas between.
 long long setting(const char* name, long long usual) {
     const char* all = std::getenv("EMULATED_CARD");
     const std::string of = std::string(name) + "=", text = std::string(",") + (all ? all : "");
     const size_t at = text.find("," + of);
     return at == std::string::npos ? usual : std::atoll(text.c_str() + at + 1 + of.size());
 }
+
+namespace {
 
 // Memory of the card, each piece between pages that nobody may touch.
 struct Piece {

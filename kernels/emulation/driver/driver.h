@@ -62,6 +62,9 @@ extern std::recursive_mutex lock;
 // What every call says once something has failed.
 extern int lost;
 
+// What EMULATED_CARD sets: NAME=NUMBER, with commas between.
+long long setting(const char* name, long long usual);
+
 int put(Stream* stream, std::function<int()> act);
 int put(Stream* stream, Work work);
 

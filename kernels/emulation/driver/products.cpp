@@ -10,7 +10,9 @@ using namespace driver;
 constexpr int STATUS_INVALID = 7, STATUS_UNSUPPORTED = 15;
 constexpr int R_32F = 0, R_16BF = 14;
 constexpr int DESC_TRANSA = 3, DESC_TRANSB = 4;
-constexpr int PREF_WORKSPACE = 1, PREF_ALIGNMENT_A = 5;
+constexpr int PREF_WORKSPACE = 1, PREF_REDUCTION = 3, PREF_ALIGNMENT_A = 5;
+// Parts of a sum in the type of the computation (cublasLtReductionScheme_t).
+constexpr uint32_t REDUCTION_COMPUTE_TYPE = 2;
 
 struct Description {
     int transposed[2] = {0, 0};
@@ -24,6 +26,7 @@ struct Preference {
     // Of A, B, C and D.
     uint32_t alignments[4] = {256, 256, 256, 256};
     uint64_t workspace = 0;
+    uint32_t reduction = 7;
 };
 // In cublasLtMatmulAlgo_t's 64 bytes.
 struct Algorithm {
@@ -49,12 +52,13 @@ bool is_sound(const Matrix& of) {
     return (of.type == R_32F || of.type == R_16BF) && of.stride >= int64_t(of.rows);
 }
 
-// Whether A and B, as they take part, give a matrix of C's and D's shape.
+// Whether A and B, as they take part, give a matrix of C's and D's shape; of float32 the result is float32.
 bool fit(const Description& of, const Matrix& a, const Matrix& b, const Matrix& c, const Matrix& d) {
     const uint64_t m = of.transposed[0] ? a.columns : a.rows, k = of.transposed[0] ? a.rows : a.columns;
     const uint64_t n = of.transposed[1] ? b.rows : b.columns, other = of.transposed[1] ? b.columns : b.rows;
     const bool shapes = k == other && d.rows == m && d.columns == n && c.rows == m && c.columns == n;
-    return shapes && a.type == b.type && c.type == d.type && is_sound(a) && is_sound(b) && is_sound(c) && is_sound(d);
+    const bool types = a.type == b.type && c.type == d.type && (a.type == R_16BF || d.type == R_32F);
+    return shapes && types && is_sound(a) && is_sound(b) && is_sound(c) && is_sound(d);
 }
 
 }  // namespace
@@ -62,6 +66,8 @@ bool fit(const Description& of, const Matrix& a, const Matrix& b, const Matrix& 
 #define LIBRARY(name, ...) \
     extern "C" __attribute__((visibility("default"))) int name(__VA_ARGS__)
 
+// Of CUDA's runtime that it was built with, 1000 · major + 10 · minor.
+LIBRARY(cublasLtGetCudartVersion, void) { return setting("library", 13000); }
 LIBRARY(cublasLtCreate, void** handle) {
     *handle = &lock;
     return SUCCESS;
@@ -98,6 +104,7 @@ LIBRARY(cublasLtMatmulPreferenceDestroy, Preference* of) {
 }
 LIBRARY(cublasLtMatmulPreferenceSetAttribute, Preference* of, int which, const void* value, size_t bytes) {
     if (which == PREF_WORKSPACE && bytes == sizeof of->workspace) return std::memcpy(&of->workspace, value, bytes), SUCCESS;
+    if (which == PREF_REDUCTION && bytes == sizeof of->reduction) return std::memcpy(&of->reduction, value, bytes), SUCCESS;
     const int matrix = which - PREF_ALIGNMENT_A;
     if (matrix < 0 || matrix > 3 || bytes != sizeof(uint32_t)) return STATUS_INVALID;
     std::memcpy(&of->alignments[matrix], value, bytes);
@@ -107,6 +114,8 @@ LIBRARY(cublasLtMatmulAlgoGetHeuristic, void*, const Description* of, const Matr
         const Matrix* d, const Preference* preference, int wanted, Heuristic* to, int* found) {
     *found = 0;
     if (wanted < 1 || !fit(*of, *a, *b, *c, *d)) return STATUS_INVALID;
+    // Any other adds parts in bfloat16, or in the order in which they come.
+    if (preference->reduction != REDUCTION_COMPUTE_TYPE) return STATUS_UNSUPPORTED;
     *to = {};
     std::memcpy(to->algorithm.alignments, preference->alignments, sizeof preference->alignments);
     to->algorithm.workspace = to->workspace = preference->workspace;

@@ -7,7 +7,7 @@ use cudarc::cublaslt;
 use cudarc::driver::result::{self as driver, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
-use super::error::{CAPABILITY_NEEDED, CardError, DRIVER_NEEDED};
+use super::error::{CAPABILITY_NEEDED, CardError, DRIVER_NEEDED, LIBRARY_NEEDED};
 
 /// A card that this process has opened, and that the thread that holds it uses.
 #[derive(Debug)]
@@ -73,6 +73,11 @@ impl Device {
         }
         if !has_library {
             return Err(CardError::NoLibrary { ordinal });
+        }
+        // SAFETY: it takes nothing and returns a number.
+        let found = unsafe { cublaslt::sys::cublasLtGetCudartVersion() };
+        if found < LIBRARY_NEEDED {
+            return Err(CardError::OldLibrary { ordinal, found });
         }
         // SAFETY: a card that there is; given back when this goes.
         let context =

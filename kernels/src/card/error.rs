@@ -1,11 +1,14 @@
 //! Why a card cannot be used, or has failed: what was found, what is needed, what to do.
 
 use cudarc::cublaslt::result::CublasError;
+use cudarc::cublaslt::sys::cublasStatus_t;
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::CUresult;
 
 /// Oldest driver that reads what these kernels were compiled to, as CUDA counts: 1000 · major + 10 · minor.
 pub(super) const DRIVER_NEEDED: i32 = 13_000;
+/// Oldest cuBLASLt that the calls were written for, by the CUDA runtime it was built with, as CUDA counts.
+pub(super) const LIBRARY_NEEDED: usize = 13_000;
 /// Oldest capability with the instructions these kernels use (`mma.sync` of bfloat16, `cp.async`).
 pub(super) const CAPABILITY_NEEDED: [i32; 2] = [8, 0];
 
@@ -93,6 +96,18 @@ pub enum CardError {
         /// Which card was asked for.
         ordinal: usize,
     },
+    /// An old library of matrix products.
+    #[error(
+        "cuda:{ordinal}: cuBLASLt is too old: it is CUDA {}.{}'s and {}.{}'s is needed: install CUDA 13's cuBLAS, or set \
+         LD_LIBRARY_PATH to where it is (/usr/local/cuda/lib64)", found / 1000, found % 1000 / 10, LIBRARY_NEEDED / 1000,
+        LIBRARY_NEEDED % 1000 / 10
+    )]
+    OldLibrary {
+        /// Which card was asked for.
+        ordinal: usize,
+        /// Whose it is, as CUDA counts.
+        found: usize,
+    },
     /// Not enough memory.
     #[error(
         "cuda:{ordinal}: {what} takes {} and {} of {} are free; other programs hold the rest, or it is not enough: make \
@@ -142,14 +157,20 @@ impl CardError {
         match self {
             Self::Memory { .. } => true,
             Self::Driver { source, .. } => source.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+            // It takes memory of its own when it starts, and when a kernel of its is first used.
+            Self::Library { source, .. } => matches!(
+                source.0,
+                cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED
+                    | cublasStatus_t::CUBLAS_STATUS_NOT_INITIALIZED
+            ),
             Self::NoDriver { .. }
             | Self::OldDriver { .. }
             | Self::NoCard { .. }
             | Self::OldCard { .. }
             | Self::NotBuilt { .. }
             | Self::NoLibrary { .. }
-            | Self::BlockMemory { .. }
-            | Self::Library { .. } => false,
+            | Self::OldLibrary { .. }
+            | Self::BlockMemory { .. } => false,
         }
     }
 
@@ -163,6 +184,7 @@ impl CardError {
             CUDA_ERROR_DEVICE_UNAVAILABLE
                 | CUDA_ERROR_ECC_UNCORRECTABLE
                 | CUDA_ERROR_NVLINK_UNCORRECTABLE
+                | CUDA_ERROR_CONTAINED
                 | CUDA_ERROR_ILLEGAL_ADDRESS
                 | CUDA_ERROR_LAUNCH_TIMEOUT
                 | CUDA_ERROR_CONTEXT_IS_DESTROYED
@@ -173,6 +195,9 @@ impl CardError {
                 | CUDA_ERROR_INVALID_ADDRESS_SPACE
                 | CUDA_ERROR_INVALID_PC
                 | CUDA_ERROR_LAUNCH_FAILED
+                | CUDA_ERROR_TENSOR_MEMORY_LEAK
+                | CUDA_ERROR_MPS_CLIENT_TERMINATED
+                | CUDA_ERROR_EXTERNAL_DEVICE
                 | CUDA_ERROR_SYSTEM_NOT_READY
                 | CUDA_ERROR_UNKNOWN
         )

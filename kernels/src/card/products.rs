@@ -133,7 +133,11 @@ impl Products {
         let layouts = [layout(&of.b)?, layout(&of.a)?, layout(&of.into)?];
         let preference = lt::create_matmul_pref()?;
         let [a, b, into, plus] = shape.alignments.map(|alignment| alignment as u32);
+        // Parts of a long sum are added in float32 and in one order: neither in the result's type nor in its place, as they
+        // come (cuBLASLt's documentation, "cublasLtReductionScheme_t").
+        let parts = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         for (attribute, value) in [
+            (PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, parts),
             (PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),
             (PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a),
             (PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, plus),

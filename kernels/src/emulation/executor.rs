@@ -197,6 +197,9 @@ impl Run<'_> {
     fn product(&mut self, of: &Product) -> Result<(), String> {
         let Product { a, b, into, plus, scale } = of;
         let ([m, k], [_, n]) = (a.shape(), b.shape());
+        if a.view.kind == Kind::F32 && into.view.kind == Kind::Bf16 {
+            return Err("a product of float32 into bfloat16".to_owned());
+        }
         let (left, right) = (self.matrix(a)?, self.matrix(b)?);
         let before = match plus {
             Some(view) => self.matrix(&Matrix { view: *view, ..*into })?,

@@ -46,7 +46,7 @@ fn print(report: &Report) {
             worst.kind.label(),
             worst.count,
             worst.error,
-            worst.kind.tolerance(),
+            worst.tolerance,
             worst.place,
             if worst.passes() { "" } else { "  <-- BEYOND" }
         );

@@ -67,7 +67,8 @@ pub(super) fn seek(
 pub(super) fn check(classes: usize, k: usize) -> candle_core::Result<()> {
     if k > MOST_K as usize {
         candle_core::bail!(
-            "k is {k}, a card lists at most {MOST_K} entries a position: ask for fewer, or compute on the processor"
+            "k is {k}, a card lists at most {MOST_K} entries a position (of candidates twice --top-k): ask for fewer (--top-k, \
+             of a teacher --max-top-k), or compute with --device cpu"
         );
     }
     if classes > MOST_CLASSES as usize {

@@ -160,12 +160,6 @@ impl<X: Executor + Send> CardLearner<X> {
         Ok((making, losses))
     }
 
-    /// Memory that stays from step to step, in bytes.
-    pub(super) fn kept_bytes(&self) -> usize {
-        let views = self.state.iter().chain([&self.gradients]).chain(&self.rounded);
-        views.chain([&self.halted]).map(View::bytes).sum()
-    }
-
     /// Starts a program.
     fn start<T>(&mut self, making: &Making, of: Of) -> Result<Started<T>, ModelError> {
         let Self { model, waiting, .. } = self;

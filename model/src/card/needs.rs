@@ -1,5 +1,7 @@
 //! What training and answering take of a card, to the byte: the programs are made and counted, nothing runs.
 
+use std::path::Path;
+
 use candle_core::{DType, Device as Tensors, Tensor};
 use distill::batch::{BatchError, Sequence, TokenBatch};
 use distill::signal::{Entries, TopK};
@@ -10,12 +12,14 @@ use super::learner::CardLearner;
 use crate::config::Qwen3Config;
 use crate::language_model::{Asked, LanguageModel};
 use crate::learner::Learner;
+use crate::load::is_gguf;
 use crate::needs::{Batch, Needs, Taught};
 use crate::ops::Precision;
 use crate::ops::head::{LossSettings, Teaching};
 use crate::ops::topk::Wanted;
 use crate::qwen3::ModelError;
 use crate::student::{StudentError, Training};
+use crate::weights::WeightsError;
 
 /// Buffers of programs that are there for the loss or for what a teacher says.
 const OF_LOSS: [&str; 4] = ["logits", "hidden states", "sums", "listed tokens"];
@@ -70,16 +74,22 @@ pub(super) fn make_step(
     Ok(())
 }
 
-/// What answering takes: the weights, and a batch of so many tokens of which all positions are asked for the `k` likeliest
-/// classes.
+/// What answering takes: the weights as they lie in the file, and a batch of so many tokens of which all positions are asked
+/// for the `k` likeliest classes.
 pub(crate) fn answering(
+    place: &Path,
     config: &Qwen3Config,
     precision: Precision,
-    rows: &[usize],
-    k: usize,
-) -> Result<Needs, ModelError> {
-    let model = CardModel::empty(Counting::default(), config.clone(), precision)?;
-    ask(&model, &of_lengths(config, rows)?, k.min(config.vocab_size))?;
+    (rows, k): (&[usize], usize),
+) -> Result<Needs, WeightsError> {
+    let (on, of) = (Counting::default(), config.clone());
+    let said = |error: ModelError| WeightsError::Card(error.to_string());
+    let model = match is_gguf(place) {
+        true => CardModel::empty_quantised(on, place, of, precision)?,
+        false => CardModel::empty(on, of, precision).map_err(said)?,
+    };
+    let batch = of_lengths(config, rows).map_err(said)?;
+    ask(&model, &batch, k.min(config.vocab_size)).map_err(said)?;
     let counted = model.engine().on.counted();
     Ok(needs(&counted))
 }

@@ -104,10 +104,33 @@ impl<X: Executor> CardModel<X> {
     /// # Errors
     /// What is wrong with the file, when there is no room for it, or the precision is not one of a card.
     pub fn quantised(
+        on: X,
+        file: &Path,
+        config: Qwen3Config,
+        precision: Precision,
+    ) -> Result<Self, WeightsError> {
+        Self::of_file(on, file, config, precision, true)
+    }
+
+    /// The same with nothing sent.
+    ///
+    /// # Errors
+    /// As [`Self::quantised`].
+    pub(super) fn empty_quantised(
+        on: X,
+        file: &Path,
+        config: Qwen3Config,
+        precision: Precision,
+    ) -> Result<Self, WeightsError> {
+        Self::of_file(on, file, config, precision, false)
+    }
+
+    fn of_file(
         mut on: X,
         file: &Path,
         config: Qwen3Config,
         precision: Precision,
+        is_sent: bool,
     ) -> Result<Self, WeightsError> {
         let index = ParameterIndex::new(&config);
         let stored = StoredWeights::open(file, &config, &index)?;
@@ -116,7 +139,8 @@ impl<X: Executor> CardModel<X> {
         let layout = Layout::of(&stored, &index, kind);
         let all =
             on.keep("weights", Kind::Bytes, layout.bytes).map_err(|e| said(failed::<X>(e)))?;
-        for (at, Placed { start, quantised, len }) in layout.places.values().enumerate() {
+        let sent = layout.places.values().enumerate().take_while(|_| is_sent);
+        for (at, Placed { start, quantised, len }) in sent {
             let (file, tensor) = stored.get(at);
             let bytes = match (quantised, kind) {
                 (Some(of), _) => blocks(file, tensor, of.bytes_of(*len))?,

@@ -37,7 +37,7 @@ type Outcome<T = ()> = Result<T, GoldenError>;
 /// tolerance is no `Err`: see [`Report::passes`].
 pub fn run(dir: &Path, device: Device, recompute: Recompute) -> Result<Report, GoldenError> {
     let case = Case { recompute, ..Case::open(dir, device)? };
-    let mut report = Report::new();
+    let mut report = Report::new(device);
     case.check_logits("teacher", &*case.teacher, &mut report)?;
     let student = case.student()?;
     case.check_logits("student", student.model(), &mut report)?;

@@ -220,7 +220,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Of coded and full: where the teacher's output matrix and code are kept, which are fetched once \
          [default: limbeck/decoder in $XDG_CACHE_HOME or ~/.cache]"),
     option(LOSS, TRAIN_BUILD, ("top-k", "K", "64"),
-        "Of top-k: classes the teacher names per position; 5 bytes each with the codec packed"),
+        "Of top-k: classes the teacher names per position; 5 bytes each with the codec packed. A teacher or student on a \
+         card takes at most 2048"),
     option(LOSS, TRAIN_BUILD, ("codec", "packed|raw|compact|compact8", "packed"),
         "Layout of the teacher's answers: 340, 524, 254 or 190 bytes a position for the top 64 of \
          151936. raw is exact; in packed and compact a value is off by at most 1/131070 of its \
@@ -316,11 +317,11 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Memory of the device, as 24GiB or 80GB: nothing is asked of it then"),
     option(MACHINE, TRAIN_PLAN, ("dtype", "auto|f32|bf16|f16", "auto"),
         "Number type of the products' operands (auto: f32 on a CPU, bf16 on a GPU); sums, master \
-         weights and moments are float32 always"),
+         weights and moments are float32 always; f16 on the CPU alone"),
     option(MACHINE, TRAIN_PLAN, ("recompute", "auto|none|blocks|gradients", "auto"),
         "What a step computes again to save memory, the results being the same: blocks is the forward \
-         pass (about 1.3 times as long), gradients also the backward pass (about 1.8 times, and only \
-         with --gradient-accumulation-steps 1). auto takes the first that fits into the free memory"),
+         pass (about 1.3 times as long), gradients also the backward pass (about 1.8 times, only on the CPU \
+         and with --gradient-accumulation-steps 1). auto takes the first that fits into the free memory"),
     option(MACHINE, TRAIN_PLAN, ("on-memory", "split|refuse", "split"),
         "What becomes of a batch that does not fit into the device's memory: it is computed in parts, with the \
          same loss and gradient, or the run is refused before its first step"),

@@ -20,7 +20,7 @@ pub struct BoundArgs {
     #[arg(long, value_name = "N", env = "TEACHER_SERVER_MAX_BATCH_TOKENS")]
     #[arg(default_value_t = DEFAULT_LIMITS.max_batch_tokens as u32, value_parser = at_least_1)]
     pub max_batch_tokens: u32,
-    /// Largest k of a top-k signal.
+    /// Largest k of a top-k signal; on a card at most 2048.
     #[arg(long, value_name = "K", env = "TEACHER_SERVER_MAX_TOP_K")]
     #[arg(default_value_t = DEFAULT_LIMITS.max_top_k as u32, value_parser = at_least_1)]
     pub max_top_k: u32,

@@ -114,6 +114,12 @@ fn wanted(figures: &[Value]) -> Vec<Wanted> {
             at_least: 1.0 / 1.3,
         },
         Wanted {
+            what: "1 GiB over output layer and loss's memory",
+            share: ours("output layer and loss")
+                .map(|figure| f64::from(1 << 30) / number(figure, "memory")),
+            at_least: 1.0,
+        },
+        Wanted {
             what: "attention, times PyTorch's speed",
             share: faster("attention, both ways"),
             at_least: 0.8,
@@ -173,11 +179,12 @@ mod tests {
     fn figures_are_read_and_held_against_what_is_wanted() {
         let ours = "noise\n\
             {\"name\": \"matrix rate\", \"seconds\": 0.001, \"operations\": 7e11, \"bytes\": 0, \"memory\": 0}\n\
+            {\"name\": \"output layer and loss\", \"seconds\": 0.1, \"operations\": 1, \"bytes\": 0, \"memory\": 268435456}\n\
             {\"name\": \"student's step\", \"seconds\": 0.1, \"operations\": 3.5e13, \"bytes\": 0, \"memory\": 1073741824}\n";
         let theirs = "{\"name\": \"student's step\", \"seconds\": 0.08, \"operations\": 0, \"bytes\": 0, \"memory\": 2147483648}";
         let mut figures = said_by("ours", Some(ours));
         figures.extend(said_by("PyTorch", Some(theirs)));
-        assert_eq!((figures.len(), said_by("ours", None).len()), (3, 0));
+        assert_eq!((figures.len(), said_by("ours", None).len()), (4, 0));
         let table = table(&figures);
         let line =
             |what: &str| table.lines().find(|line| line.starts_with(what)).unwrap().to_owned();
@@ -188,6 +195,7 @@ mod tests {
         );
         assert!(line("student's step, PyTorch's memory").contains("2.00"));
         assert!(line("AdamW, of").contains("not measured"));
+        assert!(line("1 GiB over output layer").contains("4.00"));
         assert!(line("matrix rate").contains("700.0"));
     }
 }

@@ -1,5 +1,9 @@
 //! What a card's memory is taken for: sums known from the shapes, and that exactly so much suffices.
 
+use std::path::Path;
+
+use candle_core::Device as Tensors;
+use candle_core::quantized::GgmlDType;
 use kernels::counting::{Counting, WORKSPACE_BYTES};
 use serde_json::json;
 
@@ -7,6 +11,7 @@ use crate::card::CardLearner;
 use crate::card::needs::make_step;
 use crate::config::Qwen3Config;
 use crate::device::Device;
+use crate::gguf::write::{Mixture, write};
 use crate::needs::{Batch, Needs, Taught, answering, training};
 use crate::ops::Precision;
 use crate::parameters::ParameterIndex;
@@ -14,8 +19,12 @@ use crate::qwen3::ModelError;
 use crate::recompute::Recompute;
 use crate::student::{StudentError, Training};
 use crate::test_support::config;
+use crate::weights::Weights;
 
 const CARD: Device = Device::Cuda(0);
+
+/// A directory: what is in it is not read.
+const NOWHERE: &str = "nowhere";
 
 fn how(precision: Precision, recompute: Recompute) -> Training {
     Training { precision, recompute, ..Training::default() }
@@ -56,7 +65,8 @@ fn what_stays_is_known_from_the_shapes() {
     let all = Taught::All { width: 24, classes: 300 };
     let full = of(&how(Precision::Bf16, Recompute::None), &rows, all);
     assert_eq!(full.teacher, 2 * 24 * 300);
-    let answers = answering(CARD, &config, Precision::Bf16, &rows, 5).unwrap().unwrap();
+    let answers =
+        answering(CARD, Path::new(NOWHERE), &config, Precision::Bf16, (&rows, 5)).unwrap().unwrap();
     assert_eq!((answers.model, answers.optimiser), (2 * parameters + tables, 0));
 }
 
@@ -106,6 +116,31 @@ fn so_much_suffices_and_a_byte_less_does_not() {
     }
 }
 
+/// A quantised teacher takes what its file's blocks do, and room to widen a matrix.
+#[test]
+fn a_quantised_model_is_counted_as_it_lies() {
+    let (config, rows) = (model(), [64, 64, 30]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.gguf");
+    let weights = Weights::random(&config, 5, &Tensors::Cpu).unwrap();
+    write(&file, &config, &weights, Mixture::Pure(GgmlDType::Q8_0)).unwrap();
+    let of = |place: &Path| {
+        answering(CARD, place, &config, Precision::Bf16, (&rows, 5)).unwrap().unwrap()
+    };
+    let (quantised, plain) = (of(&file), of(Path::new(NOWHERE)));
+    // 34 bytes for 32 weights; each matrix, and what lies between two, begins at a multiple of 256 bytes.
+    let index = ParameterIndex::new(&config);
+    let parameters = index.parameters();
+    let blocks: usize =
+        parameters.iter().filter(|p| p.shape.len() == 2).map(|p| p.len() / 32 * 34).sum();
+    let others: usize = parameters.iter().filter(|p| p.shape.len() == 1).map(|p| 2 * p.len()).sum();
+    let tables = 2 * 64 * 8 * 4;
+    let least = (blocks + others) as u64 + tables;
+    let most = least + 256 * parameters.len() as u64;
+    assert!((least..most).contains(&quantised.model), "{least} {} {most}", quantised.model);
+    assert!(quantised.model < plain.model && quantised.activations > plain.activations);
+}
+
 #[test]
 fn a_longer_batch_takes_more_and_gradients_stay() {
     let how = how(Precision::Bf16, Recompute::Gradients);
@@ -113,9 +148,14 @@ fn a_longer_batch_takes_more_and_gradients_stay() {
     let refused = training(CARD, &model(), &how, batch).unwrap_err().to_string();
     assert!(refused.contains("--recompute blocks"), "{refused}");
     let answers = |rows: &[usize]| {
-        let needs = answering(CARD, &model(), Precision::F32, rows, 5).unwrap().unwrap();
+        let needs = answering(CARD, Path::new(NOWHERE), &model(), Precision::F32, (rows, 5))
+            .unwrap()
+            .unwrap();
         needs.total()
     };
     assert!(answers(&[64; 8]) > answers(&[64; 4]));
-    assert_eq!(answering(Device::Cpu, &model(), Precision::F32, &[9], 5).unwrap(), None);
+    assert_eq!(
+        answering(Device::Cpu, Path::new(NOWHERE), &model(), Precision::F32, (&[9], 5)).unwrap(),
+        None
+    );
 }

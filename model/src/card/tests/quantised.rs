@@ -3,7 +3,7 @@
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use distill::signal::Entries;
-use kernels::emulation::Emulation;
+use kernels::emulation::TestDevice;
 use kernels::executor::Executor as _;
 use kernels::program::Kind;
 use kernels::quantised::Quantised;
@@ -45,11 +45,11 @@ fn both(
     config: &Qwen3Config,
     mixture: Mixture,
     precision: Precision,
-) -> (Qwen3, CardModel<Emulation>) {
+) -> (Qwen3, CardModel<TestDevice>) {
     let (_dir, path) = written(config, mixture);
     let weights = Weights::load(&path, config, DType::F32, &Device::Cpu).unwrap();
     let host = Qwen3::new(config.clone(), weights, Precision::F32).unwrap();
-    let card = CardModel::quantised(Emulation::new(1), &path, config.clone(), precision);
+    let card = CardModel::quantised(TestDevice::default(), &path, config.clone(), precision);
     (host, card.unwrap())
 }
 
@@ -88,7 +88,7 @@ fn an_output_layer_in_parts_says_what_it_says_at_once() {
     let (classes, rows, width, of) = (300, 3, 64, Quantised::Q8_0);
     let w = Tensor::randn(0.0_f32, 1.0, (classes, width), &Device::Cpu).unwrap();
     let w = QTensor::quantize(&w, GgmlDType::Q8_0).unwrap();
-    let mut on = Emulation::new(1);
+    let mut on = TestDevice::default();
     let view = on.keep("w", Kind::Bytes, of.bytes_of(classes * width)).unwrap();
     on.write(view, &w.data().unwrap()).unwrap();
     let w = w.dequantize(&Device::Cpu).unwrap();
