@@ -227,7 +227,11 @@ impl Card {
             // The recording ends whatever became of it.
             let graph = self.compute.end_recording(&self.device).map(Graph::of);
             recorded?;
-            self.graphs.record(program, slot, graph?);
+            match graph {
+                // A graph takes memory that nobody counted; its steps take none.
+                Err(error) if error.is_out_of_memory() => return self.steps(program, &at),
+                graph => self.graphs.record(program, slot, graph?),
+            }
         }
         self.graphs.launch(&self.device, program, slot, &self.compute)
     }

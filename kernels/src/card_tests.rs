@@ -210,3 +210,48 @@ fn a_card_that_does_not_do_is_named_with_what_is_found_and_needed() {
         assert!(said.contains(wanted), "{set}: no {wanted:?} in {said}");
     }
 }
+
+/// A card that has no room for graphs does their steps one by one.
+#[test]
+fn without_memory_for_a_graph_its_steps_are_done() {
+    const GRAPHS: &str = "a_program_comes_to_the_same_the_first_time_and_as_a_graph";
+    if std::env::var_os("EMULATED_CARD").is_none() {
+        let name = "without_memory_for_a_graph_its_steps_are_done";
+        test_support::skip(name, "emulated-card", "cargo xtask emulated-card");
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([&format!("card::tests::{GRAPHS}"), "--exact"])
+        .env("EMULATED_CARD", "graphs=0")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// A teacher is asked for batches of ever other lengths.
+#[test]
+fn shapes_of_products_are_forgotten() {
+    let Some(mut card) = card("shapes_of_products_are_forgotten") else { return };
+    let most = products::MOST_SHAPES;
+    let x = card.keep("x", Kind::F32, 2 * most).unwrap();
+    card.write(x, &vec![1.0_f32; 2 * most]).unwrap();
+    for of in 0..most + 10 {
+        let (rows, columns) = (1 + of % 64, 1 + of / 64);
+        let mut program = Program::default();
+        let y = program.output(Kind::F32, rows * rows);
+        let a = Matrix::of(x.part(0..rows * columns), [rows, columns]);
+        let b = a.transpose();
+        program.product(Product {
+            a,
+            b,
+            into: Matrix::of(y, [rows, rows]),
+            plus: None,
+            scale: 1.0,
+        });
+        let said = card.run(&program, &Inputs::default()).unwrap().get::<f32>(y);
+        assert_eq!(said, vec![columns as f32; rows * rows]);
+        assert!(card.products.known() <= most);
+    }
+    assert_eq!(card.products.known(), 10);
+}

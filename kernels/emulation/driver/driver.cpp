@@ -289,6 +289,7 @@ DRIVER(cuStreamEndCapture, Stream* stream, Graph** to) {
 }
 DRIVER(cuGraphInstantiateWithFlags, Graph** to, Graph* graph, unsigned long long) {
     HOLD;
+    if (!setting("graphs", 1)) return OUT_OF_MEMORY;
     *to = new Graph(*graph);
     return SUCCESS;
 }

@@ -20,6 +20,9 @@ use super::error::CardError;
 use crate::counting::WORKSPACE_BYTES;
 use crate::program::{Kind, Matrix, Product};
 
+/// Shapes that are remembered, about 1 KB of the host's memory each; where more come, as batches of ever other lengths
+/// bring, all are asked about anew.
+pub(super) const MOST_SHAPES: usize = 4096;
 /// Largest alignment that is told.
 const MOST_ALIGNMENT: u64 = 256;
 
@@ -39,6 +42,19 @@ struct Known {
     /// Of b, a and into.
     layouts: [sys::cublasLtMatrixLayout_t; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        // SAFETY: each was made once; what they say is nobody's to hear any more. The library reads them when a product is put
+        // into a stream, and no later.
+        unsafe {
+            let _ = lt::destroy_matmul_desc(self.description);
+            for layout in self.layouts {
+                let _ = lt::destroy_matrix_layout(layout);
+            }
+        }
+    }
 }
 
 /// The library, and what it has been asked.
@@ -67,6 +83,12 @@ impl Products {
         Ok(Self { handle, workspace, known: HashMap::new() })
     }
 
+    /// Shapes that are remembered.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.known.len()
+    }
+
     /// Puts a product behind what runs in a stream.
     pub(super) fn launch(
         &mut self,
@@ -79,6 +101,9 @@ impl Products {
         if !self.known.contains_key(&shape) {
             let known = self.ask(of, &shape);
             let known = device.say_library(|| format!("asking about {of:?}"), known)?;
+            if self.known.len() == MOST_SHAPES {
+                self.known.clear();
+            }
             self.known.insert(shape.clone(), known);
         }
         let known = &self.known[&shape];
@@ -173,16 +198,9 @@ impl Products {
 
 impl Drop for Products {
     fn drop(&mut self) {
-        // SAFETY: each was made once; what they say is nobody's to hear any more.
-        unsafe {
-            for known in self.known.values() {
-                let _ = lt::destroy_matmul_desc(known.description);
-                for layout in known.layouts {
-                    let _ = lt::destroy_matrix_layout(layout);
-                }
-            }
-            let _ = lt::destroy_handle(self.handle);
-        }
+        self.known.clear();
+        // SAFETY: it was made once, and nothing that it made is there any more.
+        let _ = unsafe { lt::destroy_handle(self.handle) };
     }
 }
 
