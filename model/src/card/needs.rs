@@ -6,6 +6,7 @@ use candle_core::{DType, Device as Tensors, Tensor};
 use distill::batch::{BatchError, Sequence, TokenBatch};
 use distill::signal::{Entries, TopK};
 use kernels::counting::{Counted, Counting, WORKSPACE_BYTES};
+use kernels::executor::Executor;
 
 use super::engine::{CardModel, TEACHERS_MATRIX};
 use super::learner::CardLearner;
@@ -37,8 +38,8 @@ pub(crate) fn training(
 }
 
 /// A step of a batch like this one, and the evaluation of it.
-pub(super) fn make_step(
-    learner: &mut CardLearner<Counting>,
+pub(super) fn make_step<X: Executor + Send>(
+    learner: &mut CardLearner<X>,
     config: &Qwen3Config,
     Batch { rows, taught }: Batch<'_>,
 ) -> Result<(), StudentError> {
@@ -94,7 +95,11 @@ pub(crate) fn answering(
     Ok(needs(&counted))
 }
 
-fn ask(model: &CardModel<Counting>, batch: &TokenBatch, k: usize) -> Result<(), ModelError> {
+fn ask<X: Executor + Send>(
+    model: &CardModel<X>,
+    batch: &TokenBatch,
+    k: usize,
+) -> Result<(), ModelError> {
     let next = vec![None; batch.scored().len()];
     let classes = model.config().vocab_size;
     let wanted = Wanted { classes, next: &next, temperature: 1.0, k, entries: &Entries::Top };

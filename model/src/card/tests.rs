@@ -5,6 +5,8 @@ mod bench;
 mod learning;
 mod needs;
 mod quantised;
+#[cfg(feature = "cuda")]
+mod taken;
 
 use candle_core::Device;
 use kernels::emulation::{AVAILABLE, TestDevice};
