@@ -114,33 +114,40 @@ pub(crate) fn nvcc() -> PathBuf {
     installed.unwrap_or_else(|| PathBuf::from("nvcc"))
 }
 
-/// Runs the tests of kernels, and of whole steps, on it.
+/// Runs the tests of kernels, and of whole steps, on it; and without it what is said where no card can be used.
 pub(crate) fn test(cargo_with: impl Fn() -> Command) -> Result<()> {
     let folder = build()?;
-    let on_it = |package: &str, tests: &[&str]| {
-        run(cargo_with()
-            .args(["test", "--release", "--features", "cuda", "--package", package, "--lib", "--"])
-            .args(tests)
-            .env("LD_LIBRARY_PATH", &folder)
-            // Its usual number of cards: that something is set tells a test of messages that this driver can be set.
-            .env("EMULATED_CARD", "count=1")
-            .env("LIMBECK_TEST_DEVICE", "cuda:0"))
-    };
-    // Without it: what is said, and what is done instead.
-    run(cargo_with()
-        .args([
+    let tests = |package: &str, tests: &[&str]| {
+        let mut command = cargo_with();
+        command.args([
             "test",
             "--release",
             "--features",
             "cuda",
             "--package",
-            "kernels",
-            "--package",
+            package,
+            "--lib",
+            "--",
+        ]);
+        command.args(tests);
+        command
+    };
+    run(&mut tests("kernels", &["a_card_that_is_not_there"]))?;
+    run(&mut tests("model", &["where_no_card_can_be_used"]))?;
+    for (package, names) in [
+        ("kernels", &["card::"][..]),
+        (
             "model",
-        ])
-        .args(["--lib", "--", "a_card_that_is_not_there", "where_no_card_can_be_used"]))?;
-    on_it("kernels", &["card::"])?;
-    on_it("model", &["card::", "emulated_tests::", "golden_c_on_a_card", "where_no_card"])
+            &["card::", "emulated_tests::", "golden_c_on_a_card", "where_no_card_can_be_used"],
+        ),
+    ] {
+        run(tests(package, names)
+            .env("LD_LIBRARY_PATH", &folder)
+            // Its usual number of cards: that something is set tells a test of messages that this driver can be set.
+            .env("EMULATED_CARD", "count=1")
+            .env("LIMBECK_TEST_DEVICE", "cuda:0"))?;
+    }
+    Ok(())
 }
 
 /// Builds it and says how it is used.

@@ -34,7 +34,9 @@ usage: cargo xtask COMMAND
   fuzz [TARGET…] [--runs N] [--keep]
                 libFuzzer on the targets of fuzz/, all by default, 1,000,000 times each; --keep
                 puts the fewest inputs that reach every place into fuzz/corpus
-  emulated-card builds a driver without a card, and both programs to run on it (needs nvcc and c++)
+  emulated-card [--test]
+                builds a driver without a card, with the kernels as nvcc compiles them, and both programs to run on
+                it (needs nvcc and c++); --test runs the tests of kernels and whole steps on it
   gpu --pack DIR
                 builds what a machine with a card needs, stripped, into DIR (needs nvcc of CUDA 13.0)
   gpu [--bin-dir DIR] [--python PROGRAM] [--device cuda:N] [--minutes M] [--out DIR]
@@ -60,6 +62,7 @@ fn main() -> Result<()> {
         ["bench", rest @ ..] => bench::bench(rest),
         ["fuzz", rest @ ..] => fuzz::fuzz(rest),
         ["emulated-card"] => emulated_card::tell(),
+        ["emulated-card", "--test"] => emulated_card::test(run::cargo),
         ["gpu", rest @ ..] => gpu::gpu(rest),
         _ => {
             run::say(USAGE);
