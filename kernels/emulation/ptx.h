@@ -39,7 +39,7 @@ std::tuple<V...> all(V&&... operands) {
     return {std::forward<V>(operands)...};
 }
 
-// Numbers of an instruction's type, and of none other: what is meant for others is not written here.
+// What an instruction's type must be where its function is written for such alone.
 template <class T>
 concept Float = std::is_floating_point_v<T>;
 template <class T>

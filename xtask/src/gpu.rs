@@ -53,6 +53,8 @@ pub(crate) struct Run {
     deadline: Instant,
     lines: Vec<Line>,
     pub(crate) figures: Vec<Value>,
+    /// Whether PyTorch and transformers are at hand, once that was asked.
+    peer: Option<bool>,
 }
 
 /// `pack DIR`, or the run itself.
@@ -64,7 +66,7 @@ pub(crate) fn gpu(arguments: &[&str]) -> Result<()> {
     settings.has_pack()?;
     std::fs::create_dir_all(&settings.out)?;
     let deadline = Instant::now() + Duration::from_secs_f64(60.0 * settings.minutes);
-    let mut run = Run { settings, deadline, lines: Vec::new(), figures: Vec::new() };
+    let mut run = Run { settings, deadline, lines: Vec::new(), figures: Vec::new(), peer: None };
     run.checks();
     figures::measure(&mut run);
     run.real_job();
@@ -195,6 +197,9 @@ impl Run {
 
     /// Whether PyTorch and transformers are at hand; says so when they are not.
     pub(crate) fn has_peer(&mut self) -> bool {
+        if let Some(known) = self.peer {
+            return known;
+        }
         let mut python = Command::new(&self.settings.python);
         python.args(["-c", "import torch, transformers"]);
         let limit = self.left().unwrap_or_default().min(Duration::from_secs(120));
@@ -202,7 +207,7 @@ impl Run {
         if let Err(error) = &found {
             self.note("PyTorch", Outcome::Absent(format!("{error:#}")), 0.0);
         }
-        found.is_ok()
+        *self.peer.insert(found.is_ok())
     }
 
     /// Time that is left, if any.
@@ -349,7 +354,7 @@ mod tests {
     fn lines_past_the_deadline_are_named() {
         let settings = Settings::read(&["--minutes", "0.01", "--bin-dir", "/nowhere"]).unwrap();
         let (lines, figures) = (Vec::new(), Vec::new());
-        let mut run = Run { settings, deadline: Instant::now(), lines, figures };
+        let mut run = Run { settings, deadline: Instant::now(), lines, figures, peer: None };
         assert_eq!(run.line("some", 5, &mut Command::new("true")), None);
         assert_eq!(run.lines[0].outcome, Outcome::NotReached);
         assert!(Settings::read(&["--minute", "1"]).is_err());

@@ -29,7 +29,7 @@ pub(crate) fn verify() -> Result<()> {
 }
 
 /// The side of NVIDIA cards, where nvcc is at hand: the kernels compile for each capability, the programs build without a
-/// card, and what drives one does so with a driver that has none.
+/// card, and what drives one, with what nvcc compiles, does so over a driver that has none.
 fn cuda() -> Result<()> {
     let nvcc = run(Command::new(emulated_card::nvcc()).arg("--version"));
     if let Err(error) = nvcc {

@@ -140,7 +140,11 @@ pub enum CardError {
         source: DriverError,
     },
     /// The library of products refused a call.
-    #[error("cuda:{ordinal}: {what}: cuBLASLt says {source}")]
+    #[error(
+        "cuda:{ordinal}: {what}: cuBLASLt says {source}; of ALLOC_FAILED and NOT_INITIALIZED the cause is a card whose memory is \
+         full: end other programs on it, make the batch smaller or choose another card; of anything else start the program \
+         again"
+    )]
     Library {
         /// Which card it is.
         ordinal: usize,
@@ -238,6 +242,18 @@ mod tests {
         assert!(lost.is_lost() && !lost.is_out_of_memory() && !memory.is_lost());
         let full = driver(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
         assert!(full.is_out_of_memory() && !full.is_lost());
+        let contained = driver(CUresult::CUDA_ERROR_CONTAINED);
+        assert!(contained.is_lost());
+        let library = |status| CardError::Library {
+            ordinal: 0,
+            what: "starting it".to_owned(),
+            source: CublasError(status),
+        };
+        let full = library(cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED);
+        assert!(full.is_out_of_memory() && full.to_string().contains("end other programs"));
+        assert!(library(cublasStatus_t::CUBLAS_STATUS_NOT_INITIALIZED).is_out_of_memory());
+        let refused = library(cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
+        assert!(!refused.is_out_of_memory() && !refused.is_lost());
         assert!(
             memory.to_string().contains("a step takes 3.00 GiB and 1.00 GiB of 4.00 GiB are free")
         );

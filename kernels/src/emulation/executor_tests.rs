@@ -50,6 +50,19 @@ fn products_of_transposes_parts_and_sums() {
 }
 
 #[test]
+fn what_no_library_multiplies_is_refused() {
+    let mut on = Emulation::new(1);
+    let mut program = Program::default();
+    let [x, y] = [program.input(Kind::F32, 4), program.output(Kind::Bf16, 4)];
+    let [a, into] = [x, y].map(|view| Matrix::of(view, [2, 2]));
+    program.product(Product { a, b: a, into, plus: None, scale: 1.0 });
+    let mut inputs = Inputs::default();
+    inputs.set(x, &[1.0_f32; 4]);
+    let found = on.run(&program, &inputs).unwrap_err().to_string();
+    assert!(found.contains("a product of float32 into bfloat16"), "{found}");
+}
+
+#[test]
 fn a_buffer_holds_nothing_when_its_life_begins() {
     let mut on = Emulation::new(1);
     let mut program = Program::default();

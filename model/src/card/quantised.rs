@@ -104,45 +104,61 @@ impl<X: Executor> CardModel<X> {
     /// # Errors
     /// What is wrong with the file, when there is no room for it, or the precision is not one of a card.
     pub fn quantised(
-        on: X,
-        file: &Path,
-        config: Qwen3Config,
-        precision: Precision,
-    ) -> Result<Self, WeightsError> {
-        Self::of_file(on, file, config, precision, true)
-    }
-
-    /// The same with nothing sent.
-    ///
-    /// # Errors
-    /// As [`Self::quantised`].
-    pub(super) fn empty_quantised(
-        on: X,
-        file: &Path,
-        config: Qwen3Config,
-        precision: Precision,
-    ) -> Result<Self, WeightsError> {
-        Self::of_file(on, file, config, precision, false)
-    }
-
-    fn of_file(
         mut on: X,
         file: &Path,
         config: Qwen3Config,
         precision: Precision,
-        is_sent: bool,
     ) -> Result<Self, WeightsError> {
-        let index = ParameterIndex::new(&config);
-        let stored = StoredWeights::open(file, &config, &index)?;
-        let said = |error: ModelError| WeightsError::Card(error.to_string());
+        let from = LaidOut::open(file, &config, precision)?;
+        let all = from.keep(&mut on)?;
+        from.send(&mut on, all)?;
+        from.model(on, all, config)
+    }
+
+    /// The same as far as memory goes: the file's numbers are not read.
+    ///
+    /// # Errors
+    /// As [`Self::quantised`].
+    pub(super) fn empty_quantised(
+        mut on: X,
+        file: &Path,
+        config: Qwen3Config,
+        precision: Precision,
+    ) -> Result<Self, WeightsError> {
+        let from = LaidOut::open(file, &config, precision)?;
+        let all = from.keep(&mut on)?;
+        from.model(on, all, config)
+    }
+}
+
+/// A file's parameters, and where each of them goes.
+struct LaidOut {
+    index: ParameterIndex,
+    stored: StoredWeights,
+    layout: Layout,
+    precision: Precision,
+}
+
+impl LaidOut {
+    fn open(file: &Path, config: &Qwen3Config, precision: Precision) -> Result<Self, WeightsError> {
+        let index = ParameterIndex::new(config);
+        let stored = StoredWeights::open(file, config, &index)?;
         let kind = Kind::from(activations(precision).map_err(said)?);
         let layout = Layout::of(&stored, &index, kind);
-        let all =
-            on.keep("weights", Kind::Bytes, layout.bytes).map_err(|e| said(failed::<X>(e)))?;
-        let sent = layout.places.values().enumerate().take_while(|_| is_sent);
-        for (at, Placed { start, quantised, len }) in sent {
-            let (file, tensor) = stored.get(at);
-            let bytes = match (quantised, kind) {
+        Ok(Self { index, stored, layout, precision })
+    }
+
+    /// The buffer for them.
+    fn keep<X: Executor>(&self, on: &mut X) -> Result<View, WeightsError> {
+        let all = on.keep("weights", Kind::Bytes, self.layout.bytes);
+        all.map_err(|error| said(failed::<X>(error)))
+    }
+
+    /// Their numbers, into it.
+    fn send<X: Executor>(&self, on: &mut X, all: View) -> Result<(), WeightsError> {
+        for (at, Placed { start, quantised, len }) in self.layout.places.values().enumerate() {
+            let (file, tensor) = self.stored.get(at);
+            let bytes = match (quantised, self.layout.kind) {
                 (Some(of), _) => blocks(file, tensor, of.bytes_of(*len))?,
                 (None, Kind::Bf16) => numbers::<bf16>(file, tensor, *len)?,
                 (None, _) => numbers::<f32>(file, tensor, *len)?,
@@ -150,9 +166,24 @@ impl<X: Executor> CardModel<X> {
             let to = all.part(*start..*start + bytes.len());
             on.write(to, &bytes).map_err(|error| said(failed::<X>(error)))?;
         }
-        let views = layout.views(all, &index, config.num_hidden_layers)?;
-        Self::over(on, config, (&Arc::new(index), views), precision).map_err(said)
+        Ok(())
     }
+
+    /// The model over it.
+    fn model<X: Executor>(
+        self,
+        on: X,
+        all: View,
+        config: Qwen3Config,
+    ) -> Result<CardModel<X>, WeightsError> {
+        let views = self.layout.views(all, &self.index, config.num_hidden_layers)?;
+        let over = (&Arc::new(self.index), views);
+        CardModel::over(on, config, over, self.precision).map_err(said)
+    }
+}
+
+fn said(error: ModelError) -> WeightsError {
+    WeightsError::Card(error.to_string())
 }
 
 fn blocks(file: &TensorFile, tensor: &StoredTensor, bytes: usize) -> Result<Vec<u8>, WeightsError> {
