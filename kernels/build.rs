@@ -76,7 +76,7 @@ fn for_cards() {
     let nvcc = nvcc.unwrap_or_else(|| PathBuf::from("nvcc"));
     let source = sources::including("all.cu", sources::kernels("cuda").into_iter());
     let status = Command::new(&nvcc)
-        .args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"])
+        .args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "--threads=0"])
         // Another version may warn of more.
         .args(std::env::var_os("KERNELS_STRICT").map(|_| "-Werror=all-warnings"))
         .args(code)

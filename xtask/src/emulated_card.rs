@@ -11,7 +11,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result};
 
-use crate::run::{cargo, root, run, say};
+use crate::run::{LibraryTests, cargo, root, run, say};
 
 /// Where its sources lie, and where else they look for what they include.
 const DRIVER: &str = "kernels/emulation/driver";
@@ -29,6 +29,9 @@ const FLAGS: [&str; 8] = [
 ];
 /// For what nvcc compiled: not all registers are used, nor written on a path that never reads them.
 const AS_COMPILED: [&str; 3] = ["-O1", "-Wno-unused", "-Wno-maybe-uninitialized"];
+
+/// What gives every crate its side of cards.
+pub(crate) const FEATURES: &str = "teacher-server/cuda,student-trainer/cuda";
 
 /// Builds it; the folder that `LD_LIBRARY_PATH` is to name.
 pub(crate) fn build() -> Result<PathBuf> {
@@ -115,33 +118,14 @@ pub(crate) fn nvcc() -> PathBuf {
 }
 
 /// Runs the tests of kernels, and of whole steps, on it; and without it what is said where no card can be used.
-pub(crate) fn test(cargo_with: impl Fn() -> Command) -> Result<()> {
+pub(crate) fn test(tests: &LibraryTests) -> Result<()> {
     let folder = build()?;
-    let tests = |package: &str, tests: &[&str]| {
-        let mut command = cargo_with();
-        command.args([
-            "test",
-            "--release",
-            "--features",
-            "cuda",
-            "--package",
-            package,
-            "--lib",
-            "--",
-        ]);
-        command.args(tests);
-        command
-    };
-    run(&mut tests("kernels", &["a_card_that_is_not_there"]))?;
-    run(&mut tests("model", &["where_no_card_can_be_used"]))?;
-    for (package, names) in [
-        ("kernels", &["card::"][..]),
-        (
-            "model",
-            &["card::", "emulated_tests::", "golden_c_on_a_card", "where_no_card_can_be_used"],
-        ),
-    ] {
-        run(tests(package, names)
+    run(&mut tests.of("kernels", &["a_card_that_is_not_there"])?)?;
+    run(&mut tests.of("model", &["where_no_card_can_be_used"])?)?;
+    let steps = ["card::", "emulated_tests::", "golden_c_on_a_card", "where_no_card_can_be_used"];
+    for (package, names) in [("kernels", &steps[..1]), ("model", &steps)] {
+        run(tests
+            .of(package, names)?
             .env("LD_LIBRARY_PATH", &folder)
             // Its usual number of cards: that something is set tells a test of messages that this driver can be set.
             .env("EMULATED_CARD", "count=1")
@@ -153,9 +137,12 @@ pub(crate) fn test(cargo_with: impl Fn() -> Command) -> Result<()> {
 /// Builds it and says how it is used.
 pub(crate) fn tell() -> Result<()> {
     let folder = build()?;
-    run(cargo()
-        .args(["build", "--release", "--features", "teacher-server/cuda,student-trainer/cuda"])
-        .args(["--package", "teacher-server", "--package", "student-trainer"]))?;
+    run(cargo().args(["build", "--release", "--features", FEATURES]).args([
+        "--package",
+        "teacher-server",
+        "--package",
+        "student-trainer",
+    ]))?;
     say(format!(
         "LD_LIBRARY_PATH={} target/release/student-trainer train --device cuda:0 …",
         folder.display()

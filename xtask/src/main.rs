@@ -62,7 +62,9 @@ fn main() -> Result<()> {
         ["bench", rest @ ..] => bench::bench(rest),
         ["fuzz", rest @ ..] => fuzz::fuzz(rest),
         ["emulated-card"] => emulated_card::tell(),
-        ["emulated-card", "--test"] => emulated_card::test(run::cargo),
+        ["emulated-card", "--test"] => {
+            emulated_card::test(&run::LibraryTests::build(run::cargo(), emulated_card::FEATURES)?)
+        }
         ["gpu", rest @ ..] => gpu::gpu(rest),
         _ => {
             run::say(USAGE);

@@ -1,9 +1,13 @@
 //! Running other programs, and saying what is being done.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 /// Prints one line for the person at the terminal.
 #[expect(clippy::print_stdout, reason = "the one place where xtask speaks")]
@@ -23,10 +27,12 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// When this program started: each command is shown with its time.
+static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 /// Runs a command to its end; an error when it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let shown = shown(command);
-    say(format!("\n$ {shown}"));
+    let shown = announced(command);
     let status = command.status().with_context(|| format!("cannot start: {shown}"))?;
     ensure!(status.success(), "failed ({status}): {shown}");
     Ok(())
@@ -41,7 +47,45 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("not UTF-8: the output of {shown}"))
 }
 
+/// What stands above a command's own output.
+fn announced(command: &Command) -> String {
+    let shown = shown(command);
+    say(format!("\n[{:.0} s]\n$ {shown}", STARTED.elapsed().as_secs_f64()));
+    shown
+}
+
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// The programs of the library tests of every crate, built with these features.
+pub(crate) struct LibraryTests(HashMap<String, PathBuf>);
+
+impl LibraryTests {
+    /// The whole workspace, whatever is run of it: features of dependencies are joined over all that is named, so that a
+    /// part of it would compile most dependencies once more.
+    pub(crate) fn build(mut cargo: Command, features: &str) -> Result<Self> {
+        cargo.args(["test", "--release", "--workspace", "--lib", "--features", features]);
+        cargo.args(["--no-run", "--message-format", "json-render-diagnostics"]);
+        let shown = announced(&cargo);
+        let output = cargo.stderr(Stdio::inherit()).output()?;
+        ensure!(output.status.success(), "failed ({}): {shown}", output.status);
+        let messages = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+        let messages = messages.map(serde_json::from_slice).collect::<Result<Vec<Value>, _>>()?;
+        let programs = messages.iter().filter_map(|message| {
+            let manifest = Path::new(message["manifest_path"].as_str()?);
+            let package = manifest.parent()?.file_name()?.to_str()?;
+            Some((package.to_owned(), PathBuf::from(message["executable"].as_str()?)))
+        });
+        Ok(Self(programs.collect()))
+    }
+
+    /// A command that runs a crate's tests of these names.
+    pub(crate) fn of(&self, package: &str, names: &[&str]) -> Result<Command> {
+        let program = self.0.get(package).with_context(|| format!("no tests of {package}"))?;
+        let mut command = Command::new(program);
+        command.current_dir(root().join(package)).args(names);
+        Ok(command)
+    }
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::run::{cargo, run, say};
+use crate::run::{LibraryTests, cargo, run, say};
 use crate::{emulated_card, tidy};
 
 /// Everything CI checks. Writes nothing but build artefacts.
@@ -16,27 +16,23 @@ pub(crate) fn verify() -> Result<()> {
     run(cargo()
         .args(["doc", "--release", "--workspace", "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
-    run(cargo().args(["build", "--release", "--workspace", "--bins"]))?;
+    run(cargo().args(["build", "--release", "--workspace", "--bins", "--examples"]))?;
     run(cargo().args(["test", "--release", "--workspace"]))?;
     load(&["--short"])?;
-    // The one feature that needs nothing a machine may lack.
-    let otel = ["--release", "--package", "teacher-server", "--features", "otel"];
-    run(cargo().arg("clippy").args(otel).arg("--all-targets").args(deny))?;
-    run(cargo().arg("test").args(otel).args(["--lib", "--", "otel"]))?;
-    cuda()?;
+    features()?;
     say("\nverify: all checks passed");
     Ok(())
 }
 
-/// The side of NVIDIA cards, where nvcc is at hand: the kernels compile for each capability, the programs build without a
-/// card, and what drives one, with what nvcc compiles, does so over a driver that has none.
-fn cuda() -> Result<()> {
+/// What the features add: spans of the teacher, and where nvcc is at hand the side of NVIDIA cards: the kernels compile for
+/// each capability, the programs build without a card, and what drives one, with what nvcc compiles, does so over a
+/// driver that has none.
+fn features() -> Result<()> {
     let nvcc = run(Command::new(emulated_card::nvcc()).arg("--version"));
-    if let Err(error) = nvcc {
+    if let Err(error) = &nvcc {
         let required = std::env::var("LIMBECK_REQUIRE").unwrap_or_default();
         ensure!(!required.split(',').any(|word| word == "nvcc"), "nvcc is required: {error}");
         say("SKIPPED the side of NVIDIA cards: no nvcc (CUDA_HOME)");
-        return Ok(());
     }
     // What nvcc warns of is an error here.
     let cargo = || {
@@ -44,12 +40,16 @@ fn cuda() -> Result<()> {
         command.env("KERNELS_STRICT", "1");
         command
     };
-    let features = ["--release", "--features", "cuda"];
-    let packages = ["kernels", "model", "teacher-server", "student-trainer"];
-    let packages = packages.into_iter().flat_map(|package| ["--package", package]);
-    let deny = ["--all-targets", "--", "-D", "warnings"];
-    run(cargo().arg("clippy").args(features).args(packages).args(deny))?;
-    emulated_card::test(cargo)
+    let with_cards = format!("teacher-server/otel,{}", emulated_card::FEATURES);
+    let features = if nvcc.is_ok() { &with_cards } else { "teacher-server/otel" };
+    let workspace = ["--release", "--workspace", "--all-targets", "--features", features];
+    run(cargo().arg("clippy").args(workspace).args(["--", "-D", "warnings"]))?;
+    let tests = LibraryTests::build(cargo(), features)?;
+    run(&mut tests.of("teacher-server", &["otel"])?)?;
+    if nvcc.is_ok() {
+        emulated_card::test(&tests)?;
+    }
+    Ok(())
 }
 
 /// Formats, and applies what clippy can apply by itself.

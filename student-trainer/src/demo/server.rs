@@ -112,12 +112,14 @@ fn find_or_build(console: &Console) -> anyhow::Result<PathBuf> {
         let profile = dir.file_name().and_then(|name| name.to_str()).unwrap_or("release");
         let profile = if profile == "debug" { "dev" } else { profile };
         let built = Command::new(cargo)
-            .args(["build", "--quiet", "--package", "teacher-server", "--profile", profile])
+            .args(["build", "--quiet", "--profile", profile, "--bin", "teacher-server"])
+            // Both named: alone it would be given fewer features of its dependencies, and most of them compiled once more.
+            .args(["--package", "teacher-server", "--package", "student-trainer"])
             .current_dir(manifest_dir)
             .status()
             .context("running cargo")?;
         if !built.success() {
-            bail!("cargo build --package teacher-server failed");
+            bail!("cargo build --bin teacher-server failed");
         }
     }
     if program.is_file() {
