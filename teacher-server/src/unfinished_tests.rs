@@ -102,10 +102,10 @@ async fn what_has_come_of_a_message_takes_its_clients_room_until_it_is_complete_
 #[tokio::test]
 async fn a_message_has_its_time_and_a_stream_without_one_has_all_the_time_there_is() {
     let bounds = bounds(1000, Duration::from_secs(1));
-    let late = async |path: &str, begun: &[u8]| {
+    let late = async |path: &str, begun: Vec<u8>| {
         let (feed, mut body) = call(&bounds, 1, path);
         if !begun.is_empty() {
-            feed.send(begun.to_vec()).unwrap();
+            feed.send(begun).unwrap();
             next(&mut body).await.unwrap();
         }
         let more = tokio::time::timeout(Duration::from_secs(3), next(&mut body)).await;
@@ -116,12 +116,12 @@ async fn a_message_has_its_time_and_a_stream_without_one_has_all_the_time_there_
         let said = late(path, begun).await.expect("an end");
         assert!(said.contains("within 1 s"), "{said}");
     };
-    let goes_on = async |begun: &[u8]| assert_eq!(late("/t/Score", begun).await, None);
+    let goes_on = async |begun| assert_eq!(late("/t/Score", begun).await, None);
     tokio::join!(
-        ended("/t/ScoreText", &[]),
-        ended("/t/ScoreText", &[0, 0]),
-        ended("/t/Score", &message(9)[..7]),
-        goes_on(&[]),
-        goes_on(&message(9)),
+        ended("/t/ScoreText", vec![]),
+        ended("/t/ScoreText", vec![0, 0]),
+        ended("/t/Score", message(9)[..7].to_vec()),
+        goes_on(vec![]),
+        goes_on(message(9)),
     );
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::run::{LibraryTests, cargo, root, run, say};
 
@@ -27,6 +27,8 @@ const FLAGS: [&str; 8] = [
     "-U_FORTIFY_SOURCE",
     "-Wall",
 ];
+/// What nvcc makes of the kernels.
+const COMPILED: &str = "kernels.ptx";
 /// For what nvcc compiled: not all registers are used, nor written on a path that never reads them.
 const AS_COMPILED: [&str; 3] = ["-O1", "-Wno-unused", "-Wno-maybe-uninitialized"];
 
@@ -54,7 +56,7 @@ pub(crate) fn build() -> Result<PathBuf> {
 /// The kernels, compiled by nvcc for a card and from that for the host, by as many compilers as there are cores.
 fn compiled_kernels(folder: &Path) -> Result<Vec<PathBuf>> {
     let source = including(&folder.join("all.cu"), sources("kernels/cuda", "cu")?.into_iter())?;
-    let compiled = folder.join("kernels.ptx");
+    let compiled = folder.join(COMPILED);
     // What cards newer than all are given; that for older ones differs in how a bfloat16 is widened, and in nothing else.
     run(Command::new(nvcc())
         .args(["-ptx", "-arch=compute_90", "-std=c++17", "-O3", "-o"])
@@ -117,20 +119,35 @@ pub(crate) fn nvcc() -> PathBuf {
     installed.unwrap_or_else(|| PathBuf::from("nvcc"))
 }
 
-/// Runs the tests of kernels, and of whole steps, on it; and without it what is said where no card can be used.
+/// Runs the tests of kernels, of whole steps and of what is started ahead on it, which together run every kernel; and
+/// without it what is said where no card can be used.
 pub(crate) fn test(tests: &LibraryTests) -> Result<()> {
     let folder = build()?;
     run(&mut tests.of("kernels", &["a_card_that_is_not_there"])?)?;
     run(&mut tests.of("model", &["where_no_card_can_be_used"])?)?;
+    let ran = folder.join("ran.txt");
+    std::fs::write(&ran, "")?;
     let steps = ["card::", "emulated_tests::", "golden_c_on_a_card", "where_no_card_can_be_used"];
-    for (package, names) in [("kernels", &steps[..1]), ("model", &steps)] {
+    for (package, names) in [
+        ("kernels", &steps[..1]),
+        ("model", &steps),
+        ("teacher-server", &["tests::ahead"]),
+        ("student-trainer", &["ahead_tests"]),
+    ] {
         run(tests
             .of(package, names)?
             .env("LD_LIBRARY_PATH", &folder)
             // Its usual number of cards: that something is set tells a test of messages that this driver can be set.
             .env("EMULATED_CARD", "count=1")
+            .env("EMULATED_CARD_RAN", &ran)
             .env("LIMBECK_TEST_DEVICE", "cuda:0"))?;
     }
+    let (compiled, ran) =
+        (std::fs::read_to_string(folder.join(COMPILED))?, std::fs::read_to_string(&ran)?);
+    let missed: Vec<&str> =
+        ptx::kernels(&compiled).filter(|kernel| ran.lines().all(|line| line != *kernel)).collect();
+    ensure!(missed.is_empty(), "kernels that no test runs: {}", missed.join(", "));
+    say(format!("\nall {} kernels ran", ptx::kernels(&compiled).count()));
     Ok(())
 }
 

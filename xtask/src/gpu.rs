@@ -25,8 +25,12 @@ use settings::Settings;
 pub(crate) const PROGRAMS: [&str; 4] =
     ["teacher-server", "student-trainer", "card_bench", "oracle"];
 /// Tests of a pack: the crate, and what they are called there.
-pub(crate) const TESTS: [(&str, &str); 2] =
-    [("model", "model-tests"), ("kernels", "kernels-tests")];
+pub(crate) const TESTS: [(&str, &str); 4] = [
+    ("model", "model-tests"),
+    ("kernels", "kernels-tests"),
+    ("teacher-server", "teacher-tests"),
+    ("student-trainer", "trainer-tests"),
+];
 /// The peer's script in a pack.
 pub(crate) const PEER: &str = "gpu_peer.py";
 
@@ -81,6 +85,8 @@ impl Run {
             ("the card itself", "kernels-tests", "card::"),
             ("every kernel against f64", "model-tests", "ops::emulated_tests"),
             ("the engine against the processor's", "model-tests", "card::tests"),
+            ("the teacher's batches started ahead", "teacher-tests", "qwen3_scorer::tests::ahead"),
+            ("the trainer's steps started ahead", "trainer-tests", "train::ahead_tests"),
         ] {
             if tests == "kernels-tests" && !self.has_card() {
                 self.note(name, Outcome::Absent("no card in a rehearsal".to_owned()), 0.0);

@@ -81,10 +81,15 @@ impl LibraryTests {
         Ok(Self(programs.collect()))
     }
 
+    /// Where a crate's lie.
+    pub(crate) fn program(&self, package: &str) -> Result<&Path> {
+        let program = self.0.get(package).with_context(|| format!("no tests of {package}"))?;
+        Ok(program)
+    }
+
     /// A command that runs a crate's tests of these names.
     pub(crate) fn of(&self, package: &str, names: &[&str]) -> Result<Command> {
-        let program = self.0.get(package).with_context(|| format!("no tests of {package}"))?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(self.program(package)?);
         command.current_dir(root().join(package)).args(names);
         Ok(command)
     }

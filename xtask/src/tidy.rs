@@ -1,7 +1,7 @@
 //! Properties of the repository itself: floors, file and function sizes, opening words, comments
 //! in the contract. Each rule prints every place that breaks it, with the remedy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -52,6 +52,7 @@ const MACHINE: &[&str] = &[
 pub(crate) fn check() -> Result<()> {
     let mut findings = Vec::new();
     floors(&mut findings)?;
+    one_build(&mut findings)?;
     let sources = sources()?;
     for (path, text) in &sources {
         opening(path, text, &mut findings);
@@ -97,6 +98,31 @@ fn floors(findings: &mut Vec<String>) -> Result<()> {
     for forbidden in FORBIDDEN_IN_DISTILL {
         if tree.contains(&format!("{forbidden} v")) {
             findings.push(format!("distill depends on {forbidden}: floor 0 knows no machine"));
+        }
+    }
+    Ok(())
+}
+
+/// Dependencies are compiled once for the trainer (which a newcomer builds first), for all programs and for their tests:
+/// none is given more features by one of these than by another.
+fn one_build(findings: &mut Vec<String>) -> Result<()> {
+    let built = |words: &[&str]| -> Result<BTreeSet<String>> {
+        let tree = ["tree", "--locked", "--prefix", "none", "--format", "{p} {f}"];
+        let tree = read(cargo().args(tree).args(words))?;
+        let lines = tree.lines().map(|line| line.trim_end_matches(" (*)"));
+        // What stands behind its own folder is ours.
+        Ok(lines.filter(|line| !line.contains("(/")).map(str::to_owned).collect())
+    };
+    let trainer = built(&["--package", "student-trainer", "--edges", "normal"])?;
+    let programs = built(&["--workspace", "--edges", "normal"])?;
+    let tests = built(&["--workspace", "--edges", "normal,dev"])?;
+    for (few, all, whose) in
+        [(&trainer, &programs, "all programs"), (&programs, &tests, "the tests")]
+    {
+        for other in few.difference(all) {
+            findings.push(format!(
+                "{other}: {whose} have it with more features, and compile it again: give them to it in one place"
+            ));
         }
     }
     Ok(())

@@ -66,7 +66,7 @@ pub(crate) fn load(words: &[&str]) -> Result<()> {
 /// Hands golden-value folders to the program that checks them: xtask itself imports no crate of
 /// the workspace.
 pub(crate) fn oracle(folders: &[&str]) -> Result<()> {
-    let program = ["run", "--quiet", "--release", "--package", "model", "--bin", "oracle", "--"];
+    let program = ["run", "--quiet", "--release", "--bin", "oracle", "--"];
     let mut failed = 0;
     for folder in folders {
         // Cargo runs in the repository's root; the folder is named from where the person stands.

@@ -21,13 +21,6 @@ namespace driver {
 std::recursive_mutex lock;
 int lost = SUCCESS;
 
-long long setting(const char* name, long long usual) {
-    const char* all = std::getenv("EMULATED_CARD");
-    const std::string of = std::string(name) + "=", text = std::string(",") + (all ? all : "");
-    const size_t at = text.find("," + of);
-    return at == std::string::npos ? usual : std::atoll(text.c_str() + at + 1 + of.size());
-}
-
 namespace {
 
 // Memory of the card, each piece between pages that nobody may touch.
@@ -75,7 +68,7 @@ int run(const Function& function, const emulate::Launch& shape, std::vector<uint
     launch.complaint_bytes = sizeof complaint;
     std::vector<void*> arguments;
     for (uint64_t& word : words) arguments.push_back(&word);
-    if (emulate_launch(function.name.c_str(), &launch, arguments.data())) return SUCCESS;
+    if (emulate_launch(function.name.c_str(), &launch, arguments.data())) return ran(function.name), SUCCESS;
     std::fprintf(stderr, "the kernel %s: %s\n", function.name.c_str(), complaint);
     return LAUNCH_FAILED;
 }

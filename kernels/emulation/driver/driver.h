@@ -64,6 +64,8 @@ extern int lost;
 
 // What EMULATED_CARD sets: NAME=NUMBER, with commas between.
 long long setting(const char* name, long long usual);
+// Notes a kernel that ran to its end in the file that EMULATED_CARD_RAN names, where it does.
+void ran(const std::string& kernel);
 
 int put(Stream* stream, std::function<int()> act);
 int put(Stream* stream, Work work);

@@ -55,6 +55,11 @@ pub(crate) fn translate(text: &str, parts: usize) -> Result<Vec<String>> {
     Ok(to)
 }
 
+/// The kernels of a file of PTX.
+pub(crate) fn kernels(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| line.strip_prefix(ENTRY)?.strip_suffix('('))
+}
+
 /// The kernel that is read.
 #[derive(Default)]
 struct Kernel {

@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::{PEER, PROGRAMS, TESTS};
-use crate::run::{cargo, read, root, run, say};
+use crate::emulated_card::FEATURES;
+use crate::run::{LibraryTests, cargo, read, root, run, say};
 
 /// Fills `dir`.
 pub(super) fn pack(dir: &Path) -> Result<()> {
@@ -21,8 +22,9 @@ pub(super) fn pack(dir: &Path) -> Result<()> {
     for program in PROGRAMS {
         strip(&target.join("release").join(program), &dir.join(program))?;
     }
+    let tests = LibraryTests::build(cargo(), FEATURES)?;
     for (package, name) in TESTS {
-        strip(&tests_of(package)?, &dir.join(name))?;
+        strip(tests.program(package)?, &dir.join(name))?;
     }
     strip(&std::env::current_exe()?, &dir.join("xtask"))?;
     std::fs::copy(root().join("tests/python").join(PEER), dir.join(PEER))?;
@@ -45,30 +47,6 @@ fn target() -> Result<PathBuf> {
     let target =
         metadata["target_directory"].as_str().context("cargo names no target directory")?;
     Ok(PathBuf::from(target))
-}
-
-/// The program with the tests of a crate's library.
-fn tests_of(package: &str) -> Result<PathBuf> {
-    let text = read(cargo().args([
-        "test",
-        "--release",
-        "--no-run",
-        "--lib",
-        "--features",
-        "cuda",
-        "--package",
-        package,
-        "--message-format",
-        "json",
-    ]))?;
-    let programs = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let is_ours = |message: &Value| {
-        message["profile"]["test"] == true && message["target"]["name"] == package
-    };
-    let found = programs
-        .filter(is_ours)
-        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
-    found.with_context(|| format!("cargo built no tests of {package}"))
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {
