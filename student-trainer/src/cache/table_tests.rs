@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{
-    ArrayRef, FixedSizeListBuilder, Float64Builder, Int64Builder, ListBuilder, RecordBatch,
-};
+use arrow_array::builder::{FixedSizeListBuilder, Float64Builder, Int64Builder, ListBuilder};
+use arrow_array::{ArrayRef, RecordBatch};
 use distill::signal::TopK;
 
 use super::*;
@@ -143,7 +142,7 @@ fn foreign_file(path: &Path, spoil: impl Fn(&mut Vec<i64>, &mut Vec<f64>)) {
         ("input_ids", Arc::new(tokens.finish())),
         ("teacher_topk_ids", Arc::new(ids.finish())),
         ("teacher_topk_logprobs", Arc::new(logprobs.finish())),
-        ("text", Arc::new(arrow::array::StringArray::from(vec!["whatever"]))),
+        ("text", Arc::new(arrow_array::StringArray::from(vec!["whatever"]))),
     ];
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     let mut writer =

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{
-    ArrayBuilder as _, ArrayRef, Float32Builder, Int32Builder, ListBuilder, RecordBatch,
-};
-use arrow::datatypes::{DataType, Field, Schema};
-use arrow::error::ArrowError;
-
+use arrow_array::builder::{ArrayBuilder as _, Float32Builder, Int32Builder, ListBuilder};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::{ArrowError, DataType, Field, Schema};
 use distill::signal::TopK;
 
 use crate::cache::payload::Said;
