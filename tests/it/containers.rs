@@ -96,7 +96,7 @@ impl Project {
             .current_dir(root())
             .env("BUILD_IMAGE", "limbeck/rust:local")
             .env("RUNTIME_IMAGE", "limbeck/base:local")
-            .env("PROFILE", "release");
+            .env("PROFILE", "quick");
         command
     }
 

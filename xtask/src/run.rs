@@ -59,15 +59,21 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// The programs of the library tests of every crate, built with these features.
+/// The crates that features change. Named together: features of dependencies are joined over all that is named, and those
+/// of the trainer's are what the whole workspace has, so that none is compiled once more.
+pub(crate) fn with_features(features: &str) -> impl Iterator<Item = &str> {
+    let packages = ["kernels", "model", "teacher-server", "student-trainer"];
+    let packages = packages.into_iter().flat_map(|package| ["--package", package]);
+    ["--release", "--features", features].into_iter().chain(packages)
+}
+
+/// The programs of their library tests.
 pub(crate) struct LibraryTests(HashMap<String, PathBuf>);
 
 impl LibraryTests {
-    /// The whole workspace, whatever is run of it: features of dependencies are joined over all that is named, so that a
-    /// part of it would compile most dependencies once more.
     pub(crate) fn build(mut cargo: Command, features: &str) -> Result<Self> {
-        cargo.args(["test", "--release", "--workspace", "--lib", "--features", features]);
-        cargo.args(["--no-run", "--message-format", "json-render-diagnostics"]);
+        cargo.args(["test", "--lib", "--no-run", "--message-format", "json-render-diagnostics"]);
+        cargo.args(with_features(features));
         let shown = announced(&cargo);
         let output = cargo.stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "failed ({}): {shown}", output.status);

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::run::{LibraryTests, cargo, run, say};
+use crate::run::{LibraryTests, cargo, run, say, with_features};
 use crate::{emulated_card, tidy};
 
 /// Everything CI checks. Writes nothing but build artefacts.
@@ -42,8 +42,8 @@ fn features() -> Result<()> {
     };
     let with_cards = format!("teacher-server/otel,{}", emulated_card::FEATURES);
     let features = if nvcc.is_ok() { &with_cards } else { "teacher-server/otel" };
-    let workspace = ["--release", "--workspace", "--all-targets", "--features", features];
-    run(cargo().arg("clippy").args(workspace).args(["--", "-D", "warnings"]))?;
+    let deny = ["--all-targets", "--", "-D", "warnings"];
+    run(cargo().arg("clippy").args(with_features(features)).args(deny))?;
     let tests = LibraryTests::build(cargo(), features)?;
     run(&mut tests.of("teacher-server", &["otel"])?)?;
     if nvcc.is_ok() {
