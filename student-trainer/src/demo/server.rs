@@ -111,14 +111,20 @@ fn find_or_build(console: &Console) -> anyhow::Result<PathBuf> {
         console.tell("building teacher-server ...");
         let profile = dir.file_name().and_then(|name| name.to_str()).unwrap_or("release");
         let profile = if profile == "debug" { "dev" } else { profile };
-        let built = Command::new(cargo)
+        let mut cargo = Command::new(cargo);
+        cargo
             .args(["build", "--quiet", "--profile", profile, "--bin", "teacher-server"])
             // Both named: alone it would be given fewer features of its dependencies, and most of them compiled once more.
             .args(["--package", "teacher-server", "--package", "student-trainer"])
-            .current_dir(manifest_dir)
-            .status()
-            .context("running cargo")?;
-        if !built.success() {
+            .current_dir(manifest_dir);
+        // So would those whose build scripts (ring's) see what cargo says of this package.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                cargo.env_remove(&name);
+            }
+        }
+        if !cargo.status().context("running cargo")?.success() {
             bail!("cargo build --bin teacher-server failed");
         }
     }
