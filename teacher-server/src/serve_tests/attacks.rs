@@ -139,8 +139,8 @@ async fn a_flood_whose_answers_are_read_is_no_use_of_a_connection_either() {
     beside(&server, async {
         let priorities = frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1]).repeat(1000);
         for (what, flood) in questions().into_iter().chain([("priorities", priorities)]) {
-            let hand = Hand::greet(server.grpc, &[]).await;
             let begin = Instant::now();
+            let hand = Hand::greet(server.grpc, &[]).await;
             let (mut read, mut write) = hand.0.into_split();
             let listen = async {
                 let mut heard = vec![0; 1 << 16];

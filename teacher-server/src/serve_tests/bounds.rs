@@ -43,9 +43,9 @@ async fn a_stream_ends_when_nothing_is_asked_and_when_its_time_is_over() {
     let server = served(Settings::with(|limits| limits.stream_idle_timeout = SHORT)).await;
     let mut stream = server.score().await;
     let good = job(1, vec![1, 2, 3]);
-    for _ in 0..4 {
+    for _ in 0..5 {
         // Each request begins the time anew.
-        tokio::time::sleep(SHORT / 2).await;
+        tokio::time::sleep(SHORT / 3).await;
         assert_right(&good, &stream.ask(&good).await);
     }
     let status = ending(&mut stream.replies).await;
