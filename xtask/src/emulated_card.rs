@@ -11,7 +11,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::run::{LibraryTests, cargo, root, run, say};
+use crate::run::{LibraryTests, cargo, root, run, say, with_features};
 
 /// Where its sources lie, and where else they look for what they include.
 const DRIVER: &str = "kernels/emulation/driver";
@@ -146,7 +146,11 @@ pub(crate) fn test(tests: &LibraryTests) -> Result<()> {
         (std::fs::read_to_string(folder.join(COMPILED))?, std::fs::read_to_string(&ran)?);
     let missed: Vec<&str> =
         ptx::kernels(&compiled).filter(|kernel| ran.lines().all(|line| line != *kernel)).collect();
-    ensure!(missed.is_empty(), "kernels that no test runs: {}", missed.join(", "));
+    ensure!(
+        missed.is_empty(),
+        "no test runs {}: give them one (model/src/ops/emulated_tests), or take them out of kernels/cuda",
+        missed.join(", ")
+    );
     say(format!("\nall {} kernels ran", ptx::kernels(&compiled).count()));
     Ok(())
 }
@@ -154,12 +158,7 @@ pub(crate) fn test(tests: &LibraryTests) -> Result<()> {
 /// Builds it and says how it is used.
 pub(crate) fn tell() -> Result<()> {
     let folder = build()?;
-    run(cargo().args(["build", "--release", "--features", FEATURES]).args([
-        "--package",
-        "teacher-server",
-        "--package",
-        "student-trainer",
-    ]))?;
+    run(cargo().args(["build", "--bins"]).args(with_features(FEATURES)))?;
     say(format!(
         "LD_LIBRARY_PATH={} target/release/student-trainer train --device cuda:0 …",
         folder.display()

@@ -31,6 +31,14 @@ pub(crate) const TESTS: [(&str, &str); 4] = [
     ("teacher-server", "teacher-tests"),
     ("student-trainer", "trainer-tests"),
 ];
+/// What is asked of them: what it is called, whose test it is, and its name there.
+pub(crate) const CHECKS: [(&str, &str, &str); 5] = [
+    ("the card itself", "kernels-tests", "card::"),
+    ("every kernel against f64", "model-tests", "ops::emulated_tests"),
+    ("the engine against the processor's", "model-tests", "card::tests"),
+    ("the teacher's batches started ahead", "teacher-tests", "qwen3_scorer::tests::ahead"),
+    ("the trainer's steps started ahead", "trainer-tests", "train::ahead_tests"),
+];
 /// The peer's script in a pack.
 pub(crate) const PEER: &str = "gpu_peer.py";
 
@@ -81,13 +89,7 @@ pub(crate) fn gpu(arguments: &[&str]) -> Result<()> {
 impl Run {
     /// The tests, the golden values, the tiny job.
     fn checks(&mut self) {
-        for (name, tests, filter) in [
-            ("the card itself", "kernels-tests", "card::"),
-            ("every kernel against f64", "model-tests", "ops::emulated_tests"),
-            ("the engine against the processor's", "model-tests", "card::tests"),
-            ("the teacher's batches started ahead", "teacher-tests", "qwen3_scorer::tests::ahead"),
-            ("the trainer's steps started ahead", "trainer-tests", "train::ahead_tests"),
-        ] {
+        for (name, tests, filter) in CHECKS {
             if tests == "kernels-tests" && !self.has_card() {
                 self.note(name, Outcome::Absent("no card in a rehearsal".to_owned()), 0.0);
                 continue;

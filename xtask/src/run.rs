@@ -74,10 +74,11 @@ pub(crate) fn with_features(features: &str) -> impl Iterator<Item = &str> {
     ["--release", "--features", features].into_iter().chain(packages)
 }
 
-/// The programs of their library tests.
+/// The programs of their library tests, by crate.
 pub(crate) struct LibraryTests(HashMap<String, PathBuf>);
 
 impl LibraryTests {
+    /// Builds them with this cargo.
     pub(crate) fn build(mut cargo: Command, features: &str) -> Result<Self> {
         cargo.args(["test", "--lib", "--no-run", "--message-format", "json-render-diagnostics"]);
         cargo.args(with_features(features));
@@ -94,16 +95,39 @@ impl LibraryTests {
         Ok(Self(programs.collect()))
     }
 
-    /// Where a crate's lie.
+    /// The program with a crate's tests.
     pub(crate) fn program(&self, package: &str) -> Result<&Path> {
         let program = self.0.get(package).with_context(|| format!("no tests of {package}"))?;
         Ok(program)
     }
 
-    /// A command that runs a crate's tests of these names.
+    /// A command that runs a crate's tests of these names, where cargo would run them.
+    ///
+    /// # Errors
+    /// A name that no test has: running none of them would pass.
     pub(crate) fn of(&self, package: &str, names: &[&str]) -> Result<Command> {
-        let mut command = Command::new(self.program(package)?);
+        let program = self.program(package)?;
+        for name in names {
+            let listed = read(Command::new(program).args(["--list", name]))?;
+            ensure!(listed.contains(": test"), "{package} has no test that is called {name}");
+        }
+        let mut command = Command::new(program);
         command.current_dir(root().join(package)).args(names);
         Ok(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_test_has_is_refused() {
+        let own = std::env::current_exe().unwrap();
+        let tests = LibraryTests(HashMap::from([("xtask".to_owned(), own)]));
+        assert!(tests.of("xtask", &["a_name_that_no_test"]).is_ok());
+        let error = tests.of("xtask", &["a_name_that", "no_such_name"]).unwrap_err();
+        assert!(error.to_string().contains("no_such_name"), "{error}");
+        assert!(tests.of("model", &["a_name_that"]).is_err());
     }
 }

@@ -7,23 +7,23 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::{PEER, PROGRAMS, TESTS};
+use super::{CHECKS, PEER, PROGRAMS, TESTS};
 use crate::emulated_card::FEATURES;
-use crate::run::{LibraryTests, cargo, read, root, run, say};
+use crate::run::{LibraryTests, cargo, read, root, run, say, with_features};
 
 /// Fills `dir`.
 pub(super) fn pack(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
-    // Together: apart they would each build the libraries with features of their own.
-    let programs = ["model", "teacher-server", "student-trainer"];
-    let programs = programs.into_iter().flat_map(|package| ["--package", package]);
-    run(cargo().args(["build", "--release", "--features", "cuda", "--bins"]).args(programs))?;
+    run(cargo().args(["build", "--bins"]).args(with_features(FEATURES)))?;
     let target = target()?;
     for program in PROGRAMS {
         strip(&target.join("release").join(program), &dir.join(program))?;
     }
     let tests = LibraryTests::build(cargo(), FEATURES)?;
     for (package, name) in TESTS {
+        for (_, _, asked) in CHECKS.iter().filter(|(_, of, _)| *of == name) {
+            tests.of(package, &[asked])?;
+        }
         strip(tests.program(package)?, &dir.join(name))?;
     }
     strip(&std::env::current_exe()?, &dir.join("xtask"))?;
