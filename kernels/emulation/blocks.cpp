@@ -321,6 +321,7 @@ bool run(const Launch& launch, void (*body)(void*), void* context) {
     running = &now;
     Watch watch;
     for (unsigned block : ordered(blocks, launch.order)) {
+        if (launch.few && block >= launch.few && block + launch.few < blocks) continue;
         // What a block before left there is gone.
         std::memset(shared.start, 0xff, launch.shared_bytes);
         for (unsigned at = 0; at < count; at++) {

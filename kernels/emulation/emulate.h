@@ -31,7 +31,8 @@ struct Buffer {
     size_t bytes;
 };
 
-// One launch. `order` 0 runs threads and blocks forwards, 1 backwards, others shuffled by that seed.
+// One launch. `order` 0 runs threads and blocks forwards, 1 backwards, others shuffled by that seed. Of the blocks so many
+// of the first and of the last are run; all where `few` is 0.
 struct Launch {
     Dim blocks, threads;
     size_t shared_bytes;
@@ -40,6 +41,7 @@ struct Launch {
     size_t buffer_count;
     char* complaint;
     size_t complaint_bytes;
+    unsigned few;
 };
 
 // The thread that runs.

@@ -14,6 +14,8 @@ long long setting(const char* name, long long usual) {
     return at == std::string::npos ? usual : std::atoll(text.c_str() + at + 1 + of.size());
 }
 
+unsigned few() { return setting("few", 0); }
+
 // A line for each at once, behind those of other programs: all of them together show what none ran.
 void ran(const std::string& kernel) {
     static std::set<std::string> noted;

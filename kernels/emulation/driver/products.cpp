@@ -52,6 +52,12 @@ bool is_sound(const Matrix& of) {
     return (of.type == R_32F || of.type == R_16BF) && of.stride >= int64_t(of.rows);
 }
 
+// Whether all of it lies in the card's memory.
+bool is_there(const Matrix& of, const void* at) {
+    const uint64_t elements = (of.columns - 1) * of.stride + of.rows;
+    return is_on_card(reinterpret_cast<uint64_t>(at), elements * (of.type == R_32F ? sizeof(float) : 2));
+}
+
 // Whether A and B, as they take part, give a matrix of C's and D's shape; of float32 the result is float32.
 bool fit(const Description& of, const Matrix& a, const Matrix& b, const Matrix& c, const Matrix& d) {
     const uint64_t m = of.transposed[0] ? a.columns : a.rows, k = of.transposed[0] ? a.rows : a.columns;
@@ -130,6 +136,9 @@ LIBRARY(cublasLtMatmul, void*, const Description* of, const float* alpha, const 
     const void* at[4] = {a, b, c, d};
     for (int matrix = 0; matrix < 4; matrix++)
         if (reinterpret_cast<uintptr_t>(at[matrix]) % algorithm->alignments[matrix]) return STATUS_INVALID;
+    const Matrix* matrices[4] = {of_a, of_b, of_c, of_d};
+    for (int matrix = 0; matrix < 4; matrix++)
+        if (!is_there(*matrices[matrix], at[matrix])) return STATUS_INVALID;
     if (!fit(*of, *of_a, *of_b, *of_c, *of_d) || !workspace || workspace_bytes < algorithm->workspace) return STATUS_INVALID;
     const auto product = [=, of = *of, alpha = *alpha, beta = *beta, of_a = *of_a, of_b = *of_b, of_c = *of_c, of_d = *of_d] {
         const uint64_t k = of.transposed[0] ? of_a.rows : of_a.columns;
@@ -147,6 +156,7 @@ LIBRARY(cublasLtMatmul, void*, const Description* of, const float* alpha, const 
             }
         return int(SUCCESS);
     };
+    if (few()) return SUCCESS;
     // The workspace is the library's to write.
     put(stream, [=] { return std::memset(workspace, 0xff, std::min<size_t>(workspace_bytes, 4096)), int(SUCCESS); });
     return put(stream, product);

@@ -15,6 +15,7 @@ struct Launch {
     buffer_count: usize,
     complaint: *mut c_char,
     complaint_bytes: usize,
+    few: u32,
 }
 
 #[cfg(emulated)]
@@ -71,6 +72,7 @@ pub(super) fn launch(
         buffer_count: buffers.len(),
         complaint: complaint.as_mut_ptr().cast(),
         complaint_bytes: bytes,
+        few: 0,
     };
     #[expect(unsafe_code, reason = "a function of another language")]
     // SAFETY: the arguments were compared with the kernel's parameters, buffers outlive the call, and a touch

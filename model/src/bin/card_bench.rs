@@ -43,9 +43,9 @@ mod on_card {
 
     use kernels::card::Card;
     use model::card::bench::{
-        Figure, REAL, attention_both, copy, optimiser, output_layer, rate, student, teacher,
+        Figure, QWEN3_0_6B, QWEN3_4B, REAL, attention_both, copy, optimiser, output_layer, rate,
+        shape, student, teacher,
     };
-    use model::config::Qwen3Config;
 
     pub(super) fn measure(ordinal: usize, lines: impl Iterator<Item = &'static str>) -> ExitCode {
         let mut failed = false;
@@ -63,10 +63,11 @@ mod on_card {
                 "copy" => one(copy(&mut card, REAL)),
                 "adamw" => one(optimiser(&mut card, REAL)),
                 "attention" => one(attention_both(&mut card, REAL)),
-                "output-layer" => config(0.6)
-                    .and_then(|config| Ok(output_layer(&mut card, &config, REAL)?.to_vec())),
-                "student" => config(0.6).and_then(|config| one(student(card, &config, REAL))),
-                _ => config(4.0).and_then(|config| one(teacher(card, &config, REAL))),
+                "output-layer" => output_layer(&mut card, &shape(QWEN3_0_6B), REAL)
+                    .map(|figures| figures.to_vec())
+                    .map_err(Into::into),
+                "student" => one(student(card, &shape(QWEN3_0_6B), REAL)),
+                _ => one(teacher(card, &shape(QWEN3_4B), REAL)),
             };
             match figures {
                 Ok(figures) => figures.iter().for_each(print),
@@ -81,21 +82,6 @@ mod on_card {
 
     fn one<E: Error + 'static>(figure: Result<Figure, E>) -> Result<Vec<Figure>, Box<dyn Error>> {
         Ok(vec![figure?])
-    }
-
-    /// Qwen3-0.6B or Qwen3-4B, as their config.json has them.
-    fn config(billions: f64) -> Result<Qwen3Config, Box<dyn Error>> {
-        let [hidden, inner, heads, layers] =
-            if billions < 1.0 { [1024, 3072, 16, 28] } else { [2560, 9728, 32, 36] };
-        let json = serde_json::json!({
-            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
-            "attention_bias": false, "head_dim": 128, "hidden_size": hidden,
-            "intermediate_size": inner, "max_position_embeddings": 40960,
-            "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "tie_word_embeddings": true,
-            "vocab_size": 151_936, "initializer_range": 0.02,
-        });
-        Ok(Qwen3Config::from_json(&json.to_string())?)
     }
 
     fn print(figure: &Figure) {

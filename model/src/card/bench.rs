@@ -63,18 +63,38 @@ pub const REAL: Sizes =
 pub const TINY: Sizes =
     Sizes { matrix: 16, parameters: 1000, rows: [2, 9], positions: 6, times: 1 };
 
+/// Qwen3-0.6B and Qwen3-4B: hidden size, intermediate size, heads of queries, layers.
+pub const QWEN3_0_6B: [usize; 4] = [1024, 3072, 16, 28];
+/// As above.
+pub const QWEN3_4B: [usize; 4] = [2560, 9728, 32, 36];
+
+/// A model of one of these shapes, as its config.json has it.
+///
+/// # Panics
+/// When a shape is none of a model.
+pub fn shape([hidden, inner, heads, layers]: [usize; 4]) -> Qwen3Config {
+    let json = serde_json::json!({
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
+        "attention_bias": false, "head_dim": 128, "hidden_size": hidden,
+        "intermediate_size": inner, "max_position_embeddings": 40960,
+        "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "tie_word_embeddings": true,
+        "vocab_size": 151_936, "initializer_range": 0.02,
+    });
+    Qwen3Config::from_json(&json.to_string()).expect("a shape of Qwen3")
+}
+
 /// Entries a position, and the temperature they are made at.
 const K: usize = 64;
 const TEMPERATURE: f64 = 5.0;
 
-/// Numbers that repeat: what is measured does not depend on them.
+/// Numbers: what is measured does not depend on them.
 fn numbers(len: usize, size: f32) -> Vec<bf16> {
     let one = |at: usize| {
         let bits = (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         bf16::from_f32((bits as f32 / 8_388_608.0 - 1.0) * size)
     };
-    let block: Vec<bf16> = (0..len.min(1 << 20)).map(one).collect();
-    block.iter().copied().cycle().take(len).collect()
+    (0..len).map(one).collect()
 }
 
 /// Seconds of one time of a program, the median of several; the first times, in which it is recorded and the card wakes
@@ -104,16 +124,15 @@ fn repeated(making: &mut Making, times: usize) {
     }
 }
 
-fn kept<X: Executor>(on: &mut X, kind: Kind, len: usize, size: f32) -> Result<View, ModelError> {
-    let view = on.keep("numbers", kind, len).map_err(failed::<X>)?;
-    match kind {
-        Kind::Bf16 => on.write(view, &numbers(len, size)),
-        Kind::F32 | Kind::F64 | Kind::U32 | Kind::Bytes => {
-            let wide: Vec<f32> = numbers(len, size).into_iter().map(bf16::to_f32).collect();
-            on.write(view, &wide)
-        }
+/// Memory with [`numbers`] in it, which repeat: the host holds few of many.
+fn kept<X: Executor>(on: &mut X, len: usize, size: f32) -> Result<View, ModelError> {
+    const AT_ONCE: usize = 1 << 24;
+    let view = on.keep("numbers", Kind::Bf16, len).map_err(failed::<X>)?;
+    let block = numbers(len.min(AT_ONCE), size);
+    for start in (0..len).step_by(AT_ONCE) {
+        let part = view.part(start..len.min(start + AT_ONCE));
+        on.write(part, &block[..part.len]).map_err(failed::<X>)?;
     }
-    .map_err(failed::<X>)?;
     Ok(view)
 }
 
@@ -124,7 +143,7 @@ fn kept<X: Executor>(on: &mut X, kind: Kind, len: usize, size: f32) -> Result<Vi
 pub fn rate<X: Executor>(on: &mut X, sizes: Sizes) -> Result<Figure, ModelError> {
     let n = sizes.matrix;
     let mut making = Making::default();
-    let [a, b] = [kept(on, Kind::Bf16, n * n, 1.0)?, kept(on, Kind::Bf16, n * n, 1.0)?];
+    let [a, b] = [kept(on, n * n, 1.0)?, kept(on, n * n, 1.0)?];
     let into = making.program.passing("product", Kind::Bf16, n * n);
     making.program.product(Product {
         a: Matrix::of(a, [n, n]),
@@ -198,9 +217,9 @@ pub fn attention_both<X: Executor>(on: &mut X, sizes: Sizes) -> Result<Figure, M
     let heads = Heads { queries: 16, keys: 8, head_dim: 128 };
     let ([rows, length], activations) = (sizes.rows, Activations::Bf16);
     let (tokens, h, e) = (rows * length, heads.queries as usize, heads.head_dim as usize);
-    let ready = kept(on, Kind::Bf16, tokens * heads.normed() as usize * e, 1.0)?;
-    let raw = kept(on, Kind::Bf16, tokens * heads.width() as usize, 1.0)?;
-    let d_out = kept(on, Kind::Bf16, tokens * h * e, 1.0)?;
+    let ready = kept(on, tokens * heads.normed() as usize * e, 1.0)?;
+    let raw = kept(on, tokens * heads.width() as usize, 1.0)?;
+    let d_out = kept(on, tokens * h * e, 1.0)?;
     let mut making = Making::default();
     let ends: Vec<u32> = (1..=rows).map(|row| (row * length) as u32).collect();
     let tiles = Tiles::of(&ends, heads, activations);
@@ -259,10 +278,10 @@ pub fn output_layer<X: Executor>(
 ) -> Result<[Figure; 2], ModelError> {
     let (d, classes, rows) = (config.hidden_size, config.vocab_size, sizes.positions);
     let index = ParameterIndex::new(config);
-    let flat = kept(on, Kind::Bf16, index.total(), 0.02)?;
+    let flat = kept(on, index.total(), 0.02)?;
     let weights = weights(flat, &index, config.num_hidden_layers)?;
     let network = Network::new(on, config.clone(), weights, Activations::Bf16)?;
-    let hidden = kept(on, Kind::Bf16, rows * d, 1.0)?;
+    let hidden = kept(on, rows * d, 1.0)?;
     let gradients = on.keep("gradients", Kind::F32, index.total()).map_err(failed::<X>)?;
     let dw = views(gradients, &index, config.num_hidden_layers)?.head;
     let (targets, said) =

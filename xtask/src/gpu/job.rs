@@ -15,6 +15,9 @@ use super::{PEER, within};
 /// Rows of a step at real shapes, and tokens of each.
 const REAL_ROWS: usize = 16;
 const REAL_TOKENS: usize = 1024;
+/// Steps of an epoch, and the first of each that do not count: in those of the first epoch both sides wake up.
+const STEPS: usize = 12;
+const WAKING: usize = 4;
 
 /// A job's folder, and who runs in it.
 struct Job<'a> {
@@ -56,10 +59,12 @@ fn within_folder<T>(
 pub(super) fn tiny(programs: &Path, device: &str, by: Instant) -> Result<()> {
     within_folder(programs, device, by, |job| {
         let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| job.dir.join(file));
-        let summary = job.run(["teacher", "student"], &train, |trainer| {
+        let run = job.run(["teacher", "student"], &train, |trainer| {
             trainer.args(["--student-init", "random", "--learning-rate", "1e-3"]);
             trainer.args(["--max-steps", "12", "--eval-file"]).arg(&eval);
         })?;
+        let summary: Value =
+            serde_json::from_str(&std::fs::read_to_string(run.join("summary.json"))?)?;
         let [before, after] = ["before", "after"]
             .map(|when| summary[format!("student_perplexity_{when}")].as_f64().unwrap_or(f64::NAN));
         ensure!(after < before, "perplexity went from {before} to {after}");
@@ -67,7 +72,7 @@ pub(super) fn tiny(programs: &Path, device: &str, by: Instant) -> Result<()> {
     })
 }
 
-/// The notebook's job with random weights of Qwen3-4B's and Qwen3-0.6B's shapes: seconds of a step's tokens.
+/// The notebook's job with random weights of Qwen3-4B's and Qwen3-0.6B's shapes: seconds of a step.
 pub(super) fn real(programs: &Path, device: &str, python: &str, by: Instant) -> Result<Value> {
     within_folder(programs, device, by, |job| {
         let mut models = Command::new(python);
@@ -80,10 +85,10 @@ pub(super) fn real(programs: &Path, device: &str, python: &str, by: Instant) -> 
             let words: Vec<&str> = lines.iter().cycle().skip(at).take(300).copied().collect();
             json!({"text": words.join(" ")}).to_string()
         };
-        let all: Vec<String> = (0..8 * REAL_ROWS).map(row).collect();
+        let all: Vec<String> = (0..STEPS * REAL_ROWS).map(row).collect();
         std::fs::write(&rows, all.join("\n"))?;
         let [at_once, length] = [REAL_ROWS, REAL_TOKENS].map(|number| number.to_string());
-        let summary = job.run(["real-teacher", "real-student"], &rows, |trainer| {
+        let run = job.run(["real-teacher", "real-student"], &rows, |trainer| {
             trainer
                 .args([
                     "--num-train-epochs",
@@ -93,11 +98,23 @@ pub(super) fn real(programs: &Path, device: &str, python: &str, by: Instant) -> 
                 ])
                 .args(["--max-length", &length, "--top-k", "64", "--temperature", "5"]);
         })?;
-        let rate = summary["tokens_per_second"].as_f64().context("no rate in summary.json")?;
-        let seconds = (REAL_ROWS * REAL_TOKENS) as f64 / rate;
+        let seconds = seconds_of_a_step(&std::fs::read_to_string(run.join("metrics.jsonl"))?)?;
         Ok(json!({"name": "job over gRPC", "of": "ours", "seconds": seconds, "operations": 0,
                   "bytes": 0, "memory": 0}))
     })
+}
+
+/// The mean over the steps that count, of the trainer's metrics.
+fn seconds_of_a_step(metrics: &str) -> Result<f64> {
+    let mut counted = Vec::new();
+    for (at, line) in metrics.lines().enumerate().filter(|(at, _)| at % STEPS >= WAKING) {
+        let step: Value = serde_json::from_str(line)?;
+        let [tokens, rate] = ["tokens", "tokens_per_second"].map(|name| step[name].as_f64());
+        let seconds = tokens.zip(rate).map(|(tokens, rate)| tokens / rate);
+        counted.push(seconds.with_context(|| format!("step {}: no rate", at + 1))?);
+    }
+    ensure!(!counted.is_empty(), "no steps in metrics.jsonl");
+    Ok(counted.iter().sum::<f64>() / counted.len() as f64)
 }
 
 impl Job<'_> {
@@ -109,13 +126,13 @@ impl Job<'_> {
         Command::new(self.programs.join(name))
     }
 
-    /// Teacher and student of these folders, rows to learn, and what else the trainer is told; its summary.
+    /// Teacher and student of these folders, rows to learn, and what else the trainer is told; where the run lies.
     fn run(
         &self,
         [teacher, student]: [&str; 2],
         rows: &Path,
         more: impl FnOnce(&mut Command),
-    ) -> Result<Value> {
+    ) -> Result<PathBuf> {
         let log = self.dir.join("teacher.log");
         let mut server = self
             .program("teacher-server")
@@ -152,6 +169,25 @@ impl Job<'_> {
             .arg(rows);
         more(&mut trainer);
         within(&mut trainer, self.left())?;
-        Ok(serde_json::from_str(&std::fs::read_to_string(run.join("summary.json"))?)?)
+        Ok(run)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_in_which_both_sides_wake_up_do_not_count() {
+        let step = |at: usize| {
+            let rate = if at % STEPS < WAKING { 1.0 } else { 100.0 * (1 + at / STEPS) as f64 };
+            json!({"step": at + 1, "tokens": 200, "tokens_per_second": rate}).to_string()
+        };
+        // Of two epochs, at 2 seconds a step and at 1.
+        let metrics: Vec<String> = (0..2 * STEPS).map(step).collect();
+        assert_eq!(seconds_of_a_step(&metrics.join("\n")).unwrap(), 1.5);
+        let none = json!({"step": 5, "tokens": 200}).to_string();
+        assert!(seconds_of_a_step(&[&*none; 5].join("\n")).is_err());
+        assert!(seconds_of_a_step("").is_err());
     }
 }

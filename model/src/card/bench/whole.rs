@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use distill::signal::Entries;
 use kernels::executor::Executor;
-use kernels::program::{Kind, Places};
+use kernels::program::Places;
 
 use super::{Figure, K, Sizes, TEMPERATURE, batch, kept, median, settings, signal};
 use crate::card::engine::CardModel;
@@ -65,7 +65,7 @@ pub fn teacher<X: Executor + Send>(
     sizes: Sizes,
 ) -> Result<Figure, ModelError> {
     let index = std::sync::Arc::new(ParameterIndex::new(config));
-    let flat = kept(&mut on, Kind::Bf16, index.total(), 0.02)?;
+    let flat = kept(&mut on, index.total(), 0.02)?;
     let weights = weights(flat, &index, config.num_hidden_layers)?;
     let model = CardModel::over(on, config.clone(), (&index, weights), Precision::Bf16)?;
     let batch = batch(sizes, config.vocab_size);
