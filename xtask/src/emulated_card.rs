@@ -8,10 +8,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::run::{LibraryTests, cargo, root, run, say, with_features};
+use crate::gpu::job;
+use crate::run::{LibraryTests, cargo, programs, root, run, say};
 
 /// Where its sources lie, and where else they look for what they include.
 const DRIVER: &str = "kernels/emulation/driver";
@@ -119,9 +121,9 @@ pub(crate) fn nvcc() -> PathBuf {
     installed.unwrap_or_else(|| PathBuf::from("nvcc"))
 }
 
-/// Runs the tests of kernels, of whole steps and of what is started ahead on it, which together run every kernel; and
-/// without it what is said where no card can be used.
-pub(crate) fn test(tests: &LibraryTests) -> Result<()> {
+/// Runs the tests of kernels, of whole steps and of what is started ahead on it, which together run every kernel; both
+/// services, that lie in `programs`; and without it what is said where no card can be used.
+pub(crate) fn test(tests: &LibraryTests, programs: &Path) -> Result<()> {
     let folder = build()?;
     run(&mut tests.of("kernels", &["a_card_that_is_not_there"])?)?;
     run(&mut tests.of("model", &["where_no_card_can_be_used"])?)?;
@@ -152,16 +154,25 @@ pub(crate) fn test(tests: &LibraryTests) -> Result<()> {
         missed.join(", ")
     );
     say(format!("\nall {} kernels ran", ptx::kernels(&compiled).count()));
+    let at = job::Where {
+        programs,
+        device: "cuda:0",
+        libraries: Some(&folder),
+        by: Instant::now() + Duration::from_secs(300),
+    };
+    let apart = job::tiny(&at, &job::SECONDS_OF_AN_EMULATION).context("both services on it")?;
+    say(format!("both services on it: losses at most {apart:.1e} from the processor's"));
     Ok(())
 }
 
 /// Builds it and says how it is used.
 pub(crate) fn tell() -> Result<()> {
     let folder = build()?;
-    run(cargo().args(["build", "--bins"]).args(with_features(FEATURES)))?;
+    let programs = programs(cargo(), FEATURES)?;
     say(format!(
-        "LD_LIBRARY_PATH={} target/release/student-trainer train --device cuda:0 …",
-        folder.display()
+        "LD_LIBRARY_PATH={} {}/student-trainer train --device cuda:0 …",
+        folder.display(),
+        programs.display()
     ));
     Ok(())
 }

@@ -63,7 +63,8 @@ fn main() -> Result<()> {
         ["fuzz", rest @ ..] => fuzz::fuzz(rest),
         ["emulated-card"] => emulated_card::tell(),
         ["emulated-card", "--test"] => {
-            emulated_card::test(&run::LibraryTests::build(run::cargo(), emulated_card::FEATURES)?)
+            let tests = run::LibraryTests::build(run::cargo(), emulated_card::FEATURES)?;
+            emulated_card::test(&tests, &run::programs(run::cargo(), emulated_card::FEATURES)?)
         }
         ["gpu", rest @ ..] => gpu::gpu(rest),
         _ => {

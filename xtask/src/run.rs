@@ -74,6 +74,16 @@ pub(crate) fn with_features(features: &str) -> impl Iterator<Item = &str> {
     ["--release", "--features", features].into_iter().chain(packages)
 }
 
+/// Builds their programs with these features; the folder in which they lie.
+pub(crate) fn programs(mut cargo: Command, features: &str) -> Result<PathBuf> {
+    run(cargo.args(["build", "--bins"]).args(with_features(features)))?;
+    let text = read(self::cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: Value = serde_json::from_str(&text)?;
+    let target =
+        metadata["target_directory"].as_str().context("cargo names no target directory")?;
+    Ok(Path::new(target).join("release"))
+}
+
 /// The programs of their library tests, by crate.
 pub(crate) struct LibraryTests(HashMap<String, PathBuf>);
 

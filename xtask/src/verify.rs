@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::run::{LibraryTests, cargo, run, say, with_features};
+use crate::run::{LibraryTests, cargo, programs, run, say, with_features};
 use crate::{emulated_card, tidy};
 
 /// Everything CI checks. Writes nothing but build artefacts.
@@ -47,7 +47,7 @@ fn features() -> Result<()> {
     let tests = LibraryTests::build(cargo(), features)?;
     run(&mut tests.of("teacher-server", &["otel"])?)?;
     if nvcc.is_ok() {
-        emulated_card::test(&tests)?;
+        emulated_card::test(&tests, &programs(cargo(), features)?)?;
     }
     Ok(())
 }

@@ -19,13 +19,40 @@ const REAL_TOKENS: usize = 1024;
 const STEPS: usize = 12;
 const WAKING: usize = 4;
 
-/// A job's folder, and who runs in it.
-struct Job<'a> {
-    programs: &'a Path,
-    device: &'a str,
-    dir: PathBuf,
-    by: Instant,
+/// Where a job runs.
+pub(crate) struct Where<'a> {
+    /// Both services lie there.
+    pub(crate) programs: &'a Path,
+    /// In the words of `--device`.
+    pub(crate) device: &'a str,
+    /// Where they find the libraries of a card, if not as the system has it.
+    pub(crate) libraries: Option<&'a Path>,
+    /// When it must be done.
+    pub(crate) by: Instant,
 }
+
+/// A job's folder, and where it runs.
+struct Job<'a> {
+    at: &'a Where<'a>,
+    dir: PathBuf,
+}
+
+/// How much of the demonstration's data a job takes: steps of so many rows, cut to so many tokens, and as many rows to
+/// evaluate.
+pub(crate) struct Size {
+    steps: usize,
+    rows: usize,
+    tokens: usize,
+}
+
+/// What a card learns in seconds.
+pub(super) const SECONDS_OF_A_CARD: Size = Size { steps: 12, rows: 16, tokens: 128 };
+/// What an emulated one does.
+pub(crate) const SECONDS_OF_AN_EMULATION: Size = Size { steps: 3, rows: 2, tokens: 16 };
+
+/// How far losses and logarithms of perplexities on a card in bfloat16 may be from the processor's in float32: ten times what
+/// the processor's own bfloat16 is off in the steps of [`SECONDS_OF_A_CARD`].
+const NEAR: f64 = 0.01;
 
 /// A service that is ended with what holds it.
 struct Service(Child);
@@ -39,14 +66,9 @@ impl Drop for Service {
 }
 
 /// In a folder of its own, which goes whatever becomes of it.
-fn within_folder<T>(
-    programs: &Path,
-    device: &str,
-    by: Instant,
-    job: impl FnOnce(&Job<'_>) -> Result<T>,
-) -> Result<T> {
+fn within_folder<T>(at: &Where<'_>, job: impl FnOnce(&Job<'_>) -> Result<T>) -> Result<T> {
     let dir = std::env::temp_dir().join(format!("limbeck-gpu-job-{}", std::process::id()));
-    let of = Job { programs, device, dir, by };
+    let of = Job { at, dir };
     let mut trainer = of.program("student-trainer");
     let found = within(trainer.args(["demo", "data", "--output-dir"]).arg(&of.dir), of.left())
         .and_then(|_| job(&of));
@@ -55,28 +77,30 @@ fn within_folder<T>(
     found
 }
 
-/// The demonstration's teacher teaches a student that begins from nothing, and the student learns.
-pub(super) fn tiny(programs: &Path, device: &str, by: Instant) -> Result<()> {
-    within_folder(programs, device, by, |job| {
-        let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| job.dir.join(file));
-        let run = job.run(["teacher", "student"], &train, |trainer| {
-            trainer.args(["--student-init", "random", "--learning-rate", "1e-3"]);
-            trainer.args(["--max-steps", "12", "--eval-file"]).arg(&eval);
-        })?;
-        let summary: Value =
-            serde_json::from_str(&std::fs::read_to_string(run.join("summary.json"))?)?;
-        let [before, after] = ["before", "after"]
-            .map(|when| summary[format!("student_perplexity_{when}")].as_f64().unwrap_or(f64::NAN));
-        ensure!(after < before, "perplexity went from {before} to {after}");
-        Ok(())
+/// The demonstration's teacher teaches a student that begins from nothing, which learns what it does where teacher and
+/// student are the processor's; how far apart the two come.
+pub(crate) fn tiny(at: &Where<'_>, size: &Size) -> Result<f64> {
+    within_folder(at, |job| {
+        let [there, here] = [at.device, "cpu"].map(|device| job.learned(device, size));
+        let (there, here) = (there?, here?);
+        let apart = there.iter().zip(&here).map(|(there, here)| (there - here).abs());
+        let furthest = apart.fold(0.0, f64::max);
+        ensure!(
+            there.len() == size.steps + 2 && here.len() == there.len() && furthest <= NEAR,
+            "the losses of {} steps, and the evaluations around them, are {there:.4?} on {} and {here:.4?} on the \
+             processor: at most {NEAR} apart was wanted",
+            size.steps,
+            at.device
+        );
+        Ok(furthest)
     })
 }
 
 /// The notebook's job with random weights of Qwen3-4B's and Qwen3-0.6B's shapes: seconds of a step.
-pub(super) fn real(programs: &Path, device: &str, python: &str, by: Instant) -> Result<Value> {
-    within_folder(programs, device, by, |job| {
+pub(super) fn real(at: &Where<'_>, python: &str) -> Result<Value> {
+    within_folder(at, |job| {
         let mut models = Command::new(python);
-        within(models.arg(programs.join(PEER)).arg("models").arg(&job.dir), job.left())?;
+        within(models.arg(at.programs.join(PEER)).arg("models").arg(&job.dir), job.left())?;
         let rows = job.dir.join("long.jsonl");
         let text = std::fs::read_to_string(job.dir.join("train.jsonl"))?;
         let lines: Vec<&str> = text.lines().collect();
@@ -88,7 +112,7 @@ pub(super) fn real(programs: &Path, device: &str, python: &str, by: Instant) -> 
         let all: Vec<String> = (0..STEPS * REAL_ROWS).map(row).collect();
         std::fs::write(&rows, all.join("\n"))?;
         let [at_once, length] = [REAL_ROWS, REAL_TOKENS].map(|number| number.to_string());
-        let run = job.run(["real-teacher", "real-student"], &rows, |trainer| {
+        let run = job.run(at.device, ["real-teacher", "real-student"], &rows, |trainer| {
             trainer
                 .args([
                     "--num-train-epochs",
@@ -119,16 +143,45 @@ fn seconds_of_a_step(metrics: &str) -> Result<f64> {
 
 impl Job<'_> {
     fn left(&self) -> Duration {
-        self.by.saturating_duration_since(Instant::now())
+        self.at.by.saturating_duration_since(Instant::now())
     }
 
     fn program(&self, name: &str) -> Command {
-        Command::new(self.programs.join(name))
+        let mut command = Command::new(self.at.programs.join(name));
+        command.envs(self.at.libraries.map(|folder| ("LD_LIBRARY_PATH", folder)));
+        command
     }
 
-    /// Teacher and student of these folders, rows to learn, and what else the trainer is told; where the run lies.
+    /// The loss of every step, with the logarithms of the perplexities before the first and behind the last.
+    fn learned(&self, device: &str, size: &Size) -> Result<Vec<f64>> {
+        let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| self.dir.join(file));
+        let [steps, rows, tokens] =
+            [size.steps, size.rows, size.tokens].map(|number| number.to_string());
+        let run = self.run(device, ["teacher", "student"], &train, |trainer| {
+            trainer
+                .args(["--student-init", "random", "--learning-rate", "1e-3", "--loss-on", "all"])
+                .args(["--max-steps", &steps, "--per-device-train-batch-size", &rows])
+                .args(["--max-length", &tokens, "--max-eval-samples", &rows, "--eval-file"])
+                .arg(&eval);
+        })?;
+        let json = |text: &str| Ok::<Value, anyhow::Error>(serde_json::from_str(text)?);
+        let summary = json(&std::fs::read_to_string(run.join("summary.json"))?)?;
+        let perplexity = |when: &str| {
+            let name = format!("student_perplexity_{when}");
+            summary[&*name].as_f64().map(f64::ln).context(name)
+        };
+        let mut learned = vec![perplexity("before")?];
+        for line in std::fs::read_to_string(run.join("metrics.jsonl"))?.lines() {
+            learned.push(json(line)?["loss"].as_f64().context("a step's loss")?);
+        }
+        learned.push(perplexity("after")?);
+        Ok(learned)
+    }
+
+    /// Teacher and student of these folders on a device, rows to learn, and what else the trainer is told; where the run lies.
     fn run(
         &self,
+        device: &str,
         [teacher, student]: [&str; 2],
         rows: &Path,
         more: impl FnOnce(&mut Command),
@@ -136,7 +189,7 @@ impl Job<'_> {
         let log = self.dir.join("teacher.log");
         let mut server = self
             .program("teacher-server")
-            .args(["--device", self.device, "--listen", "127.0.0.1:0"])
+            .args(["--device", device, "--listen", "127.0.0.1:0"])
             .args(["--http-listen", "127.0.0.1:0", "--model"])
             .arg(self.dir.join(teacher))
             .stdout(Stdio::piped())
@@ -157,10 +210,10 @@ impl Job<'_> {
         let Some(address) = address else {
             bail!("the teacher did not serve: {}", std::fs::read_to_string(&log)?)
         };
-        let run = self.dir.join(format!("run-{student}"));
+        let run = self.dir.join(format!("run-{student}-{}", device.replace(':', "")));
         let mut trainer = self.program("student-trainer");
         trainer
-            .args(["train", "--device", self.device, "--teacher", &format!("grpc://{address}")])
+            .args(["train", "--device", device, "--teacher", &format!("grpc://{address}")])
             .args(["--resume-from-checkpoint", "off", "--save-steps", "0", "--output-dir"])
             .arg(&run)
             .arg("--student")

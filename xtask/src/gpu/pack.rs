@@ -1,23 +1,21 @@
 //! What `cargo xtask gpu` runs on a machine without Rust: programs and tests built with `--features cuda`, stripped, in one
 //! folder, and this program itself.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
-use serde_json::Value;
+use anyhow::Result;
 
 use super::{CHECKS, PEER, PROGRAMS, TESTS};
 use crate::emulated_card::FEATURES;
-use crate::run::{LibraryTests, cargo, read, root, run, say, with_features};
+use crate::run::{LibraryTests, cargo, programs, root, run, say};
 
 /// Fills `dir`.
 pub(super) fn pack(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
-    run(cargo().args(["build", "--bins"]).args(with_features(FEATURES)))?;
-    let target = target()?;
+    let built = programs(cargo(), FEATURES)?;
     for program in PROGRAMS {
-        strip(&target.join("release").join(program), &dir.join(program))?;
+        strip(&built.join(program), &dir.join(program))?;
     }
     let tests = LibraryTests::build(cargo(), FEATURES)?;
     for (package, name) in TESTS {
@@ -38,15 +36,6 @@ pub(super) fn pack(dir: &Path) -> Result<()> {
         dir.display()
     ));
     Ok(())
-}
-
-/// Where cargo builds.
-fn target() -> Result<PathBuf> {
-    let text = read(cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
-    let metadata: Value = serde_json::from_str(&text)?;
-    let target =
-        metadata["target_directory"].as_str().context("cargo names no target directory")?;
-    Ok(PathBuf::from(target))
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {
