@@ -81,7 +81,8 @@ fn within_folder<T>(at: &Where<'_>, job: impl FnOnce(&Job<'_>) -> Result<T>) -> 
 /// student are the processor's; how far apart the two come.
 pub(crate) fn tiny(at: &Where<'_>, size: &Size) -> Result<f64> {
     within_folder(at, |job| {
-        let [there, here] = [at.device, "cpu"].map(|device| job.learned(device, size));
+        let [there, here] =
+            [(at.device, "there"), ("cpu", "here")].map(|run| job.learned(run, size));
         let (there, here) = (there?, here?);
         let apart = there.iter().zip(&here).map(|(there, here)| (there - here).abs());
         let furthest = apart.fold(0.0, f64::max);
@@ -112,16 +113,17 @@ pub(super) fn real(at: &Where<'_>, python: &str) -> Result<Value> {
         let all: Vec<String> = (0..STEPS * REAL_ROWS).map(row).collect();
         std::fs::write(&rows, all.join("\n"))?;
         let [at_once, length] = [REAL_ROWS, REAL_TOKENS].map(|number| number.to_string());
-        let run = job.run(at.device, ["real-teacher", "real-student"], &rows, |trainer| {
-            trainer
-                .args([
-                    "--num-train-epochs",
-                    &super::figures::EPOCHS.to_string(),
-                    "--per-device-train-batch-size",
-                    &at_once,
-                ])
-                .args(["--max-length", &length, "--top-k", "64", "--temperature", "5"]);
-        })?;
+        let run =
+            job.run((at.device, "run"), ["real-teacher", "real-student"], &rows, |trainer| {
+                trainer
+                    .args([
+                        "--num-train-epochs",
+                        &super::figures::EPOCHS.to_string(),
+                        "--per-device-train-batch-size",
+                        &at_once,
+                    ])
+                    .args(["--max-length", &length, "--top-k", "64", "--temperature", "5"]);
+            })?;
         let seconds = seconds_of_a_step(&std::fs::read_to_string(run.join("metrics.jsonl"))?)?;
         Ok(json!({"name": "job over gRPC", "of": "ours", "seconds": seconds, "operations": 0,
                   "bytes": 0, "memory": 0}))
@@ -153,11 +155,11 @@ impl Job<'_> {
     }
 
     /// The loss of every step, with the logarithms of the perplexities before the first and behind the last.
-    fn learned(&self, device: &str, size: &Size) -> Result<Vec<f64>> {
+    fn learned(&self, run: (&str, &str), size: &Size) -> Result<Vec<f64>> {
         let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| self.dir.join(file));
         let [steps, rows, tokens] =
             [size.steps, size.rows, size.tokens].map(|number| number.to_string());
-        let run = self.run(device, ["teacher", "student"], &train, |trainer| {
+        let run = self.run(run, ["teacher", "student"], &train, |trainer| {
             trainer
                 .args(["--student-init", "random", "--learning-rate", "1e-3", "--loss-on", "all"])
                 .args(["--max-steps", &steps, "--per-device-train-batch-size", &rows])
@@ -178,10 +180,11 @@ impl Job<'_> {
         Ok(learned)
     }
 
-    /// Teacher and student of these folders on a device, rows to learn, and what else the trainer is told; where the run lies.
+    /// A run on a device, and its name; teacher and student of these folders, rows to learn, and what else the trainer is told.
+    /// Gives where it lies.
     fn run(
         &self,
-        device: &str,
+        (device, name): (&str, &str),
         [teacher, student]: [&str; 2],
         rows: &Path,
         more: impl FnOnce(&mut Command),
@@ -210,7 +213,7 @@ impl Job<'_> {
         let Some(address) = address else {
             bail!("the teacher did not serve: {}", std::fs::read_to_string(&log)?)
         };
-        let run = self.dir.join(format!("run-{student}-{}", device.replace(':', "")));
+        let run = self.dir.join(name);
         let mut trainer = self.program("student-trainer");
         trainer
             .args(["train", "--device", device, "--teacher", &format!("grpc://{address}")])
