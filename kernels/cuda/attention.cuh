@@ -31,18 +31,6 @@ struct Heads {
     __device__ size_t out(size_t token, unsigned head) const { return token * out_stride() + head * head_dim; }
 };
 
-// Two values that begin at a multiple of two.
-__device__ __forceinline__ float2 load2(const float* from, size_t at) {
-    float2 two;
-    copy_words<8>(&two, from + at);
-    return two;
-}
-__device__ __forceinline__ float2 load2(const __nv_bfloat16* from, size_t at) {
-    unsigned two;
-    copy_words<4>(&two, from + at);
-    return {__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000)};
-}
-
 // A block's part of a packed row: tokens from `first` on, of the row start..end.
 struct Tile {
     unsigned start, first, end;

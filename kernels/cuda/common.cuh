@@ -23,7 +23,8 @@ __device__ __forceinline__ float wide(__nv_bfloat16 x) { return __bfloat162float
 __device__ __forceinline__ void narrow(float x, float& to) { to = x; }
 __device__ __forceinline__ void narrow(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
 
-// Four values that begin at a multiple of four of an array whose start is a multiple of 16 bytes.
+// Four values that begin at a multiple of four of an array whose start is a multiple of 16 bytes, and two that begin at a
+// multiple of two.
 #ifdef __CUDACC__
 __device__ __forceinline__ float4 load4(const float* from, size_t at) {
     return *reinterpret_cast<const float4*>(from + at);
@@ -37,6 +38,17 @@ __device__ __forceinline__ void store4(float* to, size_t at, float4 x) { *reinte
 __device__ __forceinline__ void store4(__nv_bfloat16* to, size_t at, float4 x) {
     __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(x.x, x.y), __floats2bfloat162_rn(x.z, x.w)};
     *reinterpret_cast<uint2*>(to + at) = *reinterpret_cast<const uint2*>(pairs);
+}
+__device__ __forceinline__ float2 load2(const float* from, size_t at) {
+    return *reinterpret_cast<const float2*>(from + at);
+}
+__device__ __forceinline__ float2 load2(const __nv_bfloat16* from, size_t at) {
+    const unsigned two = *reinterpret_cast<const unsigned*>(from + at);
+    return {__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000)};
+}
+__device__ __forceinline__ void store2(float* to, size_t at, float2 x) { *reinterpret_cast<float2*>(to + at) = x; }
+__device__ __forceinline__ void store2(__nv_bfloat16* to, size_t at, float2 x) {
+    *reinterpret_cast<__nv_bfloat162*>(to + at) = __floats2bfloat162_rn(x.x, x.y);
 }
 #else
 template <class T>
@@ -52,7 +64,35 @@ void store4(T* to, size_t at, float4 x) {
     narrow(x.z, to[at + 2]);
     narrow(x.w, to[at + 3]);
 }
+template <class T>
+float2 load2(const T* from, size_t at) {
+    EMULATED_CHECK(at % 2 == 0, "two values are read together at a place that is no multiple of two");
+    return {wide(from[at]), wide(from[at + 1])};
+}
+template <class T>
+void store2(T* to, size_t at, float2 x) {
+    EMULATED_CHECK(at % 2 == 0, "two values are written together at a place that is no multiple of two");
+    narrow(x.x, to[at]);
+    narrow(x.y, to[at + 1]);
+}
 #endif
+
+// Four columns from `at` on, a multiple of four, of the row of `width` that begins at `start`; 0 past its end. Together
+// where rows begin at multiples of four: with an access for each column it is instructions that kernels of rows wait for.
+template <class T>
+__device__ __forceinline__ float4 read4(const T* from, size_t start, unsigned at, unsigned width) {
+    if (width % 4 == 0) return load4(from, start + at);
+    auto one = [=](unsigned column) { return column < width ? wide(from[start + column]) : 0.0f; };
+    return {one(at), one(at + 1), one(at + 2), one(at + 3)};
+}
+template <class T>
+__device__ __forceinline__ void write4(T* to, size_t start, unsigned at, unsigned width, float4 x) {
+    if (width % 4 == 0) return store4(to, start + at, x);
+    narrow(x.x, to[start + at]);
+    if (at + 1 < width) narrow(x.y, to[start + at + 1]);
+    if (at + 2 < width) narrow(x.z, to[start + at + 2]);
+    if (at + 3 < width) narrow(x.w, to[start + at + 3]);
+}
 
 // The sum over the lanes of a warp, in all of them; the tree is the same for every launch.
 template <class T>

@@ -14,7 +14,8 @@ pub fn swiglu<B>([gate_up, a]: [B; 2], size: [u32; 2], activations: Activations)
     )
 }
 
-/// The gradient of [`swiglu`]: `da` `[rows, width]` gives that of `gate_up`, written over it.
+/// The gradient of [`swiglu`]: `da` `[rows, width]` gives that of `gate_up`, written over it; over `da` is written what
+/// [`swiglu`] gives.
 pub fn swiglu_backward<B>(
     [da, gate_up]: [B; 2],
     size: [u32; 2],

@@ -105,12 +105,12 @@ fn backward_mlp(
 ) {
     let &Shape { tokens: n, width, inner, activations, .. } = shape;
     let rounded = rounded(program, d, activations);
-    let gated = gated(program, tape.gate_up, shape);
-    linear_weight(program, [rounded, gated, grads.down], [n, width, inner]);
-    let d_gated = program.passing("gated", activations.into(), n * inner);
-    linear_input(program, [rounded, d_gated], &weights.down, [n, width, inner]);
+    // Its gradient, and then it itself again.
+    let gated = program.passing("gated", activations.into(), n * inner);
+    linear_input(program, [rounded, gated], &weights.down, [n, width, inner]);
     let d_gate_up = tape.gate_up;
-    program.call(swiglu_backward([d_gated, d_gate_up], [n as u32, inner as u32], activations));
+    program.call(swiglu_backward([gated, d_gate_up], [n as u32, inner as u32], activations));
+    linear_weight(program, [rounded, gated, grads.down], [n, width, inner]);
     let (normed, rstd) = normed(program, tape.middle, weights.mlp_norm, shape);
     linear_weight(program, [d_gate_up, normed, grads.gate_up], [n, 2 * inner, width]);
     let d_normed = program.passing("normed", activations.into(), n * width);

@@ -28,6 +28,8 @@ fn queries_and_keys_agree_with_f64() {
         (4, 2, 30, vec![3, 4, 9]),
         (16, 8, 128, vec![5, 7]),
         (2, 1, 256, vec![2]),
+        (3, 1, 134, vec![2, 5]),
+        (2, 2, 96, vec![3]),
         (1, 1, 4, vec![40, 80, 120, 160, 200, 240, 270]),
     ] {
         for (activations, far) in BOTH {

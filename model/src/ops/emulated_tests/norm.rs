@@ -14,9 +14,17 @@ fn norms_agree_with_f64() {
     if !emulated("norms_agree_with_f64") {
         return;
     }
-    // Fewer columns than threads, as many, more; rows fewer and more than share a backward pass.
-    for (n, d, size) in [(1, 1, 1.0), (3, 77, 1e-3), (5, 256, 2.0), (2, 1000, 2.0), (270, 40, 2.0)]
-    {
+    // Columns: fewer than threads, as many, more, and more than threads that take four each; in fours and not. Rows: fewer and
+    // more than share a backward pass.
+    for (n, d, size) in [
+        (1, 1, 1.0),
+        (3, 77, 1e-3),
+        (5, 256, 2.0),
+        (2, 1000, 2.0),
+        (2, 1301, 2.0),
+        (2, 1500, 2.0),
+        (270, 40, 2.0),
+    ] {
         for (activations, far) in BOTH {
             let memory = &mut Memory::default();
             let x: Vec<f32> = random(1, n * d).iter().map(|x| x * size).collect();

@@ -29,6 +29,7 @@ fn gated_activations_agree_with_f64() {
             let exact = reference::swiglu_backward(&wide(&da), &wide(&gate_up), i);
             let found = error(&memory.floats(at), &exact);
             assert!(found < far, "{n} x {i}, {activations:?}, backward: {found}");
+            assert_eq!(memory.floats(at_da), memory.floats(a), "{n} x {i}, {activations:?}");
         }
     }
 }
@@ -46,4 +47,5 @@ fn gates_far_out_are_shut_or_open_and_never_nan() {
     let da = memory.of("da", &[1.0_f32; 3]);
     all(&[swiglu_backward([da, gate_up], [1, 3], kernels::Activations::F32)], memory);
     assert_eq!(memory.floats(gate_up), [0.0, 1.5, 3.0, 0.0, 0.0, 1e4]);
+    assert_eq!(memory.floats(da), [0.0, 0.0, 3e4]);
 }
