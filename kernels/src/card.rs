@@ -368,6 +368,12 @@ impl Executor for Card {
         Ok(Outputs::new(slot.outputs.host.slice(running.output_bytes).to_vec()))
     }
 
+    fn taken(&self) -> Result<Option<u64>, CardError> {
+        self.device.be_current()?;
+        let [free, total] = self.device.memory()?;
+        Ok(Some((total - free) as u64))
+    }
+
     /// Graphs are not used meanwhile.
     fn note_times(&mut self) {
         self.timeline = Some(Timeline::default());

@@ -73,7 +73,7 @@ fn a_program_comes_to_the_same_the_first_time_and_as_a_graph() {
 #[test]
 fn memory_that_is_not_there_is_said() {
     let Some(mut card) = card("memory_that_is_not_there_is_said") else { return };
-    let error = card.keep("everything", Kind::F64, 1 << 50).unwrap_err();
+    let error = card.keep("everything", Kind::F64, 1 << 40).unwrap_err();
     assert!(error.is_out_of_memory() && error.to_string().contains("everything takes"), "{error}");
 }
 

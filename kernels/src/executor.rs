@@ -96,6 +96,14 @@ pub trait Executor {
         self.finish(running)
     }
 
+    /// Bytes of the device's memory that are taken, by whomever, where it can tell.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn taken(&self) -> Result<Option<u64>, Self::Error> {
+        Ok(None)
+    }
+
     /// From now on the time of every step of a program is noted, where the device can tell it; that makes it slower.
     fn note_times(&mut self) {}
 

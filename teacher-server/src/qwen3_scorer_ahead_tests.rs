@@ -13,6 +13,11 @@ fn on_card() -> Qwen3Scorer {
     Qwen3Scorer::new(Box::new(card))
 }
 
+fn top_k(said: &Scores) -> &TopK {
+    let Computed::TopK(signal) = &said.signal else { panic!("another signal") };
+    signal
+}
+
 #[test]
 fn batches_that_are_started_before_those_before_them_are_read_are_answered_alike() {
     const NAME: &str =
@@ -27,24 +32,26 @@ fn batches_that_are_started_before_those_before_them_are_read_are_answered_alike
     let mut card = on_card();
     let alone = [0, 1, 2, 3].map(|at| card.score(&[&jobs[at]]).unwrap().remove(0).unwrap());
     let [first, second] = [0, 1].map(|at| card.start(&batches[at]).unwrap());
-    assert!(!first.is_done() && card.has_ended(&first));
+    assert!(!first.is_done());
+    while !card.has_ended(&first) {
+        std::thread::yield_now();
+    }
     // Asked for between them.
     assert_eq!(card.score(&[&jobs[1]]).unwrap().remove(0).unwrap().signal, alone[1].signal);
     let mut found = card.finish(first, &batches[0]).unwrap();
     found.extend(card.finish(second, &batches[1]).unwrap());
     let mut host = scorer();
     for ((job, alone), found) in jobs.iter().zip(&alone).zip(found) {
+        let host = host.score(&[job]).unwrap().remove(0).unwrap();
         let found = found.unwrap();
-        assert_eq!(found.signal, alone.signal, "{}", job.id);
-        let (Computed::TopK(found), Ok(wanted)) = (&found.signal, &host.score(&[job]).unwrap()[0])
-        else {
-            panic!("job {}", job.id)
-        };
-        let Computed::TopK(wanted) = &wanted.signal else { panic!("job {}", job.id) };
-        assert_eq!(found.ids, wanted.ids);
-        let far = |(a, b): (&f32, &f32)| (a - b).abs() > 2e-5;
-        assert!(!found.scaled.iter().zip(&wanted.scaled).any(far), "{}", job.id);
-        assert!(!found.log_z.iter().zip(&wanted.log_z).any(far), "{}", job.id);
+        let [found, alone, host] = [&found, alone, &host].map(top_k);
+        // A card's library of products may sum batches of another size in another order.
+        for wanted in [alone, host] {
+            assert_eq!(found.ids, wanted.ids);
+            let far = |(a, b): (&f32, &f32)| (a - b).abs() > 2e-5;
+            assert!(!found.scaled.iter().zip(&wanted.scaled).any(far), "{}", job.id);
+            assert!(!found.log_z.iter().zip(&wanted.log_z).any(far), "{}", job.id);
+        }
     }
     // What is asked for twice is an error, no answer.
     let started = card.start(&batches[0]).unwrap();

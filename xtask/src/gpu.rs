@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::run::say;
-use settings::Settings;
+use settings::{PARTS, Settings};
 
 /// Programs of a pack, and what they are called there.
 pub(crate) const PROGRAMS: [&str; 4] =
@@ -79,10 +79,17 @@ pub(crate) fn gpu(arguments: &[&str]) -> Result<()> {
     std::fs::create_dir_all(&settings.out)?;
     let deadline = Instant::now() + Duration::from_secs_f64(60.0 * settings.minutes);
     let mut run = Run { settings, deadline, lines: Vec::new(), figures: Vec::new(), peer: None };
-    run.checks();
-    figures::measure(&mut run);
-    run.real_job();
-    run.sanitise();
+    for part in PARTS {
+        if !run.settings.wants(part) {
+            continue;
+        }
+        match part {
+            "checks" => run.checks(),
+            "figures" => figures::measure(&mut run),
+            "job" => run.real_job(),
+            _ => run.sanitise(),
+        }
+    }
     run.report()
 }
 
@@ -120,7 +127,7 @@ impl Run {
                     say(format!("    losses at most {apart:.1e} from the processor's"));
                     Outcome::Passed
                 }
-                Err(error) => Outcome::Failed(format!("{error:#}")),
+                Err(error) => self.ended_by(&error),
             },
         };
         self.note("a tiny distillation over gRPC", outcome, begin.elapsed().as_secs_f64());
@@ -153,7 +160,7 @@ impl Run {
                 self.figures.push(figure);
                 Outcome::Passed
             }
-            Err(error) => Outcome::Failed(format!("{error:#}")),
+            Err(error) => self.ended_by(&error),
         };
         self.note(name, outcome, begin.elapsed().as_secs_f64());
     }
@@ -178,7 +185,7 @@ impl Run {
                 .args(["ops::emulated_tests", "--skip", "a_real_vocabulary"])
                 .args(["--test-threads", "1"]);
             self.on_device(&mut command);
-            self.line(&name, 120, &mut command);
+            self.line(&name, 300, &mut command);
         }
     }
 
@@ -254,6 +261,14 @@ impl Run {
         }
     }
 
+    /// What is said of a line that ended so: it was not reached where time had run out.
+    fn ended_by(&self, error: &anyhow::Error) -> Outcome {
+        match self.left() {
+            None => Outcome::NotReached,
+            Some(_) => Outcome::Failed(format!("{error:#}")),
+        }
+    }
+
     /// Runs a command as a line; gives its standard output where it passed.
     pub(crate) fn line(&mut self, name: &str, limit: u64, command: &mut Command) -> Option<String> {
         let Some(left) = self.left() else {
@@ -263,7 +278,7 @@ impl Run {
         let begin = Instant::now();
         let (outcome, output) = match within(command, left.min(Duration::from_secs(limit))) {
             Ok(output) => (Outcome::Passed, Some(output)),
-            Err(error) => (Outcome::Failed(format!("{error:#}")), None),
+            Err(error) => (self.ended_by(&error), None),
         };
         self.note(name, outcome, begin.elapsed().as_secs_f64());
         output
@@ -322,8 +337,10 @@ pub(crate) fn within(command: &mut Command, limit: Duration) -> Result<String> {
             break Some(status);
         }
         if begin.elapsed() > limit {
+            // What it has started too, where there is a `kill`.
             let group = format!("-{}", child.id());
-            Command::new("kill").args(["-KILL", "--", &group]).status()?;
+            let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+            child.kill()?;
             child.wait()?;
             break None;
         }
@@ -374,5 +391,9 @@ mod tests {
         assert_eq!(run.line("some", 5, &mut Command::new("true")), None);
         assert_eq!(run.lines[0].outcome, Outcome::NotReached);
         assert!(Settings::read(&["--minute", "1"]).is_err());
+        let parts = |named: &str| Settings::read(&["--parts", named]);
+        let two = parts("job,checks").unwrap();
+        assert_eq!(PARTS.map(|part| two.wants(part)), [true, false, true, false]);
+        assert!(parts("jobs").err().unwrap().to_string().contains("jobs is none of checks"));
     }
 }

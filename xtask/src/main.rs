@@ -36,12 +36,14 @@ usage: cargo xtask COMMAND
                 puts the fewest inputs that reach every place into fuzz/corpus
   emulated-card [--test]
                 builds a driver without a card, with the kernels as nvcc compiles them, and both programs to run on
-                it (needs nvcc and c++); --test runs the tests of kernels and whole steps on it
+                it (needs nvcc and c++); --test runs the tests of kernels and whole steps on it, and both services
   gpu --pack DIR
                 builds what a machine with a card needs, stripped, into DIR (needs nvcc of CUDA 13.0)
   gpu [--bin-dir DIR] [--python PROGRAM] [--device cuda:N] [--minutes M] [--out DIR]
+      [--parts checks,figures,job,sanitizer]
                 on that machine (DIR/xtask gpu): every kernel against f64, golden values, a tiny
-                distillation, then figures beside PyTorch's; a table, and JSON in gpu-report";
+                distillation, then figures beside PyTorch's, a job at real shapes, NVIDIA's checker;
+                a table, and JSON in gpu-report";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -1,5 +1,7 @@
 // The functions of libcublasLt.so.13 that kernels::card calls: D = alpha op(A) op(B) + beta C, matrices column after
-// column, summed in double and rounded once (cuBLAS documentation, "cublasLtMatmul").
+// column, summed in double and rounded once (cuBLAS documentation, "cublasLtMatmul"). Which of its kernels the library takes
+// for a shape is its own, and with it the order of a sum that is not exact: of about every second shape its last bit is
+// another here.
 #include "driver.h"
 
 namespace {
@@ -142,6 +144,7 @@ LIBRARY(cublasLtMatmul, void*, const Description* of, const float* alpha, const 
     if (!fit(*of, *of_a, *of_b, *of_c, *of_d) || !workspace || workspace_bytes < algorithm->workspace) return STATUS_INVALID;
     const auto product = [=, of = *of, alpha = *alpha, beta = *beta, of_a = *of_a, of_b = *of_b, of_c = *of_c, of_d = *of_d] {
         const uint64_t k = of.transposed[0] ? of_a.rows : of_a.columns;
+        const bool other_order = (of_d.rows * 0x9e3779b97f4a7c15 + of_d.columns * 0xc2b2ae3d27d4eb4f + k) >> 63;
         for (uint64_t column = 0; column < of_d.columns; column++)
             for (uint64_t row = 0; row < of_d.rows; row++) {
                 double sum = 0;
@@ -149,7 +152,9 @@ LIBRARY(cublasLtMatmul, void*, const Description* of, const float* alpha, const 
                     sum += (of.transposed[0] ? element(of_a, a, i, row) : element(of_a, a, row, i))
                          * (of.transposed[1] ? element(of_b, b, column, i) : element(of_b, b, i, column));
                 // What is multiplied with 0 is not read.
-                const float result = float(alpha * sum + (beta != 0 ? beta * element(of_c, c, row, column) : 0));
+                const double exact = alpha * sum + (beta != 0 ? beta * element(of_c, c, row, column) : 0);
+                const float once = float(exact);
+                const float result = other_order && exact != once ? std::nextafter(once, 2 * once) : once;
                 const uint64_t place = column * of_d.stride + row;
                 if (of_d.type == R_32F) static_cast<float*>(d)[place] = result;
                 else static_cast<__nv_bfloat16*>(d)[place] = __float2bfloat16_rn(result);

@@ -13,7 +13,6 @@ use super::error::{CAPABILITY_NEEDED, CardError, DRIVER_NEEDED, LIBRARY_NEEDED};
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) ordinal: usize,
-    device: sys::CUdevice,
     context: sys::CUcontext,
     /// What it calls itself.
     pub(super) name: String,
@@ -79,17 +78,18 @@ impl Device {
         if found < LIBRARY_NEEDED {
             return Err(CardError::OldLibrary { ordinal, found });
         }
-        // SAFETY: a card that there is; given back when this goes.
+        // The process keeps it: libraries lose what they have loaded into a context that goes.
+        // SAFETY: a card that there is.
         let context =
             unsafe { driver::primary_ctx::retain(device) }.map_err(failed("opening the card"))?;
-        let opened = Self { ordinal, device, context, name, capability, block_memory };
+        let opened = Self { ordinal, context, name, capability, block_memory };
         opened.be_current()?;
         Ok(opened)
     }
 
     /// Makes its context this thread's.
     pub(super) fn be_current(&self) -> Result<(), CardError> {
-        // SAFETY: the context lives as long as this.
+        // SAFETY: the context lives as long as the process.
         let done = unsafe { driver::ctx::set_current(self.context) };
         self.say("using the card", done)
     }
@@ -168,13 +168,6 @@ impl Device {
         // SAFETY: a module that is loaded.
         let found = unsafe { driver::module::get_function(module, name.to_owned()) };
         self.say(&format!("looking for the kernel {}", name.to_string_lossy()), found)
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // SAFETY: it was retained once. What it says is nobody's to hear any more.
-        let _ = unsafe { driver::primary_ctx::release(self.device) };
     }
 }
 

@@ -64,9 +64,11 @@ mod on_card {
                 "adamw" => one(optimiser(&mut card, REAL)),
                 "attention" => one(attention_both(&mut card, REAL)),
                 "output-layer" => output_layer(&mut card, &shape(QWEN3_0_6B), REAL)
-                    .map(|figures| figures.to_vec())
+                    .map(Into::into)
                     .map_err(Into::into),
-                "student" => one(student(card, &shape(QWEN3_0_6B), REAL)),
+                "student" => {
+                    student(card, &shape(QWEN3_0_6B), REAL).map(Into::into).map_err(Into::into)
+                }
                 _ => one(teacher(card, &shape(QWEN3_4B), REAL)),
             };
             match figures {

@@ -84,6 +84,8 @@ fn wanted(figures: &[Value]) -> Vec<Wanted> {
     let faster = |name| Some(seconds(theirs(name)?) / seconds(ours(name)?));
     let step = "student's step";
     let memory = || Some(number(theirs(step)?, "memory") / number(ours(step)?, "memory"));
+    let planned =
+        || Some(number(ours("its memory by plan")?, "memory") / number(ours(step)?, "memory"));
     let job = || {
         // One card does both: the teacher's batch once in so many epochs, the step in each.
         let alone = seconds(ours("teacher's batch")?) / EPOCHS + seconds(ours(step)?);
@@ -107,6 +109,11 @@ fn wanted(figures: &[Value]) -> Vec<Wanted> {
             what: "student's step, PyTorch's memory over ours",
             share: memory(),
             at_least: 1.0 / 0.6,
+        },
+        Wanted {
+            what: "student's step, memory by plan over taken",
+            share: planned(),
+            at_least: 0.95,
         },
         Wanted {
             what: "products alone over output layer and loss",

@@ -6,7 +6,7 @@ use distill::signal::Entries;
 use kernels::executor::Executor;
 use kernels::program::Places;
 
-use super::{Figure, K, Sizes, TEMPERATURE, batch, kept, median, settings, signal};
+use super::{Figure, K, Sizes, TEMPERATURE, batch, failed, kept, median, settings, signal};
 use crate::card::engine::CardModel;
 use crate::card::learner::CardLearner;
 use crate::card::needs::training;
@@ -94,7 +94,8 @@ pub fn teacher<X: Executor + Send>(
     Ok(Figure { name: "teacher's batch", seconds, operations, bytes: 0.0, memory })
 }
 
-/// A student's step: forward, loss, backward, AdamW with clipping, as the trainer makes it.
+/// A student's step: forward, loss, backward, AdamW with clipping, as the trainer makes it; and what memory was planned for
+/// it. What was taken is known of a card alone: of any other its memory is the plan.
 ///
 /// # Errors
 /// As [`rate`](super::rate).
@@ -102,10 +103,11 @@ pub fn student<X: Executor + Send>(
     on: X,
     config: &Qwen3Config,
     sizes: Sizes,
-) -> Result<Figure, StudentError> {
+) -> Result<[Figure; 2], StudentError> {
     let how = Training { precision: Precision::Bf16, ..Training::default() };
     let cpu = candle_core::Device::Cpu;
     let host = Student::random(config.clone(), 1, how, &cpu)?;
+    let before = on.taken().map_err(failed::<X>)?;
     let mut learner = CardLearner::new(on, &host)?;
     drop(host);
     let batch = batch(sizes, config.vocab_size);
@@ -126,9 +128,13 @@ pub fn student<X: Executor + Send>(
     learner.finish_backward(loss)?;
     learner.finish_step(norm)?;
     let operations = 3.0 * forward_operations(config, sizes, scored);
-    // All that is taken of the card for it, by plan.
     let [rows, length] = sizes.rows;
     let taught = Taught::Listed { k: K, own: 0 };
-    let memory = training(config, &how, Batch { rows: &vec![length; rows], taught })?.total();
-    Ok(Figure { name: "student's step", seconds, operations, bytes: 0.0, memory })
+    let planned = training(config, &how, Batch { rows: &vec![length; rows], taught })?.total();
+    let after = learner.card().engine().on.taken().map_err(failed::<X>)?;
+    let memory = after.zip(before).map_or(planned, |(after, before)| after - before);
+    let step = Figure { name: "student's step", seconds, operations, bytes: 0.0, memory };
+    let plan =
+        Figure { name: "its memory by plan", memory: planned, operations: 0.0, ..step.clone() };
+    Ok([step, plan])
 }

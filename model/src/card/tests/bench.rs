@@ -28,7 +28,8 @@ fn everything_that_is_measured_on_a_card_runs() {
     // Logits of six positions, and little beside them.
     assert!((6 * 200 * 4..10_000).contains(&(whole.memory as usize)), "{}", whole.memory);
     let of_teacher = teacher(TestDevice::default(), &config, TINY).unwrap();
-    let of_student = student(TestDevice::default(), &config, TINY).unwrap();
+    let [of_student, plan] = student(TestDevice::default(), &config, TINY).unwrap();
+    assert_eq!(of_student.memory, plan.memory);
     // Weights of a layer: q, k and v, attention's output, the gated layer; of 18 tokens and 2 layers.
     let matrices = 24.0 * 64.0 + 32.0 * 24.0 + 3.0 * 24.0 * 40.0;
     let attention = 2.0 * 2.0 * 81.0 * 32.0 * 2.0;

@@ -100,8 +100,10 @@ fn an_output_layer_in_parts_says_what_it_says_at_once() {
     for bytes in [1, 4 * 128 * width, 4 * 256 * width, 1 << 20] {
         let mut making = Making::default();
         let at = making.send(&values(&hidden));
+        let blank = making.send(&vec![f32::NAN; rows * stride]);
         let program = &mut making.program;
         let logits = program.output(Kind::F32, rows * stride);
+        program.copy(blank, logits);
         head.logits_within(bytes, program, (at, width), these.clone(), (logits, stride));
         let found = on.run(program, &making.inputs).unwrap().get::<f32>(logits);
         let wanted = hidden.matmul(&w.t().unwrap()).unwrap();

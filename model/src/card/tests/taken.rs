@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::Command;
 
 use kernels::card::Card;
+use kernels::counting::WORKSPACE_BYTES;
 use serde_json::json;
 
 use crate::card::CardLearner;
@@ -106,7 +107,7 @@ fn everything_that_is_measured_on_a_card_fits_at_its_sizes() {
     }
     if std::env::var_os(CASE).is_none() {
         let said = said_of(NAME, &format!("few=1,memory={}", 139_u64 << 30));
-        assert!(said.contains("measured 8"), "{said}");
+        assert!(said.contains("measured 9"), "{said}");
         return;
     }
     let open = || Card::open(0).unwrap();
@@ -114,7 +115,11 @@ fn everything_that_is_measured_on_a_card_fits_at_its_sizes() {
     let mut figures = output_layer(&mut open(), &students, REAL).unwrap().to_vec();
     figures
         .extend([rate, copy, optimiser, attention_both].map(|of| of(&mut open(), REAL).unwrap()));
-    figures.push(student(open(), &students, REAL).unwrap());
+    let [step, plan] = student(open(), &students, REAL).unwrap();
+    // The workspace was there before.
+    let least = plan.memory - NEAR_BYTES_OF_QWEN3 - WORKSPACE_BYTES as u64;
+    assert!((least..=plan.memory).contains(&step.memory), "{step:?}, {plan:?}");
+    figures.extend([step, plan]);
     figures.push(teacher(open(), &teachers, REAL).unwrap());
     writeln!(std::io::stderr(), "measured {}", figures.len()).unwrap();
 }
