@@ -390,6 +390,12 @@ mod tests {
         let mut run = Run { settings, deadline: Instant::now(), lines, figures, peer: None };
         assert_eq!(run.line("some", 5, &mut Command::new("true")), None);
         assert_eq!(run.lines[0].outcome, Outcome::NotReached);
+        // One that time ran out on was not reached, one that failed before has failed.
+        run.deadline = Instant::now() + Duration::from_millis(3200);
+        assert_eq!(run.line("fails", 5, &mut Command::new("false")), None);
+        assert_eq!(run.line("slow", 5, Command::new("sleep").arg("60")), None);
+        assert!(matches!(run.lines[1].outcome, Outcome::Failed(_)), "{:?}", run.lines[1].outcome);
+        assert_eq!(run.lines[2].outcome, Outcome::NotReached);
         assert!(Settings::read(&["--minute", "1"]).is_err());
         let parts = |named: &str| Settings::read(&["--parts", named]);
         let two = parts("job,checks").unwrap();

@@ -67,7 +67,7 @@ long long setting(const char* name, long long usual);
 // Where not 0, what real shapes ask for takes no longer than small ones: of every launch so many of the first and of the
 // last blocks are run, once for its numbers; matrices are neither multiplied nor copied; what comes back is 0.
 unsigned few();
-// Notes a kernel that ran to its end in the file that EMULATED_CARD_RAN names, where it does.
+// Notes a kernel all of whose blocks ran to their end in the file that EMULATED_CARD_RAN names, where it does.
 void ran(const std::string& kernel);
 
 // Whether memory lies whole in a piece of the card's.

@@ -187,11 +187,12 @@ mod tests {
         let ours = "noise\n\
             {\"name\": \"matrix rate\", \"seconds\": 0.001, \"operations\": 7e11, \"bytes\": 0, \"memory\": 0}\n\
             {\"name\": \"output layer and loss\", \"seconds\": 0.1, \"operations\": 1, \"bytes\": 0, \"memory\": 268435456}\n\
-            {\"name\": \"student's step\", \"seconds\": 0.1, \"operations\": 3.5e13, \"bytes\": 0, \"memory\": 1073741824}\n";
+            {\"name\": \"student's step\", \"seconds\": 0.1, \"operations\": 3.5e13, \"bytes\": 0, \"memory\": 1073741824}\n\
+            {\"name\": \"its memory by plan\", \"seconds\": 0.1, \"operations\": 0, \"bytes\": 0, \"memory\": 966367641}\n";
         let theirs = "{\"name\": \"student's step\", \"seconds\": 0.08, \"operations\": 0, \"bytes\": 0, \"memory\": 2147483648}";
         let mut figures = said_by("ours", Some(ours));
         figures.extend(said_by("PyTorch", Some(theirs)));
-        assert_eq!((figures.len(), said_by("ours", None).len()), (4, 0));
+        assert_eq!((figures.len(), said_by("ours", None).len()), (5, 0));
         let table = table(&figures);
         let line =
             |what: &str| table.lines().find(|line| line.starts_with(what)).unwrap().to_owned();
@@ -201,6 +202,8 @@ mod tests {
                 && line("student's step, times").contains("BELOW")
         );
         assert!(line("student's step, PyTorch's memory").contains("2.00"));
+        let plan = line("student's step, memory by plan");
+        assert!(plan.contains("0.90") && plan.contains("BELOW"), "{plan}");
         assert!(line("AdamW, of").contains("not measured"));
         assert!(line("1 GiB over output layer").contains("4.00"));
         assert!(line("matrix rate").contains("700.0"));

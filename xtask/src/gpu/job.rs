@@ -78,7 +78,7 @@ fn within_folder<T>(at: &Where<'_>, job: impl FnOnce(&Job<'_>) -> Result<T>) -> 
 }
 
 /// The demonstration's teacher teaches a student that begins from nothing, which learns what it does where teacher and
-/// student are the processor's; how far apart the two come.
+/// student are the processor's, and that is something; how far apart the two come.
 pub(crate) fn tiny(at: &Where<'_>, size: &Size) -> Result<f64> {
     within_folder(at, |job| {
         let [there, here] =
@@ -93,6 +93,8 @@ pub(crate) fn tiny(at: &Where<'_>, size: &Size) -> Result<f64> {
             size.steps,
             at.device
         );
+        let [before, after] = [there[0], there[size.steps + 1]].map(f64::exp);
+        ensure!(after < before, "perplexity went from {before} to {after} on {}", at.device);
         Ok(furthest)
     })
 }

@@ -53,8 +53,9 @@ impl Settings {
         }
         let minutes = settings.minutes;
         ensure!(minutes > 0.0 && minutes <= 1440.0, "--minutes is {minutes}: wanted up to 1440");
-        let unknown = settings.parts.iter().find(|part| !PARTS.contains(&part.as_str()));
-        ensure!(unknown.is_none(), "--parts: {} is none of {}", unknown.unwrap(), PARTS.join(", "));
+        if let Some(part) = settings.parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
+            bail!("--parts: {part} is none of {}", PARTS.join(", "));
+        }
         Ok(settings)
     }
 
