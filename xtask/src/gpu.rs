@@ -263,10 +263,10 @@ impl Run {
 
     /// What is said of a line that ended so: it was not reached where time had run out.
     fn ended_by(&self, error: &anyhow::Error) -> Outcome {
-        match self.left() {
-            None => Outcome::NotReached,
-            Some(_) => Outcome::Failed(format!("{error:#}")),
+        if error.is::<NotDone>() && self.left().is_none() {
+            return Outcome::NotReached;
         }
+        Outcome::Failed(format!("{error:#}"))
     }
 
     /// Runs a command as a line; gives its standard output where it passed.
@@ -319,6 +319,21 @@ impl Outcome {
     }
 }
 
+/// A command that was stopped, and the last of what it said.
+#[derive(Debug)]
+struct NotDone {
+    seconds: f64,
+    last: String,
+}
+
+impl std::fmt::Display for NotDone {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "not done within {:.0} s\n    {}", self.seconds, self.last)
+    }
+}
+
+impl std::error::Error for NotDone {}
+
 /// Runs a command to its end or for so long; its standard output, or the last of what it said where it failed.
 pub(crate) fn within(command: &mut Command, limit: Duration) -> Result<String> {
     let [out, complaints] = ["out", "err"].map(|name| {
@@ -357,7 +372,7 @@ pub(crate) fn within(command: &mut Command, limit: Duration) -> Result<String> {
         lines[lines.len().saturating_sub(12)..].join("\n    ")
     };
     match status {
-        None => bail!("not done within {:.0} s\n    {}", limit.as_secs_f64(), last()),
+        None => bail!(NotDone { seconds: limit.as_secs_f64(), last: last() }),
         Some(status) => {
             ensure!(status.success(), "{status}\n    {}", last());
             Ok(said)
@@ -390,9 +405,14 @@ mod tests {
         let mut run = Run { settings, deadline: Instant::now(), lines, figures, peer: None };
         assert_eq!(run.line("some", 5, &mut Command::new("true")), None);
         assert_eq!(run.lines[0].outcome, Outcome::NotReached);
-        // One that time ran out on was not reached, one that failed before has failed.
-        run.deadline = Instant::now() + Duration::from_millis(3200);
-        assert_eq!(run.line("fails", 5, &mut Command::new("false")), None);
+        // One that time ran out on was not reached; one that failed by itself has failed, however late.
+        let late = || Instant::now() + Duration::from_millis(3200);
+        run.deadline = late();
+        assert_eq!(
+            run.line("fails", 5, Command::new("sh").args(["-c", "sleep 0.4; exit 3"])),
+            None
+        );
+        run.deadline = late();
         assert_eq!(run.line("slow", 5, Command::new("sleep").arg("60")), None);
         assert!(matches!(run.lines[1].outcome, Outcome::Failed(_)), "{:?}", run.lines[1].outcome);
         assert_eq!(run.lines[2].outcome, Outcome::NotReached);
